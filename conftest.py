@@ -1,0 +1,3 @@
+"""Fixtures for the whole repository."""
+
+pytest_plugins = ["testkit.plugin"]

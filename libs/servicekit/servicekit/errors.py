@@ -1,0 +1,123 @@
+"""The one error type of the platform.
+
+Domain and use cases raise `ServiceError`; the server interceptor turns it into a `google.rpc.Status` with an
+`ErrorInfo`, and Envoy turns that into the JSON body. There is no second table of codes anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
+
+
+class Code(IntEnum):
+    """gRPC status codes by their canonical numbers (the HTTP status Envoy answers stands beside each)."""
+
+    INVALID_ARGUMENT = 3  # 400
+    DEADLINE_EXCEEDED = 4  # 504
+    NOT_FOUND = 5  # 404
+    ALREADY_EXISTS = 6  # 409
+    PERMISSION_DENIED = 7  # 403
+    RESOURCE_EXHAUSTED = 8  # 429
+    ABORTED = 10  # 409: in use, or not possible in the present state
+    OUT_OF_RANGE = 11  # 416, through http_code
+    UNIMPLEMENTED = 12  # 501
+    INTERNAL = 13  # 500
+    UNAVAILABLE = 14  # 503
+    UNAUTHENTICATED = 16  # 401
+
+
+class ServiceError(Exception):
+    """A refusal that the caller can act on.
+
+    `message` is a sentence for a person, `reason` an UPPER_SNAKE word for a program, `metadata` its parameters.
+    `http_code` overrides the HTTP status that belongs to `code`.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        reason: str,
+        message: str,
+        metadata: Mapping[str, str] | None = None,
+        http_code: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.metadata = dict(metadata or {})
+        self.http_code = http_code
+
+
+def invalid(field: str, value: object, allowed: str | Iterable[str], *, reason: str = "INVALID_FIELD") -> ServiceError:
+    """400: `field` (in its REST spelling) holds `value`; `allowed` says what it may hold."""
+    options = allowed if isinstance(allowed, str) else "one of " + (", ".join(allowed) or "(none)")
+    shown = _shorten(value)
+    return ServiceError(
+        Code.INVALID_ARGUMENT,
+        reason,
+        f"{field}: {shown} is not valid; allowed: {options}",
+        {"field": field, "value": shown, "allowed": options},
+    )
+
+
+def not_found(kind: str, name: str) -> ServiceError:
+    """404: there is no `kind` called `name`."""
+    return ServiceError(
+        Code.NOT_FOUND, "NOT_FOUND", f"{kind} {_shorten(name)} does not exist", {"kind": kind, "name": name}
+    )
+
+
+def already_exists(kind: str, name: str) -> ServiceError:
+    """409: a `kind` called `name` exists already."""
+    return ServiceError(
+        Code.ALREADY_EXISTS,
+        "ALREADY_EXISTS",
+        f"{kind} {_shorten(name)} exists already; choose another name or delete it first",
+        {"kind": kind, "name": name},
+    )
+
+
+def in_use(kind: str, name: str, by: str) -> ServiceError:
+    """409: `name` cannot be deleted or changed because `by` uses it."""
+    return ServiceError(
+        Code.ABORTED, "IN_USE", f"{kind} {_shorten(name)} is in use by {by}", {"kind": kind, "name": name, "by": by}
+    )
+
+
+def conflict(message: str, *, reason: str = "CONFLICT", metadata: Mapping[str, str] | None = None) -> ServiceError:
+    """409: not possible in the present state."""
+    return ServiceError(Code.ABORTED, reason, message, metadata)
+
+
+def forbidden(message: str, *, metadata: Mapping[str, str] | None = None) -> ServiceError:
+    """403: the caller is known but may not do this."""
+    return ServiceError(Code.PERMISSION_DENIED, "FORBIDDEN", message, metadata)
+
+
+def unauthenticated(message: str) -> ServiceError:
+    """401: the caller is not known."""
+    return ServiceError(Code.UNAUTHENTICATED, "UNAUTHENTICATED", message)
+
+
+def not_built(what: str) -> ServiceError:
+    """501: documented, but this version does not do it."""
+    return ServiceError(Code.UNIMPLEMENTED, "NOT_BUILT", f"{what} is not built in this version of dlmesh")
+
+
+def out_of_range(field: str, value: object, allowed: str) -> ServiceError:
+    """416: a page that lies outside the list."""
+    return ServiceError(
+        Code.OUT_OF_RANGE,
+        "OUT_OF_RANGE",
+        f"{field}: {value!r} is out of range; allowed: {allowed}",
+        {"field": field, "value": str(value), "allowed": allowed},
+        http_code=416,
+    )
+
+
+def _shorten(value: object, limit: int = 200) -> str:
+    """Quote a value for a message; hostile input must not make a message of megabytes."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,184 @@
+"""The one interceptor of every service: identity, errors, contract status codes, audit and request log."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, descriptor_pool
+from google.rpc import error_details_pb2, status_pb2
+
+from servicekit.errors import Code, ServiceError
+from servicekit.identity import Identity, acting_as, identity_from_headers
+from servicekit.times import format_time, utc_now
+
+log = logging.getLogger("servicekit.request")
+audit = logging.getLogger("dlmesh.audit")
+
+HTTP_CODE_HEADER = "x-http-code"
+HTTP_EMPTY_HEADER = "x-http-empty"
+OPEN_SERVICES = (
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1alpha.ServerReflection",
+    "envoy.service.auth.v3.Authorization",
+)
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True)
+class MethodContract:
+    """What the proto says of a method's REST face."""
+
+    mutating: bool
+    headers: tuple[tuple[str, str], ...]
+
+
+class ContractInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Wraps every method; servicers only translate and call a use case."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
+
+    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(details)
+        if handler is None or details.method.split("/")[1] in OPEN_SERVICES:
+            return handler
+        wrap = functools.partial(_Call, method=details.method, secret=self._secret)
+        if handler.request_streaming:
+            if handler.response_streaming:
+                return _rebuild(grpc.stream_stream_rpc_method_handler, handler, wrap(handler.stream_stream).stream)
+            return _rebuild(grpc.stream_unary_rpc_method_handler, handler, wrap(handler.stream_unary).unary)
+        if handler.response_streaming:
+            return _rebuild(grpc.unary_stream_rpc_method_handler, handler, wrap(handler.unary_stream).stream)
+        return _rebuild(grpc.unary_unary_rpc_method_handler, handler, wrap(handler.unary_unary).unary)
+
+
+def _rebuild(make: Callable[..., Any], handler: Any, behaviour: Any) -> Any:
+    return make(
+        behaviour,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+
+
+class _Call:
+    def __init__(self, behaviour: Any, *, method: str, secret: str) -> None:
+        self._behaviour = behaviour
+        self._method = method
+        self._secret = secret
+        self._contract = method_contract(method)
+
+    async def unary(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        started = time.monotonic()
+        identity = await self._identify(context)
+        with acting_as(identity):
+            try:
+                response = await self._behaviour(request, context)
+            except ServiceError as error:
+                self._record(identity, context, started, error.code.name)
+                await _refuse(context, error)
+            except Exception as error:
+                self._record(identity, context, started, "INTERNAL")
+                await _fail(context, self._method, error)
+            else:
+                if self._contract.headers:
+                    await context.send_initial_metadata(self._contract.headers)
+                self._record(identity, context, started, "OK")
+                return response
+
+    async def stream(self, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        started = time.monotonic()
+        identity = await self._identify(context)
+        with acting_as(identity):
+            try:
+                async for response in self._behaviour(request, context):
+                    yield response
+            except ServiceError as error:
+                self._record(identity, context, started, error.code.name)
+                await _refuse(context, error)
+            except Exception as error:
+                self._record(identity, context, started, "INTERNAL")
+                await _fail(context, self._method, error)
+            else:
+                self._record(identity, context, started, "OK")
+
+    async def _identify(self, context: grpc.aio.ServicerContext) -> Identity:
+        headers = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        try:
+            return identity_from_headers(headers, self._secret)
+        except ServiceError as error:
+            await _refuse(context, error)
+            raise AssertionError("abort raises") from error
+
+    def _record(self, identity: Identity, context: grpc.aio.ServicerContext, started: float, result: str) -> None:
+        milliseconds = (time.monotonic() - started) * 1000
+        log.debug("%s %s %s %.1f ms", self._method, identity.user, result, milliseconds)
+        if not self._contract.mutating:
+            return
+        headers = dict(context.invocation_metadata() or ())
+        audit.info(
+            json.dumps(
+                {
+                    "when": format_time(utc_now()),
+                    "who": identity.user,
+                    "what": self._method,
+                    "path": headers.get("x-envoy-original-path", ""),
+                    "from": headers.get("x-forwarded-for", "") or context.peer(),
+                    "result": result,
+                    "milliseconds": round(milliseconds, 1),
+                }
+            )
+        )
+
+
+@functools.cache
+def method_contract(method: str) -> MethodContract:
+    """Read the `http_contract` and `http` options of `/package.Service/Method` from its descriptor."""
+    service_name, method_name = method.strip("/").split("/")
+    pool = descriptor_pool.Default()
+    try:
+        descriptor = pool.FindServiceByName(service_name).FindMethodByName(method_name)  # type: ignore[no-untyped-call]
+    except KeyError:
+        return MethodContract(mutating=False, headers=())
+    from dlmesh.api.v1 import annotations_pb2
+    from google.api import annotations_pb2 as http_annotations
+
+    options = descriptor.GetOptions()
+    headers: list[tuple[str, str]] = []
+    contract = options.Extensions[annotations_pb2.http_contract]
+    if contract.success not in (0, 200):
+        headers.append((HTTP_CODE_HEADER, str(contract.success)))
+    if descriptor.output_type.full_name == "google.protobuf.Empty":
+        headers.append((HTTP_EMPTY_HEADER, "1"))
+    rule = options.Extensions[http_annotations.http]
+    return MethodContract(
+        mutating=rule.WhichOneof("pattern") in {"post", "put", "delete", "patch"}, headers=tuple(headers)
+    )
+
+
+async def _refuse(context: grpc.aio.ServicerContext, error: ServiceError) -> None:
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain="dlmesh", metadata=error.metadata)
+    detail = any_pb2.Any()
+    detail.Pack(info)
+    status = status_pb2.Status(code=int(error.code), message=error.message, details=[detail])
+    trailing: list[tuple[str, Any]] = [(STATUS_DETAILS_KEY, status.SerializeToString())]
+    if error.http_code is not None:
+        trailing.append((HTTP_CODE_HEADER, str(error.http_code)))
+    await context.abort(_GRPC_CODES[error.code], error.message, tuple(trailing))
+
+
+async def _fail(context: grpc.aio.ServicerContext, method: str, error: Exception) -> None:
+    # abort() itself raises; a servicer must not call it, so what comes here is a defect and is logged whole.
+    if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
+        raise error
+    log.error("%s failed", method, exc_info=error)
+    await _refuse(context, ServiceError(Code.INTERNAL, "INTERNAL", "internal error; the service's log has the details"))
+
+
+_GRPC_CODES = {code: status for status in grpc.StatusCode for code in Code if status.value[0] == int(code)}

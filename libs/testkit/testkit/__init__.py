@@ -1,0 +1,1 @@
+"""Support for dlmesh's own tests: real servers, started once a session, stopped at its end."""
