@@ -75,7 +75,8 @@ async def call_peer(call: Callable[[], Awaitable[Result]], *, patience_seconds: 
 def as_service_error(error: grpc.aio.AioRpcError) -> ServiceError:
     """The peer's refusal as our own error, reason and metadata kept."""
     reason, metadata = error.code().name, {}
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an AioRpcError has what a Call has here
+    # An AioRpcError has what from_call reads of a Call.
+    status = rpc_status.from_call(error)
     for detail in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):
@@ -97,10 +98,10 @@ class _Signer:
         metadata = grpc.aio.Metadata(*(details.metadata or ()))
         for key, value in headers_for(identity, self._settings.secret, self._settings.name):
             metadata.add(key, value)
-        return details._replace(metadata=metadata)  # type: ignore[no-any-return,attr-defined]
+        return details._replace(metadata=metadata)
 
 
-class _SignUnary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
+class _SignUnary(grpc.aio.UnaryUnaryClientInterceptor):
     def __init__(self, signer: _Signer) -> None:
         self._signer = signer
 
@@ -108,7 +109,7 @@ class _SignUnary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
         return await continuation(self._signer.sign(details), request)
 
 
-class _SignStream(grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
+class _SignStream(grpc.aio.UnaryStreamClientInterceptor):
     def __init__(self, signer: _Signer) -> None:
         self._signer = signer
 

@@ -39,7 +39,7 @@ class MethodContract:
     headers: tuple[tuple[str, str], ...]
 
 
-class ContractInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class ContractInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every method; servicers only translate and call a use case."""
 
     def __init__(self, secret: str) -> None:
@@ -143,7 +143,7 @@ def method_contract(method: str) -> MethodContract:
     service_name, method_name = method.strip("/").split("/")
     pool = descriptor_pool.Default()
     try:
-        descriptor = pool.FindServiceByName(service_name).FindMethodByName(method_name)  # type: ignore[no-untyped-call]
+        descriptor = pool.FindServiceByName(service_name).FindMethodByName(method_name)
     except KeyError:
         return MethodContract(mutating=False, headers=())
     from dlmesh.api.v1 import annotations_pb2

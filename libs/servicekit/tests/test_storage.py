@@ -36,8 +36,13 @@ import sqlalchemy as sa
 revision = "20260101_0000"
 down_revision = None
 def upgrade():
-    op.create_table("things", sa.Column("id", sa.Integer, primary_key=True), sa.Column("made_at", sa.DateTime(timezone=True)),
-        sa.Column("lease_holder", sa.Text), sa.Column("lease_expires_at", sa.DateTime(timezone=True)))
+    op.create_table(
+        "things",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("made_at", sa.DateTime(timezone=True)),
+        sa.Column("lease_holder", sa.Text),
+        sa.Column("lease_expires_at", sa.DateTime(timezone=True)),
+    )
 """
 
 
