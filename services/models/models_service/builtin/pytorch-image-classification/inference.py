@@ -1,0 +1,78 @@
+"""Classifies a folder of pictures, or a split of a dataset, with trained weights."""
+
+import argparse
+import functools
+import json
+from pathlib import Path
+
+import inference_helper
+import torch
+from lmdb_dataset import LmdbDataset
+from model import build_model, preprocess
+from PIL import Image
+
+BATCH_SIZE = 256
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True, help="folder with model_epoch_final.pth and serving.json")
+    parser.add_argument("--input_dir", required=True, help="an LMDB split, or a folder of pictures")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--output_file", required=True, help="name of the result file in output_dir")
+    parser.add_argument("--prob_thresh", default="0", help="labels below this probability are left out")
+    parser.add_argument("--validate", default="", help="true: the input has labels, report them as ground truth")
+    parser.add_argument("--label_file", default="")
+    arguments, _ = parser.parse_known_args()
+
+    folder = Path(arguments.model)
+    serving = json.loads((folder / "serving.json").read_text())
+    shape = {side: serving[side] for side in ("channels", "height", "width")}
+    model = build_model(len(serving["labels"]), **shape)
+    model.load_state_dict(torch.load(folder / "model_epoch_final.pth", map_location="cpu", weights_only=True))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).eval()
+
+    validate = arguments.validate.lower() == "true"
+    names, samples = open_input(Path(arguments.input_dir), functools.partial(preprocess, **shape))
+    probabilities, truth = [], []
+    with torch.no_grad():
+        for images, labels in torch.utils.data.DataLoader(samples, batch_size=BATCH_SIZE):
+            probabilities += torch.softmax(model(images.to(device)), 1).tolist()
+            truth += labels.tolist()
+    inference_helper.writeClassificationResult(
+        Path(arguments.output_dir) / arguments.output_file,
+        names,
+        probabilities,
+        label_file=arguments.label_file or serving["labels"],
+        ground_truth=truth if validate else None,
+        prob_thresh=arguments.prob_thresh,
+    )
+
+
+def open_input(path: Path, to_input):
+    """Names and a dataset of (input, label); pictures in a folder have label -1."""
+    if (path / "data.mdb").exists():
+        records = LmdbDataset(path, to_input)
+        return [key.decode() for key in records.keys], records
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    return [file.name for file in files], Pictures(files, to_input)
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Picture files as (input, -1)."""
+
+    def __init__(self, files, to_input):
+        self.files, self.to_input = files, to_input
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, index):
+        with Image.open(self.files[index]) as image:
+            return torch.from_numpy(self.to_input(image)), -1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""What the control plane tells a worker, as a JSON file: written on one side, read on the other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Base of the two specifications: one JSON object a file."""
+
+    def write(self, file: Path) -> None:
+        """Write to `file`, whole or not at all."""
+        draft = file.with_name(f".{file.name}.draft")
+        draft.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        draft.replace(file)
+
+    @classmethod
+    def read(cls, file: str | Path) -> Self:
+        """Read what `write` wrote; TypeError when the fields are not those of this class."""
+        return cls(**json.loads(Path(file).read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class TrainingSpec(Spec):
+    """One training. `code` is its own copy of the model directory; `data` maps split names to paths.
+
+    `weights` is a file or folder of initial weights, or empty. `parameters` is what pth_parameter_mgr answers from.
+    """
+
+    code: str
+    train_dir: str
+    weights: str
+    data: dict[str, str]
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ValidationSpec(Spec):
+    """One validation: the program in `code`, the weights in `model`, the records in `input_dir`."""
+
+    code: str
+    model: str
+    input_dir: str
+    output_dir: str
+    label_file: str
+    threshold: float
+    metrics: list[str]

@@ -1,0 +1,27 @@
+"""Running a file of a model directory in this process."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def run_program(code: str | Path, file: str, arguments: Sequence[str]) -> None:
+    """Run `file` of the folder `code` as the main program, in that folder, with `arguments`.
+
+    FileNotFoundError when the model directory has no such file. SystemExit passes through unless its code is 0.
+    """
+    folder = Path(code)
+    if not (folder / file).is_file():
+        raise FileNotFoundError(f"the model directory has no {file}")
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    sys.argv = [file, *arguments]
+    try:
+        runpy.run_path(file, run_name="__main__")
+    except SystemExit as exit_:
+        if exit_.code:
+            raise

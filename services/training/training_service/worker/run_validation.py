@@ -1,0 +1,43 @@
+"""`python -m training_service.worker.run_validation SPEC.json`: the metrics of trained weights on the test split."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from training_service.domain.specs import ValidationSpec
+from training_service.worker.classification_metrics import METRICS, read_samples
+from training_service.worker.program import run_program
+
+OUTPUT_FILE = "validation.json"
+
+
+def main(spec_file: str) -> None:
+    """Run the model's inference.py on labelled data and report the metrics as the job's result."""
+    from workerkit import Reporter
+
+    spec = ValidationSpec.read(spec_file)
+    reporter = Reporter.from_environment()
+    reporter.progress(0, 1, "inference")
+    output = Path(spec.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    options = {
+        "--model": spec.model,
+        "--input_dir": spec.input_dir,
+        "--output_dir": spec.output_dir,
+        "--output_file": OUTPUT_FILE,
+        "--prob_thresh": str(spec.threshold),
+        "--validate": "true",
+        "--label_file": spec.label_file,
+    }
+    run_program(spec.code, "inference.py", [part for option in options.items() for part in option])
+    samples = read_samples(output / OUTPUT_FILE)
+    labels = Path(spec.label_file).read_text(encoding="utf-8").splitlines()
+    pairs = [{"name": name, "value": METRICS[name](samples, labels)} for name in spec.metrics]
+    reporter.progress(1, 1, "inference")
+    reporter.result({"pairs": pairs})
+    reporter.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
