@@ -1,0 +1,1 @@
+"""Model templates, models, weight files and frameworks."""

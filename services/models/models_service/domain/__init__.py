@@ -1,0 +1,1 @@
+"""What a template, a model and its hyperparameters are, and which values they may hold."""

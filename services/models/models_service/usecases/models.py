@@ -1,0 +1,278 @@
+"""Create, read, change and delete models and their files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+from uuid import uuid4
+
+from servicekit.errors import already_exists, in_use, invalid, not_found
+from servicekit.identity import Identity, acting_as, current_identity
+from servicekit.names import check_name
+from servicekit.times import utc_now
+
+from models_service.domain.hyperparameters import read_hyperparameters
+from models_service.domain.model import RESERVED_NAMES, Model, check_batch_size
+from models_service.domain.template import Template
+from models_service.domain.words import ACCELERATORS, MODEL_TYPES, read_word
+from models_service.usecases import folders
+from models_service.usecases.folders import ProgramFiles, ProgramTexts
+from models_service.usecases.ports import Activity, Catalog, Datasets, InstanceGroups
+from models_service.usecases.templates import MANIFEST
+from models_service.usecases.weights import Weights
+
+RESERVATION = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What a request says of a model; None was not said."""
+
+    name: str | None = None
+    template_name: str | None = None
+    framework: str | None = None
+    description: str | None = None
+    accelerator: str | None = None
+    type: str | None = None
+    hyperparameters: Mapping[str, Any] | None = None
+    dataset: str | None = None
+    batch_size: int | None = None
+    instance_group_id: str | None = None
+    instance_group_name: str | None = None
+    initial_weights: str | None = None
+    weight_folder: str | None = None
+    image_dimension: str | None = None
+    framework_version: str | None = None
+    distribute_strategy: str | None = None
+    file_path: str | None = None
+    file_text: str | None = None
+    texts: ProgramTexts = field(default_factory=ProgramTexts)
+
+
+ModelView = tuple[Model, ProgramFiles]
+
+
+class Models:
+    """The use cases of models."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        home: Path,
+        *,
+        weights: Weights,
+        datasets: Datasets,
+        groups: InstanceGroups,
+        activity: Activity,
+        wake: Callable[[], None],
+    ) -> None:
+        self._catalog = catalog
+        self._folder = home / "models"
+        self._weights = weights
+        self._datasets = datasets
+        self._groups = groups
+        self._activity = activity
+        self._wake = wake
+
+    async def create(self, given: ModelInput) -> Model:
+        """Make a model from a template: settings checked, files copied, one row written. 400, 403, 409."""
+        name = check_name("name", given.name or "", RESERVED_NAMES)
+        owner = current_identity().user
+        template = await self._template(given.template_name or "")
+        uid = uuid4().hex
+        blank = Model(
+            uid=uid,
+            name=name,
+            owner=owner,
+            template_uid=template.uid,
+            template_name=template.name,
+            framework=template.framework,
+            directory=self._folder / uid,
+            created_at=utc_now(),
+            framework_version=template.framework_version,
+            hyperparameters=template.hyperparameters,
+            batch_size=template.batch_size,
+        )
+        settings = await self._settings(blank, given)
+        if await self._catalog.find_model(name) is not None:
+            raise already_exists("model", name)
+        model = replace(blank, **settings)
+        await self._catalog.reserve(model.directory, utc_now() + RESERVATION)
+        try:
+            await asyncio.to_thread(self._make_folder, template, model, given.texts)
+            await self._catalog.add_model(model)
+        except BaseException:
+            await self._catalog.release(model.directory)
+            self._wake()
+            raise
+        return model
+
+    async def list_visible(self) -> list[ModelView]:
+        """The caller's models by name, without the texts of their programs."""
+        identity = current_identity()
+        return [
+            (model, await self._files(model))
+            for model in await self._catalog.list_models()
+            if identity.may_access(model.owner)
+        ]
+
+    async def get(self, name: str) -> ModelView:
+        """One model with the texts of its program; 404, 403."""
+        model = await self._find(name)
+        return model, await self._files(model, with_texts=True)
+
+    async def update(self, name: str, given: ModelInput) -> None:
+        """Change what is given, hyperparameters one by one; what is running keeps what it started with."""
+        model = await self._find(name)
+        for field, value, fixed in (
+            ("name", given.name, model.name),
+            ("templatename", given.template_name, model.template_name),
+            ("framework", given.framework, model.framework),
+        ):
+            if value and value.casefold() != fixed.casefold():
+                raise invalid(field, value, f"{fixed}, which a model keeps")
+        changes = await self._settings(model, given)
+        added = changes.pop("hyperparameters", {})
+        await asyncio.to_thread(given.texts.write_to, model.directory)
+        await self._catalog.change_model(
+            name,
+            lambda current: replace(current, hyperparameters={**current.hyperparameters, **added}, **changes),
+        )
+
+    async def delete(self, name: str) -> None:
+        """Remove the model and its files; 404, 403, and 409 while something of it runs."""
+        model = await self._find(name)
+        # Another user's prediction may run on it too: asked with the service's own rights.
+        with acting_as(Identity.service("models")):
+            user = await self._activity.of_model(name)
+        if user is not None:
+            raise in_use("model", name, user)
+        await self._catalog.remove_model(model.uid)
+        self._wake()
+
+    async def list_files(self, name: str) -> list[str]:
+        """File names as `read_file` takes them."""
+        model = await self._find(name)
+        return [f"{name}/{file}" for file in await asyncio.to_thread(folders.list_files, model.directory)]
+
+    async def read_file(self, filename: str) -> str:
+        """The text of `modelname/relative/path` or of an absolute path in a model's folder; 404, 403, 400."""
+        model, relative = await self._locate(filename)
+        return await asyncio.to_thread(folders.read_text, model.directory, relative, "filename")
+
+    async def save_file(self, name: str, given: ModelInput) -> None:
+        """Write `tmpfileContent` to `tmpfilePath`, and the program texts that are given; 404, 403, 400."""
+        model = await self._find(name)
+        if given.file_path is None and not given.texts:
+            raise invalid("tmpfilePath", "", "a file of the model (or tfmainContent, solverContent, ... is given)")
+        if given.file_path is not None:
+            if given.file_text is None:
+                raise invalid("tmpfileContent", "", "the text to write to tmpfilePath")
+            relative = _relative(given.file_path, model)
+            await asyncio.to_thread(folders.write_text, model.directory, relative, given.file_text, "tmpfilePath")
+        await asyncio.to_thread(given.texts.write_to, model.directory)
+
+    async def _settings(self, model: Model, given: ModelInput) -> dict[str, Any]:
+        """The checked settings that `given` changes in `model`, by field."""
+        changes: dict[str, Any] = {
+            attribute: value
+            for attribute in ("description", "image_dimension", "framework_version", "distribute_strategy")
+            if (value := getattr(given, attribute)) is not None
+        }
+        if given.accelerator:
+            changes["accelerator"] = read_word("accelerator", given.accelerator, ACCELERATORS)
+        if given.type:
+            changes["type"] = read_word("type", given.type, MODEL_TYPES)
+        if given.hyperparameters is not None:
+            checked = read_hyperparameters(given.hyperparameters, model.framework)
+            changes["hyperparameters"] = {**model.hyperparameters, **checked}
+        if given.batch_size is not None:
+            changes["batch_size"] = check_batch_size(given.batch_size)
+        for attribute, field in (("initial_weights", "wfinit"), ("weight_folder", "wtfolder")):
+            text = getattr(given, attribute)
+            if text is not None:
+                resolve = self._weights.resolve
+                changes[attribute] = await asyncio.to_thread(resolve, field, text, model.owner) if text else ""
+        changes |= await self._instance_group(model, given)
+        if given.dataset is not None:
+            if given.dataset and given.dataset != model.dataset:
+                await self._datasets.require(given.dataset, "dataset")
+            changes["dataset"] = given.dataset
+        return changes
+
+    async def _instance_group(self, model: Model, given: ModelInput) -> dict[str, Any]:
+        # A detail that is sent back carries both; only what differs from the row is a wish.
+        wished = [
+            (field, text)
+            for field, text, current in (
+                ("sig", given.instance_group_id, model.instance_group_id),
+                ("signame", given.instance_group_name, model.instance_group_name),
+            )
+            if text and text != current
+        ]
+        groups = [(field, text, await self._groups.find(text, field)) for field, text in wished]
+        if len({group.id for _, _, group in groups}) > 1:
+            raise invalid(
+                "signame", groups[1][1], f"the name of the instance group that sig names, {groups[0][2].name}"
+            )
+        if not groups:
+            return {}
+        group = groups[0][2]
+        return {"instance_group_id": group.id, "instance_group_name": group.name}
+
+    async def _template(self, name: str) -> Template:
+        # POST /models documents no 404, so an unknown template is a 400.
+        template = await self._catalog.find_template(name) if name else None
+        if template is None:
+            raise invalid("templatename", name, "the name of a model template (GET /modeltemplates lists them)")
+        template.require_read(current_identity())
+        return template
+
+    def _make_folder(self, template: Template, model: Model, texts: ProgramTexts) -> None:
+        leave_out = (MANIFEST,) if template.built_in else ()
+        folders.copy_folder(template.directory, model.directory, leave_out=leave_out)
+        texts.write_to(model.directory)
+
+    async def _find(self, name: str) -> Model:
+        model = await self._catalog.find_model(name)
+        if model is None:
+            raise not_found("model", name)
+        current_identity().require_access("model", name, model.owner)
+        return model
+
+    async def _locate(self, filename: str) -> tuple[Model, str]:
+        # Some routes hand a path segment on as it was sent.
+        text = filename if "/" in filename else unquote(filename)
+        allowed = "modelname/relative/path, as the list of files prints it"
+        if text.startswith("/"):
+            try:
+                uid, *rest = Path(text).resolve().relative_to(self._folder.resolve()).parts
+            except (ValueError, OSError) as error:
+                raise invalid("filename", text, allowed) from error
+            model = await self._catalog.find_model_by_uid(uid)
+            if model is None:
+                raise not_found("file", text)
+            current_identity().require_access("model", model.name, model.owner)
+            relative = "/".join(rest)
+        else:
+            name, _, relative = text.partition("/")
+            if not name or not relative:
+                raise invalid("filename", text, allowed)
+            model = await self._find(name)
+        return model, relative
+
+    async def _files(self, model: Model, *, with_texts: bool = False) -> ProgramFiles:
+        return await asyncio.to_thread(folders.program_files, model.directory, model.framework, with_texts=with_texts)
+
+
+def _relative(path: str, model: Model) -> str:
+    """A file of `model` from `relative`, `modelname/relative` (as listed) or an absolute path below its `path`."""
+    for prefix in (f"{model.directory}/", f"{model.name}/"):
+        if path.startswith(prefix):
+            return path.removeprefix(prefix)
+    return path

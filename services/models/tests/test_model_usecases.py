@@ -1,0 +1,480 @@
+"""Templates, models and files: what is accepted, refused, kept apart and cleaned up."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import models_service
+import pytest
+from models_service.domain.model import Model
+from models_service.usecases import models
+from models_service.usecases.folders import ProgramTexts
+from models_service.usecases.models import ModelInput
+from models_service.usecases.templates import TemplateInput
+from servicekit.errors import Code, ServiceError
+from servicekit.identity import Identity, acting_as
+
+from .conftest import Room
+
+ALICE, BOB = Identity("alice"), Identity("bob")
+ADMIN = Identity("Admin", is_admin=True)
+
+
+async def refused(call: Any, code: Code, *words: str) -> ServiceError:
+    with pytest.raises(ServiceError) as caught:
+        await call
+    assert caught.value.code is code, caught.value.message
+    for word in words:
+        assert word in caught.value.message
+    return caught.value
+
+
+async def make_template(room: Room, name: str = "net", **more: Any) -> None:
+    room.make_folder()
+    await room.templates.create(TemplateInput(name=name, path="program", framework="PyTorch", **more))
+
+
+async def make_model(room: Room, name: str = "m1", **more: Any) -> Model:
+    if await room.catalog.find_template("net") is None:
+        await make_template(room)
+    return await room.models.create(ModelInput(name=name, template_name="net", **more))
+
+
+async def test_a_template_is_a_copy_of_a_server_folder(room: Room) -> None:
+    with acting_as(ALICE):
+        folder = room.make_folder()
+        await room.templates.create(TemplateInput(name="net", path=str(folder), framework="pytorch", description="d"))
+        (folder / "main.py").write_text("changed")
+        template, files = await room.templates.get("net")
+        assert (template.framework, template.owner, template.path) == ("PyTorch", "alice", folder)
+        assert files.main == "print('train')\n"
+        assert files.main_path == f"{folder}/main.py"
+        assert await room.templates.list_files("net") == ["net/main.py", "net/net/layers.py"]
+        assert await room.templates.read_file("net/net/layers.py") == "layers = 2\n"
+        assert [t.name for t, _ in await room.templates.list_visible("PYTORCH")] == ["net"]
+        assert await room.templates.list_visible("Caffe") == []
+        await refused(room.templates.list_visible("mxnet"), Code.INVALID_ARGUMENT, "framework", "Caffe")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"name": "files"}, "name"),
+        ({"name": ""}, "name"),
+        ({"name": "a/b"}, "name"),
+        ({"framework": "mxnet"}, "framework"),
+        ({"framework": ""}, "framework"),
+        ({"path": ""}, "path"),
+        ({"path": "missing"}, "path"),
+        ({"path": "../.."}, "path"),
+        ({"path": "/etc"}, "path"),
+        ({"path": "program/main.py"}, "path"),
+        ({"path": "program/net"}, "path"),
+        ({"path": "linked"}, "path"),
+        ({"path": "escaping"}, "path"),
+        ({"framework": "Caffe"}, "path"),
+    ],
+)
+async def test_bad_templates_are_refused_by_field(room: Room, changes: dict[str, str], field: str) -> None:
+    room.make_folder()
+    linked = room.make_folder("linked")
+    (linked / "passwd").symlink_to("/etc/passwd")
+    (room.data / "escaping").symlink_to("/etc")
+    given = replace(TemplateInput(name="net", path="program", framework="PyTorch"), **changes)
+    with acting_as(ALICE):
+        error = await refused(room.templates.create(given), Code.INVALID_ARGUMENT)
+        assert error.metadata["field"] == field
+        assert await room.templates.list_visible() == []
+    assert room.folders("templates") == []
+
+
+async def test_template_updates(room: Room) -> None:
+    with acting_as(ALICE):
+        await make_template(room)
+        await room.templates.update(
+            "net", TemplateInput(description="new", hyperparameters={"epoch": 4}, texts=ProgramTexts(main="pass\n"))
+        )
+        template, files = await room.templates.get("net")
+        assert (template.description, template.hyperparameters, files.main) == ("new", {"epoch": 4}, "pass\n")
+        old = template.directory
+        room.make_folder("second")
+        await room.templates.update("net", TemplateInput(name="net", path="second"))
+        template, files = await room.templates.get("net")
+        assert template.path == room.data / "second"
+        assert files.main == "print('train')\n"
+        assert await room.removals.step()
+        assert not old.exists()
+        assert template.directory.exists()
+        await refused(room.templates.update("net", TemplateInput(name="x")), Code.INVALID_ARGUMENT, "name")
+        await refused(room.templates.update("net", TemplateInput(framework="Caffe")), Code.INVALID_ARGUMENT, "prototxt")
+        await refused(room.templates.update("none", TemplateInput()), Code.NOT_FOUND)
+        await refused(room.templates.update("net", TemplateInput(path="none")), Code.INVALID_ARGUMENT, "path")
+
+
+async def test_users_see_and_change_only_their_own(room: Room) -> None:
+    with acting_as(ALICE):
+        await make_model(room)
+    with acting_as(BOB):
+        assert await room.templates.list_visible() == []
+        assert await room.models.list_visible() == []
+        for call in (
+            room.templates.get("net"),
+            room.templates.delete("net"),
+            room.templates.update("net", TemplateInput()),
+            room.templates.list_files("net"),
+            room.templates.read_file("net/main.py"),
+            room.models.create(ModelInput(name="mine", template_name="net")),
+            room.models.get("m1"),
+            room.models.update("m1", ModelInput(description="x")),
+            room.models.delete("m1"),
+            room.models.list_files("m1"),
+            room.models.read_file("m1/main.py"),
+            room.models.save_file("m1", ModelInput(file_path="a", file_text="b")),
+        ):
+            await refused(call, Code.PERMISSION_DENIED)
+        await refused(
+            room.templates.create(TemplateInput(name="net", path="program", framework="PyTorch")), Code.ALREADY_EXISTS
+        )
+    with acting_as(ADMIN):
+        assert len(await room.templates.list_visible()) == 1
+        await room.models.delete("m1")
+        await room.templates.delete("net")
+
+
+async def test_built_in_templates_are_registered_once_and_stay(room: Room, tmp_path: Path) -> None:
+    shipped = tmp_path / "shipped"
+    (shipped / "small").mkdir(parents=True)
+    (shipped / "small" / "main.py").write_text("x = 1\n")
+    manifest = {
+        "name": "small",
+        "framework": "PyTorch",
+        "description": "first",
+        "hyperparameter": {"epoch": 2, "learningrate": 0.1},
+        "batchsize": 64,
+    }
+    (shipped / "small" / "template.json").write_text(json.dumps(manifest))
+    await asyncio.gather(*(room.templates.register_built_in(shipped) for _ in range(3)))
+    first = await room.catalog.find_template("small")
+    assert first is not None
+    assert (first.owner, first.built_in) == ("system", True)
+    (shipped / "small" / "template.json").write_text(json.dumps({**manifest, "description": "second"}))
+    await room.templates.register_built_in(shipped)
+    second = await room.catalog.find_template("small")
+    assert second == replace(first, description="second")
+    with acting_as(BOB):
+        assert [t.name for t, _ in await room.templates.list_visible()] == ["small"]
+        assert await room.templates.list_files("small") == ["small/main.py"]
+        model = await room.models.create(ModelInput(name="m", template_name="small", hyperparameters={"epoch": 9}))
+        assert model.hyperparameters == {"epoch": 9, "learningrate": 0.1}
+        assert model.batch_size == 64
+        assert [path.name for path in model.directory.iterdir()] == ["main.py"]
+    for who in (BOB, ADMIN):
+        with acting_as(who):
+            await refused(room.templates.delete("small"), Code.PERMISSION_DENIED, "built in")
+            await refused(room.templates.update("small", TemplateInput(description="x")), Code.PERMISSION_DENIED)
+
+
+async def test_the_shipped_templates_register(room: Room) -> None:
+    await room.templates.register_built_in(Path(models_service.__file__).parent / "builtin")
+    assert "pytorch-image-classification" in [template.name for template in await room.catalog.list_templates()]
+
+
+async def test_a_model_keeps_its_own_files_and_settings(room: Room) -> None:
+    with acting_as(ALICE):
+        model = await make_model(
+            room,
+            description="digits",
+            accelerator="elastic",
+            type="training",
+            hyperparameters={"learningrate": 0.01, "solvertype": "adam (Cf, TF and PT)", "epoch": 2},
+            dataset="digits",
+            batch_size=16,
+            instance_group_id="local",
+            texts=ProgramTexts(main="print('mine')\n"),
+        )
+        UUID(model.uid)
+        found, files = await room.models.get("m1")
+        assert found == model
+        assert (found.accelerator, found.type, found.batch_size) == ("Elastic", "Training", 16)
+        assert found.hyperparameters == {"learningrate": 0.01, "solvertype": "Adam", "epoch": 2}
+        assert (found.instance_group_id, found.instance_group_name) == ("1d", "local")
+        assert found.directory == room.home / "models" / model.uid
+        assert files.main == "print('mine')\n"
+        assert await room.templates.read_file("net/main.py") == "print('train')\n"
+        assert [m.name for m, _ in await room.models.list_visible()] == ["m1"]
+        assert await room.models.list_files("m1") == ["m1/main.py", "m1/net/layers.py"]
+        await refused(make_model(room), Code.ALREADY_EXISTS, "m1")
+        await refused(room.templates.delete("net"), Code.ABORTED, "m1")
+        assert not await room.removals.step()
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"name": "files"}, "name"),
+        ({"name": "weightfile"}, "name"),
+        ({"name": ""}, "name"),
+        ({"name": "../x"}, "name"),
+        ({"template_name": ""}, "templatename"),
+        ({"template_name": "none"}, "templatename"),
+        ({"accelerator": "Turbo"}, "accelerator"),
+        ({"type": "Both"}, "type"),
+        ({"batch_size": 0}, "batchsize"),
+        ({"batch_size": -4}, "batchsize"),
+        ({"dataset": "none"}, "dataset"),
+        ({"instance_group_id": "none"}, "sig"),
+        ({"instance_group_name": "none"}, "signame"),
+        ({"hyperparameters": {"learningrate": 0}}, "hyperparameter.learningrate"),
+        ({"hyperparameters": {"epoch": 0}}, "hyperparameter.epoch"),
+        ({"weight_folder": "/etc"}, "wtfolder"),
+        ({"weight_folder": "../../x"}, "wtfolder"),
+        ({"initial_weights": "none.pth"}, "wfinit"),
+    ],
+)
+async def test_bad_models_are_refused_by_field(room: Room, changes: dict[str, Any], field: str) -> None:
+    with acting_as(ALICE):
+        await make_template(room)
+        given = replace(ModelInput(name="m1", template_name="net"), **changes)
+        error = await refused(room.models.create(given), Code.INVALID_ARGUMENT, field)
+        assert error.metadata["field"] == field
+        assert await room.models.list_visible() == []
+    assert room.folders("models") == []
+
+
+async def test_a_dataset_of_another_user_is_refused(room: Room) -> None:
+    room.peers.foreign_datasets.add("bobs")
+    with acting_as(ALICE):
+        await refused(make_model(room, dataset="bobs"), Code.PERMISSION_DENIED)
+
+
+async def test_model_updates(room: Room) -> None:
+    with acting_as(ALICE):
+        model = await make_model(room, hyperparameters={"epoch": 2, "momentum": 0.5}, instance_group_id="local")
+        await room.models.update(
+            "m1",
+            ModelInput(
+                name="m1",
+                template_name="net",
+                framework="PyTorch",
+                instance_group_id="1d",
+                instance_group_name="local",
+                description="new",
+                dataset="digits",
+                hyperparameters={"epoch": 3},
+                texts=ProgramTexts(main="pass\n"),
+            ),
+        )
+        found, files = await room.models.get("m1")
+        assert found == replace(
+            model, description="new", dataset="digits", hyperparameters={"epoch": 3, "momentum": 0.5}
+        )
+        assert files.main == "pass\n"
+        for given, field in (
+            (ModelInput(name="m2"), "name"),
+            (ModelInput(template_name="other"), "templatename"),
+            (ModelInput(framework="Caffe"), "framework"),
+            (ModelInput(dataset="none"), "dataset"),
+            (ModelInput(batch_size=0), "batchsize"),
+            (ModelInput(instance_group_name="none"), "signame"),
+        ):
+            await refused(room.models.update("m1", given), Code.INVALID_ARGUMENT, field)
+        await refused(room.models.update("none", ModelInput()), Code.NOT_FOUND)
+
+
+async def test_concurrent_updates_lose_nothing(room: Room) -> None:
+    with acting_as(ALICE):
+        await make_model(room)
+        names = ["epoch", "maxiteration", "patience", "cooldown", "t_max", "stepsize"]
+        await asyncio.gather(*(room.models.update("m1", ModelInput(hyperparameters={n: 5})) for n in names))
+        model, _ = await room.models.get("m1")
+    assert model.hyperparameters == dict.fromkeys(names, 5)
+
+
+async def test_a_model_in_use_is_kept_and_a_deleted_one_leaves_nothing(room: Room) -> None:
+    with acting_as(ALICE):
+        model = await make_model(room)
+        room.peers.running["m1"] = "training 't1'"
+        await refused(room.models.delete("m1"), Code.ABORTED, "t1")
+        room.peers.running.clear()
+        await room.models.delete("m1")
+        await refused(room.models.get("m1"), Code.NOT_FOUND)
+        await refused(room.models.delete("m1"), Code.NOT_FOUND)
+        again = await make_model(room)
+        assert again.uid != model.uid
+        assert await room.removals.step()
+        assert room.folders("models") == [again.uid]
+        assert not await room.removals.step()
+
+
+@pytest.mark.parametrize(
+    "path", ["../x", "/etc/x", "net/../../x", "", ".", "net", "main.py/x", "a\0b", "x" * 300, "out/x"]
+)
+async def test_files_cannot_be_written_outside_the_model(room: Room, path: str) -> None:
+    with acting_as(ALICE):
+        model = await make_model(room)
+        (model.directory / "out").symlink_to(room.home)
+        before = sorted(str(file) for file in room.home.rglob("*") if "db" not in str(file))
+        given = ModelInput(file_path=path, file_text="evil")
+        await refused(room.models.save_file("m1", given), Code.INVALID_ARGUMENT, "tmpfilePath")
+        assert before == sorted(str(file) for file in room.home.rglob("*") if "db" not in str(file))
+
+
+@pytest.mark.parametrize("path", ["m1/new/sub.py", "new/sub.py", "{directory}/new/sub.py"])
+async def test_files_are_written_whole(room: Room, path: str) -> None:
+    with acting_as(ALICE):
+        model = await make_model(room)
+        given = ModelInput(file_path=path.format(directory=model.directory), file_text="ä = 1\n")
+        await room.models.save_file("m1", given)
+        assert await room.models.read_file("m1/new/sub.py") == "ä = 1\n"
+        assert await room.models.read_file("m1%2Fnew%2Fsub.py") == "ä = 1\n"
+        assert await room.models.read_file(str(model.directory / "new" / "sub.py")) == "ä = 1\n"
+        assert len(await room.models.list_files("m1")) == 3
+        await room.models.save_file("m1", ModelInput(texts=ProgramTexts(main="pass\n")))
+        assert await room.models.read_file("m1/main.py") == "pass\n"
+        await refused(room.models.save_file("m1", ModelInput()), Code.INVALID_ARGUMENT, "tmpfilePath")
+        await refused(room.models.save_file("m1", ModelInput(file_path="a")), Code.INVALID_ARGUMENT, "tmpfileContent")
+        await refused(room.models.save_file("none", ModelInput()), Code.NOT_FOUND)
+
+
+@pytest.mark.parametrize(
+    ("filename", "code"),
+    [
+        ("m1/none.py", Code.NOT_FOUND),
+        ("none/main.py", Code.NOT_FOUND),
+        ("m1/net", Code.NOT_FOUND),
+        ("m1/" + "x" * 300, Code.NOT_FOUND),
+        ("m1", Code.INVALID_ARGUMENT),
+        ("m1/", Code.INVALID_ARGUMENT),
+        ("", Code.INVALID_ARGUMENT),
+        ("m1/../../secret", Code.INVALID_ARGUMENT),
+        ("m1%2F..%2F..%2Fsecret", Code.INVALID_ARGUMENT),
+        ("m1//etc/passwd", Code.INVALID_ARGUMENT),
+        ("/etc/passwd", Code.INVALID_ARGUMENT),
+        ("m1/out/secret", Code.INVALID_ARGUMENT),
+        ("m1/binary", Code.INVALID_ARGUMENT),
+        ("m1/a\0b", Code.INVALID_ARGUMENT),
+    ],
+)
+async def test_reading_stays_inside_the_model(room: Room, filename: str, code: Code) -> None:
+    (room.home / "secret").write_text("secret")
+    with acting_as(ALICE):
+        model = await make_model(room)
+        (model.directory / "out").symlink_to(room.home)
+        (model.directory / "binary").write_bytes(b"\xff\xfe")
+        await refused(room.models.read_file(filename), code)
+
+
+@pytest.mark.parametrize(
+    ("filename", "code"),
+    [
+        ("net/none.py", Code.NOT_FOUND),
+        ("none/main.py", Code.NOT_FOUND),
+        ("net", Code.INVALID_ARGUMENT),
+        ("/etc/passwd", Code.INVALID_ARGUMENT),
+        ("net//etc/passwd", Code.INVALID_ARGUMENT),
+        ("net/../../secret", Code.INVALID_ARGUMENT),
+        ("net/out/secret", Code.INVALID_ARGUMENT),
+    ],
+)
+async def test_reading_stays_inside_the_template(room: Room, filename: str, code: Code) -> None:
+    (room.home / "secret").write_text("secret")
+    with acting_as(ALICE):
+        await make_template(room)
+        template, _ = await room.templates.get("net")
+        (template.directory / "out").symlink_to(room.home)
+        await refused(room.templates.read_file(filename), code)
+
+
+async def test_weights_are_named_kept_by_owner_and_resolved(room: Room) -> None:
+    async def receive(spool: Path) -> tuple[str | None, Path]:
+        spool.mkdir(parents=True)
+        (spool / "part").write_bytes(b"weights")
+        return name, spool / "part"
+
+    with acting_as(ALICE):
+        name: str | None = "w.pth"
+        kept = await room.weights.upload(receive)
+        assert kept == room.home / "weights" / "alice" / "w.pth"
+        assert kept.read_bytes() == b"weights"
+        await refused(room.weights.upload(receive), Code.ALREADY_EXISTS, "w.pth")
+        name = None
+        assert (await room.weights.upload(receive)).name == f"weights-{hashlib.sha256(b'weights').hexdigest()[:12]}"
+        name = "..pth"
+        await refused(room.weights.upload(receive), Code.INVALID_ARGUMENT, "file")
+        model = await make_model(room, initial_weights="w.pth", weight_folder=str(kept.parent))
+        assert (model.initial_weights, model.weight_folder) == (str(kept), str(kept.parent))
+        while await room.removals.step():
+            pass
+        assert room.folders("weights/.incoming") == []
+    with acting_as(BOB):
+        name = "w.pth"
+        assert (await room.weights.upload(receive)).parent.name == "bob"
+        with pytest.raises(ServiceError, match="wfinit"):
+            room.weights.resolve("wfinit", str(kept), "bob")
+
+
+@pytest.mark.parametrize("point", ["copy", "before-row", "after-row", "delete", "remove"])
+async def test_a_kill_between_steps_leaves_nothing_half_made(room: Room, tmp_path: Path, point: str) -> None:
+    with acting_as(ALICE):
+        await make_template(room)
+    program = Path(__file__).parent / "killed_model.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    code = await asyncio.to_thread(
+        subprocess.call, [sys.executable, str(program), str(room.home), point], env=environment
+    )
+    assert code == 9
+    made = {model.name for model in await room.catalog.list_models()}
+    assert made == ({"m1"} if point == "after-row" else set())
+    with acting_as(ALICE):
+        if point != "after-row":
+            await make_model(room)
+        model, files = await room.models.get("m1")
+        assert files.main == "print('train')\n"
+    # The order of a killed creation falls due later; nothing else is waited for.
+    for directory in {room.home / "models" / name for name in room.folders("models")} - {model.directory}:
+        await room.catalog.release(directory)
+    while await room.removals.step():
+        pass
+    assert room.folders("models") == [model.uid]
+
+
+async def test_a_reservation_that_fell_due_is_not_taken(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    with acting_as(ALICE):
+        await make_template(room)
+        monkeypatch.setattr(models, "RESERVATION", timedelta(seconds=-1))
+        await refused(room.models.create(ModelInput(name="m1", template_name="net")), Code.ABORTED, "try again")
+        assert await room.models.list_visible() == []
+        assert await room.removals.step()
+    assert room.folders("models") == []
+
+
+async def test_storage_on_each_database(room_on_each: Room) -> None:
+    room = room_on_each
+    with acting_as(ALICE):
+        await make_template(room)
+        results = await asyncio.gather(*(make_model(room, "same") for _ in range(4)), return_exceptions=True)
+        assert sum(isinstance(result, Model) for result in results) == 1
+        refusals = [result for result in results if not isinstance(result, Model)]
+        assert all(isinstance(error, ServiceError) and error.code is Code.ALREADY_EXISTS for error in refusals)
+        await asyncio.gather(
+            *(room.models.update("same", ModelInput(hyperparameters={n: 2})) for n in ("epoch", "patience"))
+        )
+        model, _ = await room.models.get("same")
+        assert model.hyperparameters == {"epoch": 2, "patience": 2}
+        assert model.created_at.tzinfo is not None
+        await refused(room.templates.delete("net"), Code.ABORTED, "same")
+        await room.models.delete("same")
+        await room.templates.delete("net")
+        while await room.removals.step():
+            pass
+    assert room.folders("models") == room.folders("templates") == []
