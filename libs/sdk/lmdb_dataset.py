@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
+# LMDB allows one environment a path and process, and none may cross a fork.
+_environments: dict[str, lmdb.Environment] = {}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -79,8 +81,6 @@ class LmdbDataset(Dataset[tuple[torch.Tensor, int]]):
     def __init__(self, path: str | Path, preprocess: Callable[[Image.Image], np.ndarray]) -> None:
         self.path = Path(path)
         self.preprocess = preprocess
-        self._environment: lmdb.Environment | None = None
-        self._opened_by = 0
         with self._open().begin() as transaction, transaction.cursor() as cursor:
             self.keys = list(cursor.iternext(keys=True, values=False))
 
@@ -90,9 +90,6 @@ class LmdbDataset(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         datum = self.datum(index)
         return torch.from_numpy(self.preprocess(datum.image())), datum.label
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_environment": None, "_opened_by": 0}
 
     def datum(self, index: int) -> Datum:
         """The stored record."""
@@ -109,13 +106,7 @@ class LmdbDataset(Dataset[tuple[torch.Tensor, int]]):
         return first.channels, first.height, first.width
 
     def _open(self) -> lmdb.Environment:
-        # An LMDB environment must not cross a fork.
-        if self._environment is None or self._opened_by != os.getpid():
-            self._environment = lmdb.open(
-                str(self.path), readonly=True, lock=False, readahead=False, create=False, max_spare_txns=4
-            )
-            self._opened_by = os.getpid()
-        return self._environment
+        return _open_environment(str(self.path.resolve()))
 
 
 class ShardedBatches(Sampler[list[int]]):
@@ -166,3 +157,20 @@ def _read_varint(buffer: Sequence[int], position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
+
+
+def _open_environment(path: str) -> lmdb.Environment:
+    if path not in _environments:
+        _environments[path] = lmdb.open(
+            path, readonly=True, lock=False, readahead=False, create=False, max_spare_txns=4
+        )
+    return _environments[path]
+
+
+def _leave_environments() -> None:
+    for environment in _environments.values():
+        environment.close()
+    _environments.clear()
+
+
+os.register_at_fork(after_in_child=_leave_environments)

@@ -1,0 +1,1 @@
+"""Trainings, validations and metrics in the database; run folders on disk."""

@@ -1,0 +1,92 @@
+"""Optimizers and learning rate policies do what torch's own do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pth_solvers
+import pytest
+import torch
+
+
+def parameter() -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+
+
+def descend(optimizer: torch.optim.Optimizer, weights: torch.nn.Parameter, steps: int = 5) -> list[float]:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (weights**2).sum().backward()
+        optimizer.step()
+    return weights.tolist()
+
+
+OPTIMIZERS: list[tuple[str, dict[str, Any], type[torch.optim.Optimizer], dict[str, Any]]] = [
+    ("SGD", {"momentum": 0.5, "weightdecay": 0.1}, torch.optim.SGD, {"momentum": 0.5, "weight_decay": 0.1}),
+    ("SGD", {}, torch.optim.SGD, {}),
+    ("Momentum", {}, torch.optim.SGD, {"momentum": 0.9}),
+    ("Nesterov", {"momentum": 0.8}, torch.optim.SGD, {"momentum": 0.8, "nesterov": True}),
+    ("Adam", {"weightdecay": 0.1, "epsilon": 1e-3}, torch.optim.Adam, {"weight_decay": 0.1, "eps": 1e-3}),
+    ("AdaGrad", {}, torch.optim.Adagrad, {}),
+    ("Adagrad", {}, torch.optim.Adagrad, {}),
+    ("AdaDelta", {}, torch.optim.Adadelta, {}),
+    ("RMSProp", {"momentum": 0.3}, torch.optim.RMSprop, {"momentum": 0.3}),
+    ("ASGD", {}, torch.optim.ASGD, {}),
+    ("Adamax", {}, torch.optim.Adamax, {}),
+    ("Rprop", {}, torch.optim.Rprop, {}),
+]
+
+
+@pytest.mark.parametrize(("solver", "extra", "expected", "arguments"), OPTIMIZERS)
+def test_optimizer_descends_like_torch(
+    solver: str, extra: dict[str, Any], expected: type[torch.optim.Optimizer], arguments: dict[str, Any]
+) -> None:
+    ours, theirs = parameter(), parameter()
+    optimizer = pth_solvers.build_optimizer([ours], {"solvertype": solver, "learningrate": 0.05, **extra})
+    reference = expected([theirs], lr=0.05, **arguments)  # type: ignore[call-arg]
+    assert type(optimizer) is expected
+    assert descend(optimizer, ours) == descend(reference, theirs)
+
+
+def test_unknown_solver_names_the_known() -> None:
+    with pytest.raises(ValueError, match=r"solvertype: 'Ftrl'.*SGD, Momentum.*Rprop"):
+        pth_solvers.build_optimizer([parameter()], {"solvertype": "Ftrl"})
+
+
+def rates(policy: dict[str, Any], epochs: int = 6) -> list[float]:
+    optimizer = torch.optim.SGD([parameter()], 1.0)
+    scheduler = pth_solvers.build_scheduler(optimizer, policy, epochs)
+    curve = []
+    for _ in range(epochs):
+        curve.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            scheduler.step(1.0)
+        elif scheduler is not None:
+            scheduler.step()
+    return curve
+
+
+@pytest.mark.parametrize(
+    ("policy", "curve"),
+    [
+        ({}, [1, 1, 1, 1, 1, 1]),
+        ({"lrpolicy": "fixed"}, [1, 1, 1, 1, 1, 1]),
+        ({"lrpolicy": "step", "stepsize": 2, "gamma": 0.5}, [1, 1, 0.5, 0.5, 0.25, 0.25]),
+        ({"lrpolicy": "multistep", "stepvalues": "1, 4", "gamma": 0.1}, [1, 0.1, 0.1, 0.1, 0.01, 0.01]),
+        ({"lrpolicy": "Exponential", "gamma": 0.5}, [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]),
+        ({"lrpolicy": "cosineannealing", "stepsize": 2}, [1, 0.5, 0, 0.5, 1, 0.5]),
+        ({"lrpolicy": "reducelronplateau", "stepsize": 1, "gamma": 0.5}, [1, 1, 1, 0.5, 0.5, 0.25]),
+    ],
+)
+def test_learning_rate_curve(policy: dict[str, Any], curve: list[float]) -> None:
+    assert rates(policy) == pytest.approx(curve, abs=1e-12)
+
+
+def test_cosine_annealing_spans_the_epochs() -> None:
+    assert rates({"lrpolicy": "cosineannealing"}, epochs=5)[-1] < 0.1
+
+
+def test_unknown_policy_names_the_known() -> None:
+    with pytest.raises(ValueError, match=r"lrpolicy: 'poly'.*fixed, step.*reducelronplateau"):
+        rates({"lrpolicy": "poly"})

@@ -1,0 +1,172 @@
+"""What trainings and validations have in common: a life that a job of the scheduling service drives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+
+class Status(StrEnum):
+    """SUBMITTED -> RUNNING -> FINISHED | FAILED | STOPPED; the last three never change."""
+
+    SUBMITTED = "SUBMITTED"
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+
+    @property
+    def is_final(self) -> bool:
+        """True when nothing can happen any more."""
+        return self in (Status.FINISHED, Status.FAILED, Status.STOPPED)
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What the scheduling service says of a job."""
+
+    job_id: str
+    state: str
+    reason: str = ""
+    done: float = 0.0
+    total: float = 0.0
+    result: Mapping[str, Any] | None = None
+    log_tail: str = ""
+    driver_id: str = ""
+
+
+@dataclass(frozen=True)
+class InstanceGroup:
+    """Where jobs run. `slots` is how many ranks one job may have there."""
+
+    id: str
+    name: str
+    slots: int
+    gpus: int = 0
+    master_url: str = ""
+    history_server_url: str = ""
+
+
+@dataclass
+class Run:
+    """A training or validation of a model.
+
+    `uid` never changes; `name` is unique within its model; `accepted` is true once the scheduling service has the job.
+    """
+
+    uid: str
+    name: str
+    model_uid: str
+    model_name: str
+    dataset_name: str
+    owner: str
+    group: InstanceGroup
+    created_at: datetime
+    job_id: str
+    status: Status = Status.SUBMITTED
+    status_message: str = ""
+    progress: int = 0
+    driver_id: str = ""
+    accepted: bool = False
+    stop_requested: bool = False
+
+    def follow(self, job: JobFacts | None) -> bool:
+        """Take over what the job says; True when anything changed. A final status never changes.
+
+        `None` means that the scheduling service does not know the job although it accepted it.
+        """
+        if self.status.is_final:
+            return False
+        before = (self.status, self.status_message, self.progress, self.driver_id)
+        if job is None:
+            self._end(Status.FAILED, "the scheduling service no longer knows the job of this run")
+        else:
+            self.driver_id = job.driver_id or self.driver_id
+            if job.state == "FINISHED":
+                self._finish(job)
+            elif job.state == "ERROR":
+                self._end(Status.FAILED, "\n".join(part for part in (job.reason, job.log_tail.strip()) if part))
+            elif job.state == "KILLED":
+                self._end(Status.STOPPED, job.reason or "stopped")
+            else:
+                self.status = Status.RUNNING if job.state == "RUNNING" else Status.SUBMITTED
+                self.status_message = job.reason
+                # 100 is said by the settled run only.
+                self.progress = max(self.progress, min(99, percent(job.done, job.total)))
+        return before != (self.status, self.status_message, self.progress, self.driver_id)
+
+    def refuse(self, message: str) -> None:
+        """The job can never run."""
+        self._end(Status.FAILED, message)
+
+    def stopped_before_start(self) -> None:
+        """It was stopped and its job never existed."""
+        self._end(Status.STOPPED, "stopped before it started")
+
+    def _finish(self, job: JobFacts) -> None:
+        self._end(Status.FINISHED, "")
+        self.progress = 100
+
+    def _end(self, status: Status, message: str) -> None:
+        self.status, self.status_message = status, message
+
+
+@dataclass
+class Training(Run):
+    """One training, with the facts it started from.
+
+    `data` maps split names to folders; `dataset_hash` pins their content; `weights` is the validated initial weights
+    (file or folder) or empty.
+    """
+
+    dataset_uid: str = ""
+    dataset_hash: str = ""
+    data: dict[str, str] = field(default_factory=dict)
+    hyperparameter: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 0
+    framework: str = ""
+    cluster_size: int = 1
+    gpu_ratio: int = 0
+    test_interval: int = 100
+    test_iteration: int = 10
+    sync_mode: str = "SYNC"
+    weights_file: str = ""
+    weights_folder: str = ""
+    model_path: str = ""
+
+    @property
+    def weights(self) -> str:
+        """Where the initial weights are; empty when it starts from scratch."""
+        return self.weights_file or self.weights_folder
+
+
+@dataclass
+class Validation(Run):
+    """One validation of a finished training; `pairs` are its results, name and value as text."""
+
+    training_uid: str = ""
+    training_name: str = ""
+    metrics: list[str] = field(default_factory=list)
+    threshold: float = 0.0
+    input_dir: str = ""
+    pairs: list[tuple[str, str]] = field(default_factory=list)
+
+    def _finish(self, job: JobFacts) -> None:
+        pairs = (job.result or {}).get("pairs")
+        if not pairs:
+            self._end(Status.FAILED, "the validation program ended without reporting a result")
+            return
+        self.pairs = [(str(pair["name"]), str(pair["value"])) for pair in pairs]
+        super()._finish(job)
+
+
+VALIDATION_METRICS = ("Top1", "Top5", "ConfusionMatrix")
+FRAMEWORKS = ("PyTorch",)
+
+
+def percent(done: float, total: float) -> int:
+    """Whole percent of `total`, 0 when it is not known."""
+    return max(0, min(100, int(100 * done / total))) if total > 0 else 0

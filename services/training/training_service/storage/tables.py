@@ -1,0 +1,82 @@
+"""The tables of the training service."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from servicekit.database import UtcDateTime
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """Metadata of this service."""
+
+
+class RunColumns:
+    """Columns that trainings and validations share."""
+
+    uid: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(128))
+    model_uid: Mapped[str] = mapped_column(sa.String(64), index=True)
+    model_name: Mapped[str] = mapped_column(sa.String(128))
+    dataset_name: Mapped[str] = mapped_column(sa.String(128))
+    owner: Mapped[str] = mapped_column(sa.String(256))
+    group: Mapped[dict[str, Any]] = mapped_column("instance_group", sa.JSON)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    job_id: Mapped[str] = mapped_column(sa.String(32), unique=True)
+    status: Mapped[str] = mapped_column(sa.String(16), index=True)
+    status_message: Mapped[str] = mapped_column(sa.Text, default="")
+    progress: Mapped[int] = mapped_column(sa.Integer, default=0)
+    driver_id: Mapped[str] = mapped_column(sa.String(128), default="")
+    accepted: Mapped[bool] = mapped_column(sa.Boolean, default=False)
+    stop_requested: Mapped[bool] = mapped_column(sa.Boolean, default=False)
+
+
+class TrainingRow(RunColumns, Base):
+    """One training."""
+
+    __tablename__ = "trainings"
+    __table_args__ = (sa.UniqueConstraint("model_uid", "name"),)
+
+    dataset_uid: Mapped[str] = mapped_column(sa.String(64))
+    dataset_hash: Mapped[str] = mapped_column(sa.String(128))
+    data: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    hyperparameter: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    batch_size: Mapped[int] = mapped_column(sa.Integer)
+    framework: Mapped[str] = mapped_column(sa.String(64))
+    cluster_size: Mapped[int] = mapped_column(sa.Integer)
+    gpu_ratio: Mapped[int] = mapped_column(sa.Integer)
+    test_interval: Mapped[int] = mapped_column(sa.Integer)
+    test_iteration: Mapped[int] = mapped_column(sa.Integer)
+    sync_mode: Mapped[str] = mapped_column(sa.String(8))
+    weights_file: Mapped[str] = mapped_column(sa.Text)
+    weights_folder: Mapped[str] = mapped_column(sa.Text)
+    model_path: Mapped[str] = mapped_column(sa.Text)
+
+
+class ValidationRow(RunColumns, Base):
+    """One validation."""
+
+    __tablename__ = "validations"
+    __table_args__ = (sa.UniqueConstraint("model_uid", "name"),)
+
+    training_uid: Mapped[str] = mapped_column(sa.String(32))
+    training_name: Mapped[str] = mapped_column(sa.String(128))
+    metrics: Mapped[list[str]] = mapped_column(sa.JSON)
+    threshold: Mapped[float] = mapped_column(sa.Float)
+    input_dir: Mapped[str] = mapped_column(sa.Text)
+    pairs: Mapped[list[list[str]]] = mapped_column(sa.JSON)
+
+
+class MetricRow(Base):
+    """One point of one series, keyed so that delivering it twice changes nothing."""
+
+    __tablename__ = "metrics"
+
+    job_id: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    series: Mapped[str] = mapped_column(sa.String(128), primary_key=True)
+    step: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
+    attempt: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=False)
+    value: Mapped[float] = mapped_column(sa.Double)

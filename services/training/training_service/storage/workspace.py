@@ -1,0 +1,89 @@
+"""The folders of runs: `trainings/<uid>/{code,checkpoints,spec.json}` and `validations/<uid>/{spec.json,output}`."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from training_service.domain.runs import Run, Training, Validation
+from training_service.domain.specs import TrainingSpec, ValidationSpec
+
+FINAL_WEIGHTS = "model_epoch_final.pth"
+_EPOCH_WEIGHTS = re.compile(r"model_epoch_(\d+)\.pth")
+
+
+class DiskWorkspace:
+    """Run folders below the platform's home."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+
+    def folder(self, run: Run) -> str:
+        return str(self._folder(run))
+
+    async def prepare_training(self, training: Training) -> Sequence[str]:
+        return await asyncio.to_thread(self._prepare_training, training)
+
+    async def prepare_validation(self, validation: Validation) -> Sequence[str]:
+        return await asyncio.to_thread(self._prepare_validation, validation)
+
+    async def remove(self, run: Run) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._folder(run), ignore_errors=True)
+
+    def weight_file(self, training: Training) -> str | None:
+        checkpoints = self.checkpoints(training.uid)
+        if (checkpoints / FINAL_WEIGHTS).is_file():
+            return FINAL_WEIGHTS
+        epochs = [match for file in checkpoints.glob("*.pth") if (match := _EPOCH_WEIGHTS.fullmatch(file.name))]
+        return max(epochs, key=lambda match: int(match[1]))[0] if epochs else None
+
+    def checkpoints(self, training_uid: str) -> Path:
+        """Where a training's weights and checkpoints are."""
+        return self._home / "trainings" / training_uid / "checkpoints"
+
+    def _folder(self, run: Run) -> Path:
+        return self._home / ("trainings" if isinstance(run, Training) else "validations") / run.uid
+
+    def _prepare_training(self, training: Training) -> Sequence[str]:
+        folder = self._folder(training)
+        checkpoints = self.checkpoints(training.uid)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        code = folder / "code"
+        if not code.exists():
+            # The copy appears whole or not at all; later edits of the model do not touch this training.
+            draft = folder / ".code.draft"
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.copytree(training.model_path, draft)
+            draft.rename(code)
+        spec = TrainingSpec(
+            code=str(code),
+            train_dir=str(checkpoints),
+            weights=training.weights,
+            data=training.data,
+            parameters={
+                "hyperparameter": training.hyperparameter,
+                "batch_size": training.batch_size,
+                "test_interval": training.test_interval,
+                "test_iteration": training.test_iteration,
+            },
+        )
+        spec.write(folder / "spec.json")
+        return ["python", "-m", "training_service.worker.run_training", str(folder / "spec.json")]
+
+    def _prepare_validation(self, validation: Validation) -> Sequence[str]:
+        folder = self._folder(validation)
+        folder.mkdir(parents=True, exist_ok=True)
+        spec = ValidationSpec(
+            code=str(self._home / "trainings" / validation.training_uid / "code"),
+            model=str(self.checkpoints(validation.training_uid)),
+            input_dir=validation.input_dir,
+            output_dir=str(folder / "output"),
+            label_file=str(Path(validation.input_dir).parent / "labels.txt"),
+            threshold=validation.threshold,
+            metrics=validation.metrics,
+        )
+        spec.write(folder / "spec.json")
+        return ["python", "-m", "training_service.worker.run_validation", str(folder / "spec.json")]

@@ -1,0 +1,165 @@
+"""What the use cases need from outside: storage, disk and the other services."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from training_service.domain.metrics import MetricPoint
+from training_service.domain.runs import InstanceGroup, JobFacts, Run, Training, Validation
+
+R = TypeVar("R", bound=Run)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model as the models service tells it."""
+
+    uid: str
+    name: str
+    path: str
+    owner: str
+    framework: str
+    accelerator: str
+    dataset: str
+    batch_size: int
+    instance_group: str
+    hyperparameter: Mapping[str, Any] = field(default_factory=dict)
+    weights_file: str = ""
+    weights_folder: str = ""
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """A dataset as the datasets service tells it; `splits` maps train, val and test to folders."""
+
+    name: str
+    uid: str
+    status: str
+    content_hash: str
+    splits: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What is asked of the scheduling service."""
+
+    job_id: str
+    name: str
+    kind: str
+    owner: str
+    instance_group: str
+    ranks: int
+    gpus_per_rank: int
+    command: Sequence[str]
+    working_directory: str
+    max_restarts: int
+    grace_seconds: float
+    model: str
+    dataset: str
+    framework: str
+
+
+class Models(Protocol):
+    """The models service."""
+
+    async def get(self, name: str) -> ModelFacts:
+        """404 when there is no such model, 403 when it is another user's."""
+
+    async def uid_of(self, name: str) -> str | None:
+        """The uid of the model that has this name now, asked as the service itself; None when there is none."""
+
+
+class Datasets(Protocol):
+    """The datasets service."""
+
+    async def get(self, name: str) -> DatasetFacts:
+        """404 when there is no such dataset."""
+
+
+class Jobs(Protocol):
+    """The scheduling service. Every call may be repeated; 503 when the service is away."""
+
+    async def submit(self, request: JobRequest) -> None:
+        """400 when the job can never run."""
+
+    async def get(self, job_ids: Sequence[str]) -> Mapping[str, JobFacts]:
+        """The jobs that are known; unknown ids are left out."""
+
+    async def stop(self, job_id: str) -> None:
+        """404 when the job was never submitted."""
+
+    async def delete(self, job_id: str) -> None:
+        """Forget an ended job; unknown is fine."""
+
+    async def instance_group(self, name_or_id: str) -> InstanceGroup:
+        """400 listing the known when unknown."""
+
+
+class Runs(Protocol[R]):
+    """Stored trainings or validations. Each call is one transaction."""
+
+    async def add(self, run: R) -> None:
+        """409 when the model has a run of this name."""
+
+    async def find(self, model_uid: str, name: str) -> R | None:
+        """The run of this model with this name."""
+
+    async def of_model(self, model_uid: str) -> list[R]:
+        """All runs of a model, oldest first."""
+
+    async def active(self) -> list[R]:
+        """Those without a final status, oldest first."""
+
+    async def save_state(self, run: R) -> None:
+        """Write what the reconcile loop decides (never `stop_requested`)."""
+
+    async def request_stop(self, uid: str) -> None:
+        """Write that a stop was asked for."""
+
+    async def delete(self, uid: str) -> None:
+        """Remove the row and its metrics."""
+
+    async def models(self) -> list[tuple[str, str]]:
+        """(uid, name) of every model that has a run here."""
+
+
+class Trainings(Runs[Training], Protocol):
+    """Stored trainings."""
+
+    async def by_job(self, job_id: str) -> Training | None:
+        """The training that a job belongs to."""
+
+
+class Validations(Runs[Validation], Protocol):
+    """Stored validations."""
+
+
+class Metrics(Protocol):
+    """Stored curves."""
+
+    async def upsert(self, points: Sequence[MetricPoint]) -> None:
+        """Write points; one written before is replaced."""
+
+    async def read(self, job_id: str, series: Sequence[str]) -> list[MetricPoint]:
+        """Points by series and step, the newest attempt's value of each; all series when none is named."""
+
+
+class Workspace(Protocol):
+    """The folders of runs on disk."""
+
+    async def prepare_training(self, training: Training) -> Sequence[str]:
+        """Copy the model directory, write the worker's specification; the worker's command. Repeatable."""
+
+    async def prepare_validation(self, validation: Validation) -> Sequence[str]:
+        """Write the worker's specification; the worker's command. Repeatable."""
+
+    async def remove(self, run: Run) -> None:
+        """Remove the run's folder."""
+
+    def folder(self, run: Run) -> str:
+        """The run's folder."""
+
+    def weight_file(self, training: Training) -> str | None:
+        """Name of the best weight file so far: the final one, else that of the newest epoch."""

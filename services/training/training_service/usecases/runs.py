@@ -1,0 +1,100 @@
+"""Look at, stop and delete the runs of a model; the same for trainings and validations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic
+
+from servicekit.errors import conflict, in_use, not_found
+from servicekit.identity import current_identity
+
+from training_service.domain.runs import Run, Training
+from training_service.usecases.ports import Jobs, Models, R, Runs, Trainings, Validations, Workspace
+
+
+class ModelRuns(Generic[R]):
+    """The runs of one kind. Only runs of the model that has the name now are seen."""
+
+    def __init__(
+        self, kind: str, runs: Runs[R], models: Models, jobs: Jobs, workspace: Workspace, wake: Callable[[], None]
+    ) -> None:
+        self._kind = kind
+        self._runs, self._models = runs, models
+        self._jobs, self._workspace, self._wake = jobs, workspace, wake
+
+    async def list(self, model_name: str) -> list[R]:
+        """The caller's runs of a model, oldest first."""
+        model = await self._models.get(model_name)
+        identity = current_identity()
+        return [run for run in await self._runs.of_model(model.uid) if identity.may_access(run.owner)]
+
+    async def get(self, model_name: str, name: str) -> R:
+        """One run; 404, or 403 when it is another user's."""
+        model = await self._models.get(model_name)
+        run = await self._runs.find(model.uid, name)
+        if run is None:
+            raise not_found(self._kind, name)
+        current_identity().require_access(self._kind, name, run.owner)
+        return run
+
+    async def stop(self, model_name: str, name: str) -> None:
+        """Ask for the end; what has ended already stays as it is."""
+        run = await self.get(model_name, name)
+        if not run.status.is_final:
+            await self._runs.request_stop(run.uid)
+            self._wake()
+
+    async def delete(self, model_name: str, name: str) -> None:
+        """Remove an ended run, its files and its job; 409 while it is active or used."""
+        run = await self.get(model_name, name)
+        if not run.status.is_final:
+            raise conflict(
+                f"{self._kind} {name!r} is {run.status}; stop it first",
+                reason="IN_USE",
+                metadata={"kind": self._kind, "name": name, "status": str(run.status)},
+            )
+        await self.check_unused(run)
+        await self.remove(run)
+
+    async def check_unused(self, run: R) -> None:
+        """409 when something else still needs the run."""
+
+    async def remove(self, run: R) -> None:
+        """Remove an ended run. Safe to be killed anywhere and to repeat: the row goes last."""
+        await self._workspace.remove(run)
+        await self._jobs.delete(run.job_id)
+        await self._runs.delete(run.uid)
+
+
+class ModelTrainings(ModelRuns[Training]):
+    """Trainings, which active validations use."""
+
+    def __init__(
+        self,
+        trainings: Trainings,
+        validations: Validations,
+        models: Models,
+        jobs: Jobs,
+        workspace: Workspace,
+        wake: Callable[[], None],
+    ) -> None:
+        super().__init__("training", trainings, models, jobs, workspace, wake)
+        self._validations = validations
+
+    async def check_unused(self, run: Training) -> None:
+        for validation in await self._validations.of_model(run.model_uid):
+            if validation.training_uid == run.uid and not validation.status.is_final:
+                raise in_use("training", run.name, f"validation {validation.name!r}")
+
+    async def weight_file(self, model_name: str, name: str) -> str:
+        """Name of the training's weight file; 404 while there is none."""
+        training = await self.get(model_name, name)
+        file = self._workspace.weight_file(training)
+        if file is None:
+            raise not_found("weight file of training", name)
+        return file
+
+
+def kind_of(run: Run) -> str:
+    """The word by which people and the scheduling service know this kind of run."""
+    return "training" if isinstance(run, Training) else "validation"
