@@ -45,7 +45,7 @@ class Channels:
             channel = grpc.aio.insecure_channel(
                 self._settings.peers[peer],
                 options=CHANNEL_OPTIONS,
-                interceptors=[_SignUnary(signer), _SignStream(signer)],
+                interceptors=[_SignUnary(signer), _SignStream(signer), _SignUpload(signer)],
             )
             self._channels[peer] = channel
         return stub_class(channel)
@@ -114,4 +114,12 @@ class _SignStream(grpc.aio.UnaryStreamClientInterceptor):
         self._signer = signer
 
     async def intercept_unary_stream(self, continuation: Any, details: grpc.aio.ClientCallDetails, request: Any) -> Any:
+        return await continuation(self._signer.sign(details), request)
+
+
+class _SignUpload(grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[misc]
+    def __init__(self, signer: _Signer) -> None:
+        self._signer = signer
+
+    async def intercept_stream_unary(self, continuation: Any, details: grpc.aio.ClientCallDetails, request: Any) -> Any:
         return await continuation(self._signer.sign(details), request)

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from servicekit.errors import ServiceError, invalid, not_found
 from servicekit.paths import confined
@@ -88,6 +89,11 @@ def copy_folder(source: Path, target: Path, *, leave_out: Collection[str] = ()) 
             os.fsync(writer.fileno())
     for folder in {target, target.parent, *(path for path in target.rglob("*") if path.is_dir())}:
         sync_folder(folder)
+
+
+def decode(filename: str) -> str:
+    """A file name from a path segment: the gateway hands a `%2F` on as it was sent."""
+    return filename if "/" in filename else unquote(filename)
 
 
 def read_text(directory: Path, relative: str, field: str) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 from uuid import uuid4
 
 from servicekit.errors import already_exists, in_use, invalid, not_found
@@ -112,13 +111,13 @@ class Models:
             raise
         return model
 
-    async def list_visible(self) -> list[ModelView]:
-        """The caller's models by name, without the texts of their programs."""
+    async def list_visible(self, dataset: str | None = None) -> list[ModelView]:
+        """The caller's models by name (those for one `dataset`), without the texts of their programs."""
         identity = current_identity()
         return [
             (model, await self._files(model))
             for model in await self._catalog.list_models()
-            if identity.may_access(model.owner)
+            if identity.may_access(model.owner) and dataset in (None, model.dataset)
         ]
 
     async def get(self, name: str) -> ModelView:
@@ -129,13 +128,13 @@ class Models:
     async def update(self, name: str, given: ModelInput) -> None:
         """Change what is given, hyperparameters one by one; what is running keeps what it started with."""
         model = await self._find(name)
-        for field, value, fixed in (
+        for wire_name, value, fixed in (
             ("name", given.name, model.name),
             ("templatename", given.template_name, model.template_name),
             ("framework", given.framework, model.framework),
         ):
             if value and value.casefold() != fixed.casefold():
-                raise invalid(field, value, f"{fixed}, which a model keeps")
+                raise invalid(wire_name, value, f"{fixed}, which a model keeps")
         changes = await self._settings(model, given)
         added = changes.pop("hyperparameters", {})
         await asyncio.to_thread(given.texts.write_to, model.directory)
@@ -193,11 +192,11 @@ class Models:
             changes["hyperparameters"] = {**model.hyperparameters, **checked}
         if given.batch_size is not None:
             changes["batch_size"] = check_batch_size(given.batch_size)
-        for attribute, field in (("initial_weights", "wfinit"), ("weight_folder", "wtfolder")):
+        for attribute, wire_name in (("initial_weights", "wfinit"), ("weight_folder", "wtfolder")):
             text = getattr(given, attribute)
             if text is not None:
                 resolve = self._weights.resolve
-                changes[attribute] = await asyncio.to_thread(resolve, field, text, model.owner) if text else ""
+                changes[attribute] = await asyncio.to_thread(resolve, wire_name, text, model.owner) if text else ""
         changes |= await self._instance_group(model, given)
         if given.dataset is not None:
             if given.dataset and given.dataset != model.dataset:
@@ -246,8 +245,7 @@ class Models:
         return model
 
     async def _locate(self, filename: str) -> tuple[Model, str]:
-        # Some routes hand a path segment on as it was sent.
-        text = filename if "/" in filename else unquote(filename)
+        text = folders.decode(filename)
         allowed = "modelname/relative/path, as the list of files prints it"
         if text.startswith("/"):
             try:

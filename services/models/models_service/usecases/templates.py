@@ -151,7 +151,7 @@ class Templates:
 
     async def read_file(self, filename: str) -> str:
         """The text of `templatename/relative/path`; 404 for the template or file, 400 for a path that leaves it."""
-        name, _, relative = filename.partition("/")
+        name, _, relative = folders.decode(filename).partition("/")
         if not name or not relative:
             raise invalid("filename", filename, "templatename/relative/path, as the list of files prints it")
         template = await self._readable(name)

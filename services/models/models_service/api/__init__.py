@@ -1,0 +1,1 @@
+"""The gRPC face: servicers and the mapping between messages and domain."""

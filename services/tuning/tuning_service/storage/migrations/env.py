@@ -1,0 +1,6 @@
+"""Alembic's entry; the connection comes from `Database.migrate`."""
+
+from servicekit.database import env_main
+from tuning_service.storage import METADATA
+
+env_main(METADATA)
