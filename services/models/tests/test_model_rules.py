@@ -44,6 +44,8 @@ def test_all_fields_are_known() -> None:
         ("staircase", "maybe"),
         ("amsgrad", "yes"),
         ("stepvalues", "10,x"),
+        ("stepvalues", "9" * 5000),
+        ("solvertype", " " * 100_000),
         ("stepvalues", "20,10"),
     ],
 )

@@ -228,6 +228,9 @@ async def test_a_model_keeps_its_own_files_and_settings(room: Room) -> None:
         ({"template_name": ""}, "templatename"),
         ({"template_name": "none"}, "templatename"),
         ({"accelerator": "Turbo"}, "accelerator"),
+        ({"description": "a\0b"}, "description"),
+        ({"description": "x" * 10_001}, "description"),
+        ({"dataset": "a/b"}, "dataset"),
         ({"type": "Both"}, "type"),
         ({"batch_size": 0}, "batchsize"),
         ({"batch_size": -4}, "batchsize"),
@@ -294,6 +297,7 @@ async def test_model_updates(room: Room) -> None:
 async def test_concurrent_updates_lose_nothing(room: Room) -> None:
     with acting_as(ALICE):
         await make_model(room)
+        await room.models.update("m1", ModelInput(hyperparameters=dict.fromkeys(("epoch", "patience"), 1)))
         names = ["epoch", "maxiteration", "patience", "cooldown", "t_max", "stepsize"]
         await asyncio.gather(*(room.models.update("m1", ModelInput(hyperparameters={n: 5})) for n in names))
         model, _ = await room.models.get("m1")
@@ -308,6 +312,7 @@ async def test_a_model_in_use_is_kept_and_a_deleted_one_leaves_nothing(room: Roo
         room.peers.running.clear()
         await room.models.delete("m1")
         await refused(room.models.get("m1"), Code.NOT_FOUND)
+        await refused(room.models.get("m1\0"), Code.NOT_FOUND)
         await refused(room.models.delete("m1"), Code.NOT_FOUND)
         again = await make_model(room)
         assert again.uid != model.uid

@@ -94,7 +94,7 @@ class StepValues:
 
     def read(self, field: str, value: Any) -> Value:
         steps = [step.strip() for step in str(value).split(",")]
-        if not all(step.isascii() and step.isdigit() for step in steps):
+        if not all(step.isascii() and step.isdigit() and len(step) < 16 for step in steps):
             raise invalid(field, value, "whole numbers separated by commas, such as 10,20")
         numbers = [int(step) for step in steps]
         if numbers != sorted(set(numbers)):

@@ -54,6 +54,8 @@ class SqlCatalog:
             return [self._template(row) for row in rows.mappings()]
 
     async def find_template(self, name: str) -> Template | None:
+        if "\0" in name:  # PostgreSQL cannot even be asked
+            return None
         async with self._database.session(read_only=True) as session:
             return await self._find_template(session, name)
 
@@ -99,10 +101,14 @@ class SqlCatalog:
             return [self._model(row) for row in rows.mappings()]
 
     async def find_model(self, name: str) -> Model | None:
+        if "\0" in name:
+            return None
         async with self._database.session(read_only=True) as session:
             return await self._find_model(session, MODELS.c.name == name)
 
     async def find_model_by_uid(self, uid: str) -> Model | None:
+        if "\0" in uid:
+            return None
         async with self._database.session(read_only=True) as session:
             return await self._find_model(session, MODELS.c.uid == uid)
 

@@ -116,6 +116,8 @@ def read_text(directory: Path, relative: str, field: str) -> str:
 def write_text(directory: Path, relative: str, text: str, field: str) -> None:
     """Replace or add one file of `directory` at once: a reader sees the old text or the new one, whole."""
     path = confined(directory, relative, field)
+    if not directory.is_dir():  # deleted in this moment: it must not come back by a late write
+        raise not_found("folder", directory.name)
     data = text.encode()
     if len(data) > MAX_TEXT_BYTES:
         raise invalid(field, f"{len(data)} bytes", f"a text of at most {MAX_TEXT_BYTES} bytes")
@@ -204,6 +206,8 @@ class ProgramTexts:
 
     def write_to(self, directory: Path) -> None:
         """Put the given texts into `directory`; one without a file there yet gets the usual name."""
+        if not self:
+            return
         names = {path.name for path in directory.iterdir()}
         if self.main is not None:
             write_text(directory, MAIN, self.main, "tfmainContent")

@@ -18,7 +18,7 @@ from servicekit.times import utc_now
 from models_service.domain.hyperparameters import read_hyperparameters
 from models_service.domain.model import RESERVED_NAMES, Model, check_batch_size
 from models_service.domain.template import Template
-from models_service.domain.words import ACCELERATORS, MODEL_TYPES, read_word
+from models_service.domain.words import ACCELERATORS, MODEL_TYPES, check_text, read_word
 from models_service.usecases import folders
 from models_service.usecases.folders import ProgramFiles, ProgramTexts
 from models_service.usecases.ports import Activity, Catalog, Datasets, InstanceGroups
@@ -54,6 +54,13 @@ class ModelInput:
 
 
 ModelView = tuple[Model, ProgramFiles]
+
+_TEXTS = {
+    "description": "description",
+    "image_dimension": "dimimage",
+    "framework_version": "frameworkVersion",
+    "distribute_strategy": "distributeStrategy",
+}
 
 
 class Models:
@@ -94,18 +101,18 @@ class Models:
             directory=self._folder / uid,
             created_at=utc_now(),
             framework_version=template.framework_version,
-            hyperparameters=template.hyperparameters,
             batch_size=template.batch_size,
         )
         settings = await self._settings(blank, given)
         if await self._catalog.find_model(name) is not None:
             raise already_exists("model", name)
-        model = replace(blank, **settings)
+        hyperparameters = {**template.hyperparameters, **settings.pop("hyperparameters", {})}
+        model = replace(blank, hyperparameters=hyperparameters, **settings)
         await self._catalog.reserve(model.directory, utc_now() + RESERVATION)
         try:
             await asyncio.to_thread(self._make_folder, template, model, given.texts)
             await self._catalog.add_model(model)
-        except BaseException:
+        except Exception:  # a cancelled call's copy may still be writing: its order falls due by itself
             await self._catalog.release(model.directory)
             self._wake()
             raise
@@ -114,16 +121,19 @@ class Models:
     async def list_visible(self, dataset: str | None = None) -> list[ModelView]:
         """The caller's models by name (those for one `dataset`), without the texts of their programs."""
         identity = current_identity()
-        return [
-            (model, await self._files(model))
+        shown = [
+            model
             for model in await self._catalog.list_models()
             if identity.may_access(model.owner) and dataset in (None, model.dataset)
         ]
+        return await asyncio.to_thread(
+            lambda: [(model, folders.program_files(model.directory, model.framework)) for model in shown]
+        )
 
     async def get(self, name: str) -> ModelView:
         """One model with the texts of its program; 404, 403."""
         model = await self._find(name)
-        return model, await self._files(model, with_texts=True)
+        return model, await asyncio.to_thread(folders.program_files, model.directory, model.framework, with_texts=True)
 
     async def update(self, name: str, given: ModelInput) -> None:
         """Change what is given, hyperparameters one by one; what is running keeps what it started with."""
@@ -179,8 +189,8 @@ class Models:
     async def _settings(self, model: Model, given: ModelInput) -> dict[str, Any]:
         """The checked settings that `given` changes in `model`, by field."""
         changes: dict[str, Any] = {
-            attribute: value
-            for attribute in ("description", "image_dimension", "framework_version", "distribute_strategy")
+            attribute: check_text(wire_name, value)
+            for attribute, wire_name in _TEXTS.items()
             if (value := getattr(given, attribute)) is not None
         }
         if given.accelerator:
@@ -188,8 +198,7 @@ class Models:
         if given.type:
             changes["type"] = read_word("type", given.type, MODEL_TYPES)
         if given.hyperparameters is not None:
-            checked = read_hyperparameters(given.hyperparameters, model.framework)
-            changes["hyperparameters"] = {**model.hyperparameters, **checked}
+            changes["hyperparameters"] = read_hyperparameters(given.hyperparameters, model.framework)
         if given.batch_size is not None:
             changes["batch_size"] = check_batch_size(given.batch_size)
         for attribute, wire_name in (("initial_weights", "wfinit"), ("weight_folder", "wtfolder")):
@@ -200,6 +209,7 @@ class Models:
         changes |= await self._instance_group(model, given)
         if given.dataset is not None:
             if given.dataset and given.dataset != model.dataset:
+                check_name("dataset", given.dataset)
                 await self._datasets.require(given.dataset, "dataset")
             changes["dataset"] = given.dataset
         return changes
@@ -263,9 +273,6 @@ class Models:
                 raise invalid("filename", text, allowed)
             model = await self._find(name)
         return model, relative
-
-    async def _files(self, model: Model, *, with_texts: bool = False) -> ProgramFiles:
-        return await asyncio.to_thread(folders.program_files, model.directory, model.framework, with_texts=with_texts)
 
 
 def _relative(path: str, model: Model) -> str:

@@ -21,7 +21,7 @@ from servicekit.times import utc_now
 from models_service.domain.hyperparameters import read_hyperparameters
 from models_service.domain.model import check_batch_size
 from models_service.domain.template import RESERVED_NAMES, SYSTEM_OWNER, Template, check_files
-from models_service.domain.words import FRAMEWORKS, read_word
+from models_service.domain.words import FRAMEWORKS, check_text, read_word
 from models_service.usecases import folders
 from models_service.usecases.folders import ProgramFiles, ProgramTexts
 from models_service.usecases.ports import Catalog
@@ -72,14 +72,14 @@ class Templates:
             path=source,
             directory=self._folder / uuid4().hex,
             created_at=utc_now(),
-            description=given.description or "",
-            framework_version=given.framework_version or "",
+            description=check_text("description", given.description or ""),
+            framework_version=check_text("frameworkVersion", given.framework_version or ""),
         )
         await self._catalog.reserve(template.directory, utc_now() + RESERVATION)
         try:
             await asyncio.to_thread(folders.copy_folder, source, template.directory)
             await self._catalog.add_template(template)
-        except BaseException:
+        except Exception:
             await self._abandon(template.directory)
             raise
         return template
@@ -107,6 +107,8 @@ class Templates:
             raise invalid("name", given.name, f"{name}, a template keeps its name")
         framework = read_word("framework", given.framework, FRAMEWORKS) if given.framework else template.framework
         hyperparameters = read_hyperparameters(given.hyperparameters or {}, framework)
+        check_text("description", given.description or "")
+        check_text("frameworkVersion", given.framework_version or "")
         directory, path = template.directory, template.path
         # A client that sends the whole detail back sends the path it was shown: that asks for no new copy.
         if given.path and given.path != str(template.path):
@@ -131,7 +133,7 @@ class Templates:
                     hyperparameters={**current.hyperparameters, **hyperparameters},
                 ),
             )
-        except BaseException:
+        except Exception:
             if directory != template.directory:
                 await self._abandon(directory)
             raise
