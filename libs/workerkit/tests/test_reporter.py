@@ -1,0 +1,135 @@
+"""A worker reports to servers that come and go: nothing lost, nothing doubled, the program never held up."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
+from dlmesh.training.v1 import metrics_pb2, metrics_pb2_grpc
+from workerkit import Reporter
+from workerkit.spool import append_metrics, read_metrics, read_report
+
+
+class Platform(jobs_pb2_grpc.JobServiceServicer, metrics_pb2_grpc.MetricServiceServicer):
+    """Remembers reports and how often each point came."""
+
+    def __init__(self) -> None:
+        self.points: Counter[tuple[str, int]] = Counter()
+        self.reports: list[jobs_pb2.ReportJobRequest] = []
+        self.headers: list[dict[str, str]] = []
+        self.changed = threading.Condition()
+
+    def ReportJob(self, request: Any, context: Any) -> jobs_pb2.ReportJobResponse:
+        with self.changed:
+            self.reports.append(request)
+            self.headers.append(dict(context.invocation_metadata()))
+            self.changed.notify_all()
+        return jobs_pb2.ReportJobResponse()
+
+    def RecordMetrics(self, request: Any, context: Any) -> metrics_pb2.RecordMetricsResponse:
+        with self.changed:
+            self.points.update((point.series, point.step) for point in request.points)
+            self.changed.notify_all()
+        return metrics_pb2.RecordMetricsResponse()
+
+
+def start(platform: Platform, port: int = 0) -> tuple[grpc.Server, int]:
+    server = grpc.server(futures.ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+    jobs_pb2_grpc.add_JobServiceServicer_to_server(platform, server)
+    metrics_pb2_grpc.add_MetricServiceServicer_to_server(platform, server)
+    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    return server, bound
+
+
+def environment(directory: Path, port: int) -> dict[str, str]:
+    return {
+        "DLMESH_JOB_ID": "j1",
+        "DLMESH_JOB_DIR": str(directory),
+        "DLMESH_JOB_ATTEMPT": "2",
+        "DLMESH_JOB_TOKEN": "token",
+        "DLMESH_SCHEDULING_ADDRESS": f"127.0.0.1:{port}",
+        "DLMESH_TRAINING_ADDRESS": f"127.0.0.1:{port}",
+    }
+
+
+def test_nothing_is_lost_or_doubled_while_the_platform_is_away(tmp_path: Path) -> None:
+    first = Platform()
+    server, port = start(first)
+    reporter = Reporter.from_environment(environment(tmp_path, port))
+    for step in range(50):
+        reporter.metrics({"loss": 1.0 / (step + 1)}, step)
+    with first.changed:
+        assert first.changed.wait_for(lambda: len(first.points) == 50, timeout=10)
+    server.stop(None).wait()
+
+    slowest = 0.0
+    for step in range(50, 100):
+        started = time.monotonic()
+        reporter.metrics({"loss": 0.1}, step)
+        reporter.progress(step + 1, 100, "training")
+        slowest = max(slowest, time.monotonic() - started)
+    assert slowest < 1.0
+
+    second = Platform()
+    server, _ = start(second, port)
+    reporter.result({"top1": 0.98})
+    reporter.close()
+    server.stop(None).wait()
+    # A point whose acknowledgement was lost may be sent again; the receiving table is keyed.
+    assert {step for _, step in first.points | second.points} == set(range(100))
+    assert all(count == 1 for count in second.points.values())
+    last = second.reports[-1]
+    assert (last.job_id, last.attempt, last.progress.done) == ("j1", 2, 100)
+    assert json.loads(last.result_json) == {"top1": 0.98}
+    assert second.headers[-1]["x-dlmesh-job-token"] == "token"
+
+
+def test_the_spool_alone_tells_everything(tmp_path: Path) -> None:
+    reporter = Reporter(tmp_path)
+    reporter.progress(1, 3)
+    reporter.metrics({"loss": 0.5, "lr": float("nan")}, 7)
+    reporter.progress(2, 3, "training")
+    reporter.result({"a": 1})
+    reporter.close()
+    assert read_report(tmp_path) == {
+        "progress": {"done": 2.0, "total": 3.0, "phase": "training"},
+        "result": {"a": 1},
+    }
+    points, _ = read_metrics(tmp_path, 0)
+    assert [(point.series, point.step, point.value) for point in points] == [("loss", 7, 0.5)]
+
+
+def test_a_torn_line_waits_for_its_end(tmp_path: Path) -> None:
+    append_metrics(tmp_path, {"loss": 1.0}, 1)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "ti')
+    points, offset = read_metrics(tmp_path, 0)
+    assert [point.step for point in points] == [1]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('me": 1, "values": {"loss": 2}}\n')
+    points, _ = read_metrics(tmp_path, offset)
+    assert [point.step for point in points] == [2]
+
+
+@pytest.mark.parametrize("environ", [{}, {"DLMESH_JOB_ID": "j", "DLMESH_JOB_DIR": "/nowhere", "RANK": "1"}])
+def test_outside_of_a_job_and_on_other_ranks_nothing_happens(environ: dict[str, str]) -> None:
+    with Reporter.from_environment(environ) as reporter:
+        reporter.progress(1, 2)
+        reporter.metrics({"loss": 1}, 1)
+        reporter.result({})
+
+
+def test_a_full_disk_does_not_stop_the_program(tmp_path: Path) -> None:
+    reporter = Reporter(tmp_path / "missing")
+    reporter.progress(1, 2)
+    reporter.metrics({"loss": 1}, 1)
+    reporter.close()

@@ -1,0 +1,108 @@
+"""The worker's side of reporting."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from workerkit.push import Push
+from workerkit.spool import REPORT_FILE, append_metrics, write_atomically
+
+log = logging.getLogger(__name__)
+
+SPOOL_SECONDS = 0.2
+FLUSH_SECONDS = 5.0
+
+
+class Reporter:
+    """Reports one attempt of a job. Outside of a job, and on ranks other than 0, every method does nothing."""
+
+    def __init__(self, directory: Path | None, push: Push | None = None) -> None:
+        self._directory = directory
+        self._push = push
+        self._report: dict[str, Any] = {}
+        self._spooled_at = 0.0
+        self._lock = threading.Lock()
+        if push is not None:
+            push.start()
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Reporter:
+        """The reporter of the job this process belongs to (variables DLMESH_JOB_* are set by the engine)."""
+        job_id, directory = environ.get("DLMESH_JOB_ID"), environ.get("DLMESH_JOB_DIR")
+        if not job_id or not directory or environ.get("RANK", "0") != "0":
+            return cls(None)
+        push = Push(
+            job_id=job_id,
+            attempt=int(environ.get("DLMESH_JOB_ATTEMPT", "1")),
+            token=environ.get("DLMESH_JOB_TOKEN", ""),
+            directory=Path(directory),
+            scheduling_address=environ.get("DLMESH_SCHEDULING_ADDRESS", ""),
+            training_address=environ.get("DLMESH_TRAINING_ADDRESS", ""),
+        )
+        return cls(Path(directory), push)
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def progress(self, done: float, total: float, phase: str = "") -> None:
+        """`done` of `total` units (iterations, images); call it as often as you like."""
+        self._remember({"progress": {"done": float(done), "total": float(total), "phase": phase}}, now=done >= total)
+
+    def result(self, result: Any) -> None:
+        """What the job made, JSON-serialisable; the last one counts."""
+        self._remember({"result": result}, now=True)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """One point for each series; values that are not finite are left out."""
+        if self._directory is None:
+            return
+        finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+        try:
+            append_metrics(self._directory, finite, step)
+        except OSError as error:
+            log.warning("metrics at step %d could not be written: %s", step, error)
+        if self._push is not None:
+            self._push.wake()
+
+    def close(self) -> None:
+        """Write what is remembered and push it, waiting a few seconds at most."""
+        with contextlib.suppress(OSError):
+            self._spool()
+        if self._push is not None:
+            self._push.close(FLUSH_SECONDS)
+
+    def _remember(self, facts: dict[str, Any], *, now: bool) -> None:
+        if self._directory is None:
+            return
+        with self._lock:
+            self._report.update(facts)
+        if now or time.monotonic() - self._spooled_at >= SPOOL_SECONDS:
+            try:
+                self._spool()
+            except OSError as error:
+                log.warning("the report could not be written: %s", error)
+        if self._push is not None:
+            self._push.wake()
+
+    def _spool(self) -> None:
+        if self._directory is None or not self._report:
+            return
+        self._spooled_at = time.monotonic()
+        with self._lock:
+            text = json.dumps(self._report)
+        write_atomically(self._directory / REPORT_FILE, text)
