@@ -1,0 +1,1 @@
+"""The gateway: Envoy's configuration, its authorisation service, users, sessions, health and configuration."""

@@ -1,0 +1,1 @@
+"""The other services, seen through their health checks."""

@@ -1,0 +1,1 @@
+"""Users, sessions, credentials and passwords: what they are and which are valid."""

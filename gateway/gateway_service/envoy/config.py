@@ -1,0 +1,397 @@
+"""Envoy's bootstrap configuration (v3 API) as one plain dictionary.
+
+A request walks: header_mutation (drops identity headers a client may have forged) > lua (recognises credentials
+verified within the last seconds) > ext_authz (asks the gateway service) > buffer (bounds what is not streamed) >
+grpc_json_transcoder > router. An answer walks back the same way, so the lua filter sees it last and sets the HTTP
+status that the contract documents.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from importlib import resources
+from typing import Any
+
+from servicekit.identity import SECRET_HEADER, SERVICE_HEADER
+from servicekit.settings import DEFAULT_PORTS
+
+from gateway_service.envoy.surface import PublicMethod, PublicSurface
+from gateway_service.settings import GatewaySettings
+
+Json = dict[str, Any]
+
+HEALTH_PATH = "/healthz"
+BUFFER_FILTER = "envoy.filters.http.buffer"
+HEALTH_SERVICE = "dlmesh.gateway.v1.PlatformHealthService"
+CREDENTIAL_HEADERS = ("authorization", "x-auth-token", "cookie")
+# The transcoder's limits for one message; also how much of a streamed body it may hold while a slow peer reads.
+MAX_REQUEST_BYTES = 16 * 1024 * 1024
+MAX_RESPONSE_BYTES = 64 * 1024 * 1024
+MAX_CACHED_CREDENTIALS = 10_000
+UNARY_TIMEOUT = "60s"
+IDLE_TIMEOUT = "300s"
+
+# HTTP status of an answer that Envoy gives itself -> gRPC code in its JSON body.
+GRPC_CODE_OF_STATUS = {
+    400: 3,
+    401: 16,
+    403: 7,
+    404: 5,
+    405: 12,
+    408: 4,
+    409: 10,
+    413: 8,
+    415: 3,
+    429: 8,
+    431: 8,
+    500: 13,
+    501: 12,
+    502: 14,
+    503: 14,
+    504: 4,
+}
+
+
+def render_config(settings: GatewaySettings, surface: PublicSurface, *, cache_salt: str) -> Json:
+    """The whole configuration. `cache_salt` (hex) keys the digests of the credential cache."""
+    config: Json = {
+        "static_resources": {
+            "listeners": [_listener(settings, surface, cache_salt)],
+            "clusters": [_cluster(name, settings) for name in DEFAULT_PORTS],
+        },
+        "overload_manager": _overload_manager(),
+    }
+    if settings.envoy_admin_port is not None:
+        config["admin"] = {"address": _socket_address("127.0.0.1", settings.envoy_admin_port)}
+    return config
+
+
+def _typed(kind: str, **fields: Any) -> Json:
+    return {"@type": f"type.googleapis.com/{kind}", **fields}
+
+
+def _socket_address(host: str, port: int) -> Json:
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str) -> Json:
+    manager = _typed(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="public",
+        codec_type="AUTO",
+        use_remote_address=True,
+        normalize_path=True,
+        path_with_escaped_slashes_action="KEEP_UNCHANGED",  # a file name may hold %2F
+        server_header_transformation="PASS_THROUGH",
+        max_request_headers_kb=32,
+        request_headers_timeout="10s",
+        stream_idle_timeout=IDLE_TIMEOUT,
+        always_set_request_id_in_response=True,
+        common_http_protocol_options={"max_headers_count": 100, "idle_timeout": "3600s"},
+        http2_protocol_options={"max_concurrent_streams": 1024},
+        access_log=[_access_log(settings.access_log)],
+        local_reply_config=_local_replies(),
+        route_config=_routes(settings, surface),
+        http_filters=[
+            _filter(
+                "envoy.filters.http.header_mutation",
+                "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+                mutations={"request_mutations": [_remove_prefixed("x-dlmesh-"), _remove_prefixed("x-envoy-")]},
+            ),
+            _filter(
+                "envoy.filters.http.lua",
+                "envoy.extensions.filters.http.lua.v3.Lua",
+                default_source_code={"inline_string": _lua_source(settings, cache_salt)},
+            ),
+            _authorization(settings),
+            # The transcoder makes one message of a JSON body however long it is.
+            _filter(
+                BUFFER_FILTER,
+                "envoy.extensions.filters.http.buffer.v3.Buffer",
+                max_request_bytes=MAX_REQUEST_BYTES,
+            ),
+            _filter(
+                "envoy.filters.http.grpc_json_transcoder",
+                "envoy.extensions.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder",
+                proto_descriptor=str(surface.descriptor_path),
+                services=list(surface.services),
+                convert_grpc_status=True,
+                ignored_query_parameters=["csrftoken"],
+                url_unescape_spec="ALL_CHARACTERS",
+                request_validation_options={
+                    "reject_unknown_method": True,
+                    "reject_unknown_query_parameters": True,
+                },
+                print_options={"always_print_primitive_fields": False},
+                max_request_body_size=MAX_REQUEST_BYTES,
+                max_response_body_size=MAX_RESPONSE_BYTES,
+            ),
+            _filter(
+                "envoy.filters.http.router",
+                "envoy.extensions.filters.http.router.v3.Router",
+                suppress_envoy_headers=True,
+            ),
+        ],
+    )
+    return {
+        "name": "public",
+        "address": _socket_address(settings.http_host, settings.http_port),
+        "per_connection_buffer_limit_bytes": 1024 * 1024,
+        "filter_chains": [
+            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+        ],
+    }
+
+
+def _filter(name: str, kind: str, **fields: Any) -> Json:
+    return {"name": name, "typed_config": _typed(kind, **fields)}
+
+
+def _remove_prefixed(prefix: str) -> Json:
+    return {"remove_on_match": {"key_matcher": {"prefix": prefix}}}
+
+
+def _lua_source(settings: GatewaySettings, cache_salt: str) -> str:
+    source = resources.files("gateway_service.envoy").joinpath("gateway.lua").read_text()
+    constants = (
+        f'local SALT = "{cache_salt}"\n'
+        f"local TTL_MILLISECONDS = {settings.credential_cache_seconds * 1000:.0f}\n"
+        f"local MAX_ENTRIES = {MAX_CACHED_CREDENTIALS}\n"
+    )
+    return constants + source
+
+
+def _authorization(settings: GatewaySettings) -> Json:
+    return _filter(
+        "envoy.filters.http.ext_authz",
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
+        transport_api_version="V3",
+        grpc_service={
+            "envoy_grpc": {"cluster_name": "gateway", "retry_policy": _retries(20, "reset")},
+            "timeout": "15s",
+            "initial_metadata": [{"key": SECRET_HEADER, "value": settings.service.secret}],
+        },
+        allowed_headers={"patterns": [{"exact": name} for name in CREDENTIAL_HEADERS]},
+        status_on_error={"code": "ServiceUnavailable"},
+        # Asked unless the lua filter vouches: a script that failed, or never ran, leaves the check in force.
+        filter_enabled_metadata={
+            "filter": "dlmesh.auth",
+            "path": [{"key": "verified"}],
+            "value": {"bool_match": True},
+            "invert": True,
+        },
+    )
+
+
+def _routes(settings: GatewaySettings, surface: PublicSurface) -> Json:
+    open_health: Json = {
+        "match": {"path": HEALTH_PATH, "headers": [{"name": ":method", "string_match": {"exact": "GET"}}]},
+        "route": {"cluster": "gateway"},
+        "typed_per_filter_config": {
+            "envoy.filters.http.ext_authz": _typed(
+                "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute", disabled=True
+            )
+        },
+    }
+    # The order matters: exact paths before their service's prefix. The last route exists so that every request has one
+    # before transcoding: without a route Envoy skips ext_authz, and would let the transcoded request through.
+    every_path: Json = {
+        "match": {"prefix": "/"},
+        "direct_response": {"status": 404, "body": {"inline_string": "no such path"}},
+    }
+    return {
+        "name": "public",
+        "virtual_hosts": [
+            {
+                "name": "public",
+                "domains": ["*"],
+                # What is kept of a request to send it again; a longer upload is not repeated once it has begun.
+                "per_request_buffer_limit_bytes": 1024 * 1024,
+                "request_headers_to_add": [_set_header(SECRET_HEADER, settings.service.secret)],
+                "routes": [
+                    open_health,
+                    *(route | _UNBUFFERED for route in _grpc_routes(surface.methods)),
+                    *({**every_path, "match": match} | _UNBUFFERED for match in _upload_matches(surface.methods)),
+                    every_path,
+                ],
+            }
+        ],
+    }
+
+
+_UNBUFFERED: Json = {
+    "typed_per_filter_config": {
+        BUFFER_FILTER: _typed("envoy.extensions.filters.http.buffer.v3.BufferPerRoute", disabled=True)
+    }
+}
+
+
+def _upload_matches(methods: Iterable[PublicMethod]) -> list[Json]:
+    """Where the REST uploads arrive; they stream through without being held."""
+    return [
+        {
+            "safe_regex": {"regex": re.sub(r"\\{[^}]*\\}", "[^/]+", re.escape(template))},
+            "headers": [{"name": ":method", "string_match": {"exact": verb.upper()}}],
+        }
+        for method in methods
+        if method.is_upload
+        for verb, template in method.rest
+    ]
+
+
+def _grpc_routes(methods: Iterable[PublicMethod]) -> list[Json]:
+    exact, prefixes = [], {}
+    for method in methods:
+        if method.service == HEALTH_SERVICE:
+            # Answered at once, also when it is bad news; the caller may be a probe without credentials, in whose place
+            # the gateway asks.
+            exact.append(
+                {
+                    "match": {"path": method.grpc_path},
+                    "route": {"cluster": method.peer, "timeout": "5s"},
+                    "request_headers_to_add": [_set_header(SERVICE_HEADER, "gateway")],
+                }
+            )
+            continue
+        if method.is_read or method.is_long:
+            action: Json = {"cluster": method.peer, "timeout": "0s" if method.is_long else UNARY_TIMEOUT}
+            # A read may be repeated though the service died over it; a write only when it never reached the service.
+            action["retry_policy"] = _retries(24, "reset") if method.is_read else _retries(24)
+            exact.append({"match": {"path": method.grpc_path}, "route": action})
+        prefixes[method.service] = {
+            "match": {"prefix": f"/{method.service}/"},
+            "route": {"cluster": method.peer, "timeout": UNARY_TIMEOUT, "retry_policy": _retries(24)},
+        }
+    return [*exact, *prefixes.values()]
+
+
+def _set_header(name: str, value: str) -> Json:
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def _retries(number: int, *more_conditions: str) -> Json:
+    """About ten seconds of patience, enough for a service that is being restarted."""
+    return {
+        "retry_on": ",".join(("connect-failure", "refused-stream", "reset-before-request", *more_conditions)),
+        "num_retries": number,
+        "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
+    }
+
+
+def _cluster(name: str, settings: GatewaySettings) -> Json:
+    host, _, port = settings.service.peers[name].rpartition(":")
+    host = host.strip("[]")
+    return {
+        "name": name,
+        "type": "STATIC" if _is_address(host) else "STRICT_DNS",
+        "connect_timeout": "2s",
+        "per_connection_buffer_limit_bytes": 1024 * 1024,
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _socket_address(host, int(port))}}]}],
+        },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _typed(
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                explicit_http_config={
+                    "http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}
+                },
+            )
+        },
+        # The defaults allow three retries at a time in a whole cluster.
+        "circuit_breakers": {
+            "thresholds": [
+                {"max_connections": 1024, "max_pending_requests": 4096, "max_requests": 4096, "max_retries": 4096}
+            ]
+        },
+        # Only a hint with one endpoint a service (Envoy still tries an unhealthy only endpoint); with several replicas
+        # behind one name it is what takes a dead one out.
+        "health_checks": [
+            {
+                "timeout": "1s",
+                "interval": "2s",
+                "no_traffic_interval": "5s",
+                "unhealthy_threshold": 2,
+                "healthy_threshold": 1,
+                "grpc_health_check": {},
+            }
+        ],
+    }
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _access_log(path: str) -> Json:
+    # The path without its query: a csrftoken may stand there.
+    return {
+        "name": "envoy.access_loggers.file",
+        "typed_config": _typed(
+            "envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            path=path,
+            log_format={
+                "json_format": {
+                    "time": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
+                    "method": "%REQ(X-ENVOY-ORIGINAL-METHOD?:METHOD)%",
+                    "path": "%PATH(NQ:ORIG_OR_PATH)%",
+                    "status": "%RESPONSE_CODE%",
+                    "grpc_status": "%GRPC_STATUS%",
+                    "user": "%REQ(X-DLMESH-USER)%",
+                    "from": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+                    "request_id": "%REQ(X-REQUEST-ID)%",
+                    "milliseconds": "%DURATION%",
+                    "received_bytes": "%BYTES_RECEIVED%",
+                    "sent_bytes": "%BYTES_SENT%",
+                    "details": "%RESPONSE_CODE_DETAILS%",
+                    "upstream": "%UPSTREAM_CLUSTER%",
+                }
+            },
+        ),
+    }
+
+
+def _local_replies() -> Json:
+    """What Envoy answers itself, in the one error shape of the platform; a gRPC client gets the bare message."""
+    grpc_client = {
+        "and_filter": {
+            "filters": [
+                {"header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}}},
+                {
+                    "header_filter": {
+                        "header": {"name": "x-envoy-original-path", "present_match": True, "invert_match": True}
+                    }
+                },
+            ]
+        }
+    }
+    plain = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}, "content_type": "text/plain"}
+    mappers: list[Json] = [{"filter": grpc_client, "body_format_override": plain}]
+    for status, code in GRPC_CODE_OF_STATUS.items():
+        same_status = {"comparison": {"op": "EQ", "value": {"default_value": status, "runtime_key": "none"}}}
+        mappers.append({"filter": {"status_code_filter": same_status}, "body_format_override": _error_body(code)})
+    return {"mappers": mappers, "body_format": _error_body(2)}
+
+
+def _error_body(code: int) -> Json:
+    return {"json_format": {"code": code, "message": "%LOCAL_REPLY_BODY%", "details": []}}
+
+
+def _overload_manager() -> Json:
+    return {
+        "resource_monitors": [
+            {
+                "name": "envoy.resource_monitors.global_downstream_max_connections",
+                "typed_config": _typed(
+                    "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                    max_active_downstream_connections=10_000,
+                ),
+            }
+        ]
+    }

@@ -1,0 +1,90 @@
+"""What is public: read from the contracts' descriptor set, so that a new RPC needs no change here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dlmesh
+from google.api import annotations_pb2
+from google.protobuf import descriptor_pb2
+
+REST_BODY = ".google.api.HttpBody"
+
+
+@dataclass(frozen=True)
+class PublicMethod:
+    """One RPC with a REST face.
+
+    `peer` is the service that serves it; `is_read`: an HTTP GET; `is_upload`: the request is a stream; `is_long`: one
+    of the bodies is, so that no time limit fits it. `rest` holds (verb, path template) pairs.
+    """
+
+    service: str
+    name: str
+    peer: str
+    is_read: bool
+    is_upload: bool
+    is_long: bool
+    rest: tuple[tuple[str, str], ...]
+
+    @property
+    def grpc_path(self) -> str:
+        """`/package.Service/Method`."""
+        return f"/{self.service}/{self.name}"
+
+
+@dataclass(frozen=True)
+class PublicSurface:
+    """All public methods and the descriptor set they were read from.
+
+    A gRPC service is public when its methods carry `google.api.http`; internal ones (jobs, metrics) carry none.
+    """
+
+    descriptor_path: Path
+    methods: tuple[PublicMethod, ...]
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """Full names of the public gRPC services, sorted."""
+        return tuple(sorted({method.service for method in self.methods}))
+
+    @classmethod
+    def from_contracts(cls) -> PublicSurface:
+        """The surface of the installed contracts."""
+        return cls.from_file(Path(next(iter(dlmesh.__path__))).parent / "descriptors.binpb")
+
+    @classmethod
+    def from_file(cls, path: Path) -> PublicSurface:
+        """The surface of a serialized FileDescriptorSet."""
+        files = descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes()).file
+        return cls(path, tuple(method for file in files for method in _public_methods(file)))
+
+
+def _public_methods(file: descriptor_pb2.FileDescriptorProto) -> Iterator[PublicMethod]:
+    if not file.package.startswith("dlmesh."):
+        return
+    messages = {f".{file.package}.{message.name}": message for message in file.message_type}
+    for service in file.service:
+        for method in service.method:
+            rule = method.options.Extensions[annotations_pb2.http]
+            rest = tuple(
+                (verb, getattr(binding, verb))
+                for binding in (rule, *rule.additional_bindings)
+                if (verb := binding.WhichOneof("pattern"))
+            )
+            if not rest:
+                continue
+            types = {method.input_type, method.output_type}
+            request = messages.get(method.input_type)
+            types |= {field.type_name for field in request.field} if request else set()
+            yield PublicMethod(
+                service=f"{file.package}.{service.name}",
+                name=method.name,
+                peer=file.package.split(".")[1],
+                is_read=all(verb == "get" for verb, _ in rest),
+                is_upload=method.client_streaming,
+                is_long=method.client_streaming or method.server_streaming or REST_BODY in types,
+                rest=rest,
+            )

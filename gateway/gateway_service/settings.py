@@ -1,0 +1,68 @@
+"""Settings of the gateway beyond those every service has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from servicekit.settings import ServiceSettings
+
+
+@dataclass(frozen=True)
+class GatewaySettings:
+    """`service` is what every service knows; the rest is read from DLMESH_* variables of the gateway alone.
+
+    `credential_cache_seconds` bounds how long a revoked credential is still accepted by Envoy. `envoy_admin_port` is
+    None (no admin interface) unless asked for: its configuration dump shows the platform's secret to every local user.
+    """
+
+    service: ServiceSettings
+    http_host: str = "127.0.0.1"
+    http_port: int = 9280
+    envoy_admin_port: int | None = None
+    envoy_workers: int = 2
+    access_log: str = "/dev/stdout"
+    credential_cache_seconds: float = 30.0
+    session_seconds: float = 8 * 3600.0
+    admin_user: str = "Admin"
+    admin_password: str | None = None
+    triton_url: str | None = None
+    instance_group: str = "local"
+
+    @property
+    def run_directory(self) -> Path:
+        """Where Envoy's rendered configuration lies."""
+        return self.service.home / "run"
+
+    @classmethod
+    def from_environment(cls, service: ServiceSettings, environ: Mapping[str, str] = os.environ) -> GatewaySettings:
+        """Read the environment; ValueError names the variable and what it may hold."""
+        admin_port = environ.get("DLMESH_ENVOY_ADMIN_PORT")
+        return cls(
+            service=service,
+            http_host=environ.get("DLMESH_HTTP_HOST") or "127.0.0.1",
+            http_port=int(_number(environ, "DLMESH_HTTP_PORT", 9280)),
+            envoy_admin_port=int(_number(environ, "DLMESH_ENVOY_ADMIN_PORT", 0)) if admin_port else None,
+            envoy_workers=int(_number(environ, "DLMESH_ENVOY_WORKERS", min(4, os.cpu_count() or 1))),
+            access_log=environ.get("DLMESH_ACCESS_LOG") or "/dev/stdout",
+            credential_cache_seconds=_number(environ, "DLMESH_CREDENTIAL_CACHE_SECONDS", 30.0),
+            session_seconds=_number(environ, "DLMESH_SESSION_SECONDS", 8 * 3600.0),
+            admin_user=environ.get("DLMESH_ADMIN_USER") or "Admin",
+            admin_password=environ.get("DLMESH_ADMIN_PASSWORD") or None,
+            triton_url=environ.get("DLMESH_TRITON_URL") or None,
+        )
+
+
+def _number(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if value < 0:
+        raise ValueError(f"{name}: {text!r} is not valid; allowed: a number from 0")
+    return value

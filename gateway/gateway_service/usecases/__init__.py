@@ -1,0 +1,1 @@
+"""One verb a file: authenticate, log on, manage users, report health and configuration."""

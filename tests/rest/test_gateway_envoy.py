@@ -1,0 +1,562 @@
+"""A real Envoy before the real gateway service; the other services are one backend of real contract services."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+import requests
+from dlmesh.datasets.v1 import datasets_pb2, datasets_pb2_grpc
+from dlmesh.models.v1 import models_pb2_grpc
+from gateway_service.envoy.surface import PublicSurface
+from google.protobuf import descriptor_pb2, empty_pb2, wrappers_pb2
+from servicekit.errors import in_use, not_found, out_of_range
+from servicekit.identity import current_identity, job_token
+from servicekit.server import Application
+from servicekit.settings import DEFAULT_PORTS, ServiceSettings
+
+API = "/platform/rest/deeplearning/v1"
+LOGON = "/platform/rest/conductor/v1/auth/logon"
+USERS = "/platform/rest/dlmesh/v1/users"
+PASSWORD = "a good password"
+ADMIN = ("Admin", PASSWORD)
+CACHE_SECONDS = 1.0
+
+
+class Datasets(datasets_pb2_grpc.DatasetServiceServicer):
+    """Answers by name; `GetDataset` shows who the platform thinks the caller is."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    async def CreateDataset(self, request: Any, context: Any) -> empty_pb2.Empty:
+        return empty_pb2.Empty()
+
+    async def StopDataset(self, request: Any, context: Any) -> empty_pb2.Empty:
+        return empty_pb2.Empty()
+
+    async def DeleteDataset(self, request: Any, context: Any) -> empty_pb2.Empty:
+        raise_for(request.name)
+        return empty_pb2.Empty()
+
+    async def GetDataset(self, request: Any, context: Any) -> datasets_pb2.DatasetDetail:
+        raise_for(request.name)
+        identity = current_identity()
+        headers = sorted(key for key, _ in context.invocation_metadata())
+        return datasets_pb2.DatasetDetail(
+            name=request.name, owner=f"{identity.user} {identity.is_admin}", status_message=" ".join(headers), shards=0
+        )
+
+    async def ListDatasets(self, request: Any, context: Any) -> AsyncIterator[datasets_pb2.DatasetDetail]:
+        for name in self.names:
+            yield datasets_pb2.DatasetDetail(name=name)
+
+
+def raise_for(name: str) -> None:
+    refusals = {
+        "missing": not_found("dataset", "missing"),
+        "used": in_use("dataset", "used", "model m"),
+        "range": out_of_range("start", 9, "0 to 3"),
+    }
+    if name in refusals:
+        raise refusals[name]
+    if name == "broken":
+        raise RuntimeError("a secret of the implementation")
+
+
+class Models(models_pb2_grpc.ModelServiceServicer):
+    """File names and uploads."""
+
+    def __init__(self) -> None:
+        self.uploaded_bytes = 0
+
+    async def ReadModelFile(self, request: Any, context: Any) -> wrappers_pb2.StringValue:
+        return wrappers_pb2.StringValue(value=request.file_name)
+
+    async def UploadWeightFile(self, requests: AsyncIterator[Any], context: Any) -> empty_pb2.Empty:
+        self.uploaded_bytes = 0
+        async for request in requests:
+            self.uploaded_bytes += len(request.body.data)
+        return empty_pb2.Empty()
+
+
+class Backend:
+    """One server in a thread that stands for the six other services."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._settings = settings
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.datasets, self.models = Datasets(), Models()
+
+    def start(self) -> None:
+        self._application = Application(
+            name="backend",
+            servicers=[
+                (
+                    datasets_pb2_grpc.add_DatasetServiceServicer_to_server,
+                    self.datasets,
+                    "dlmesh.datasets.v1.DatasetService",
+                ),
+                (models_pb2_grpc.add_ModelServiceServicer_to_server, self.models, "dlmesh.models.v1.ModelService"),
+            ],
+        )
+        asyncio.run_coroutine_threadsafe(self._application.start(self._settings), self._loop).result(10)
+
+    def stop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._application.stop(), self._loop).result(10)
+
+    def close(self) -> None:
+        self.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@dataclass
+class Platform:
+    """Where everything is."""
+
+    home: Path
+    port: int
+    admin_port: int
+    secret: str
+    backend: Backend
+    envoy: psutil.Process
+    sessions: list[requests.Session] = field(default_factory=list)
+
+    def client(self, user: tuple[str, str] | None = ADMIN) -> requests.Session:
+        """A new connection."""
+        session = requests.Session()
+        session.auth = user
+        session.trust_env = False
+        self.sessions.append(session)
+        return session
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def counter(self, name: str) -> int:
+        """One of Envoy's counters."""
+        text = requests.get(f"http://127.0.0.1:{self.admin_port}/stats?filter=^{re.escape(name)}$", timeout=5).text
+        return int(text.rpartition(":")[2])
+
+
+def free_ports(number: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [opened.getsockname()[1] for opened in sockets]
+    for opened in sockets:
+        opened.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    home = tmp_path_factory.mktemp("gateway")
+    http_port, admin_port, gateway_port, backend_port = free_ports(4)
+    addresses = {f"DLMESH_{name.upper()}_ADDRESS": f"127.0.0.1:{backend_port}" for name in DEFAULT_PORTS}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.pathsep.join(part for part in sys.path if part),
+        "DLMESH_HOME": str(home),
+        "DLMESH_HTTP_PORT": str(http_port),
+        "DLMESH_ENVOY_ADMIN_PORT": str(admin_port),
+        "DLMESH_ADMIN_PASSWORD": PASSWORD,
+        "DLMESH_CREDENTIAL_CACHE_SECONDS": str(CACHE_SECONDS),
+        **addresses,
+        "DLMESH_GATEWAY_ADDRESS": f"127.0.0.1:{gateway_port}",
+    }
+    backend = Backend(ServiceSettings.from_environment("datasets", environment))
+    backend.start()
+    with (home / "out").open("wb") as out:
+        processes = [
+            subprocess.Popen([sys.executable, "-P", "-m", module], env=environment, stdout=out, stderr=out)
+            for module in ("gateway_service", "gateway_service.envoy")
+        ]
+    running = Platform(
+        home, http_port, admin_port, (home / "secret").read_text(), backend, psutil.Process(processes[1].pid)
+    )
+    try:
+        wait_until(lambda: serves(running), 30, lambda: (home / "out").read_text())
+        yield running
+    finally:
+        for session in running.sessions:
+            session.close()
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            process.wait(10)
+        backend.close()
+
+
+def serves(platform: Platform) -> bool:
+    try:
+        return requests.get(platform.url("/healthz"), timeout=5).status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, explain: Callable[[], str] = str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.05)
+
+
+def rest_calls() -> list[tuple[str, str]]:
+    """Every REST operation of the contract, path parameters filled."""
+    return [
+        (verb.upper(), re.sub(r"{[^}]*}", "x", template))
+        for method in PublicSurface.from_contracts().methods
+        for verb, template in method.rest
+    ]
+
+
+def grpc_methods() -> list[str]:
+    """Every gRPC method that any service of ours has, the internal ones included."""
+    files = descriptor_pb2.FileDescriptorSet.FromString(PublicSurface.from_contracts().descriptor_path.read_bytes())
+    return [
+        f"/{file.package}.{service.name}/{method.name}"
+        for file in files.file
+        for service in file.service
+        for method in service.method
+    ]
+
+
+def raw_get(platform: Platform, path: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+    """A GET whose path goes out as it is."""
+    connection = http.client.HTTPConnection("127.0.0.1", platform.port, timeout=10)
+    try:
+        connection.putrequest("GET", path, skip_accept_encoding=True)
+        for key, value in (headers or {}).items():
+            connection.putheader(key, value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def assert_error(answer: requests.Response, status: int, code: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    assert body["code"] == code
+    assert body["message"]
+    return body
+
+
+# -- who may pass
+
+
+def test_every_rest_operation_needs_credentials(platform: Platform) -> None:
+    client = platform.client(None)
+    calls = [call for call in rest_calls() if call != ("GET", "/healthz")]
+    assert len(calls) > 70
+    for verb, path in calls:
+        body = assert_error(client.request(verb, platform.url(path)), 401, 16)
+        assert body["details"] == []
+
+
+def test_every_grpc_method_needs_credentials(platform: Platform) -> None:
+    methods = [*grpc_methods(), "/grpc.health.v1.Health/Check", "/dlmesh.none.v1.None/None"]
+    assert any("JobService" in method for method in methods)
+    forged = (("x-dlmesh-user", "root"), ("x-dlmesh-secret", platform.secret), ("x-dlmesh-service", "models"))
+    forged += (("x-dlmesh-job", "j"), ("x-dlmesh-job-token", job_token(platform.secret, "j")))
+    with grpc.insecure_channel(f"127.0.0.1:{platform.port}") as channel:
+        for method in methods:
+            with pytest.raises(grpc.RpcError) as refusal:
+                channel.unary_unary(method)(b"", metadata=forged, timeout=5)
+            assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED, method
+
+
+def test_internal_services_are_out_of_reach_with_credentials(platform: Platform) -> None:
+    public = PublicSurface.from_contracts().services
+    internal = [method for method in grpc_methods() if method.split("/")[1] not in public]
+    assert any("JobService" in method for method in internal)
+    assert any("Authorization" in method for method in internal)
+    with grpc.insecure_channel(f"127.0.0.1:{platform.port}") as channel:
+        for method in [*internal, "/grpc.health.v1.Health/Check"]:
+            with pytest.raises(grpc.RpcError) as refusal:
+                channel.unary_unary(method)(b"", metadata=grpc_basic(*ADMIN), timeout=5)
+            assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED, method
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/nope",
+        f"/{API}/datasets",
+        f"{API}//datasets",
+        f"/healthz/..{API}/datasets",
+        f"/healthz%2f..%2f{API}/datasets",
+        f"{API}/./datasets",
+        f"{API}/%64atasets",
+        f"{API}/datasets;x=1",
+        "/healthz/",
+        "/HEALTHZ",
+        "/dlmesh.datasets.v1.DatasetService/ListDatasets",
+    ],
+)
+def test_no_spelling_of_a_path_passes_without_credentials(platform: Platform, path: str) -> None:
+    assert raw_get(platform, path)[0] == 401
+
+
+@pytest.mark.parametrize("verb", ["POST", "PUT", "HEAD", "OPTIONS", "DELETE"])
+def test_only_get_of_healthz_is_open(platform: Platform, verb: str) -> None:
+    assert platform.client(None).request(verb, platform.url("/healthz")).status_code == 401
+
+
+def test_wrong_credentials(platform: Platform) -> None:
+    for user in (("Admin", "wrong"), ("nobody", PASSWORD)):
+        answer = platform.client(user).get(platform.url(f"{API}/datasets"))
+        assert_error(answer, 401, 16)
+        assert answer.headers["www-authenticate"].startswith("Basic ")
+
+
+def test_forged_identity_is_ignored_with_and_without_the_cache(platform: Platform) -> None:
+    admin = platform.client()
+    alice = {"name": "alice", "password": "password of alice", "role": "user"}
+    assert admin.post(platform.url(USERS), json=alice).status_code == 201
+    client = platform.client(("alice", "password of alice"))
+    forged = {"x-dlmesh-user": "root", "X-DLMESH-Admin": "1", "x-dlmesh-service": "models", "x-dlmesh-job": "1"}
+    for _ in range(4):
+        detail = client.get(platform.url(f"{API}/datasets/d"), headers=forged).json()
+        assert detail["createUser"] == "alice False"
+        seen = detail["statusMessage"].split()
+        assert not {"authorization", "cookie", "x-auth-token", "x-dlmesh-service", "x-dlmesh-job"} & set(seen)
+    assert_error(client.get(platform.url(USERS)), 403, 7)
+    assert_error(client.post(platform.url(USERS), json=alice | {"name": "eve"}), 403, 7)
+
+
+# -- the shape of answers
+
+
+def test_arrays_are_bare(platform: Platform) -> None:
+    client, datasets = platform.client(), platform.backend.datasets
+    datasets.names = []
+    answer = client.get(platform.url(f"{API}/datasets"))
+    assert (answer.status_code, answer.text) == (200, "[]")
+    datasets.names = ["a", "b"]
+    answer = client.get(platform.url(f"{API}/datasets"))
+    assert answer.json() == [{"name": "a"}, {"name": "b"}]
+    assert answer.headers["content-type"] == "application/json"
+
+
+def test_success_codes_and_empty_bodies(platform: Platform) -> None:
+    client = platform.client()
+    for verb, path, body, status in (
+        ("POST", "/datasets", {"name": "d", "notInTheContract": 1}, 201),
+        ("PUT", "/datasets/d/stop", None, 200),
+        ("DELETE", "/datasets/d", None, 204),
+    ):
+        for _ in range(2):
+            answer = client.request(verb, platform.url(API + path), json=body)
+            assert (answer.status_code, answer.content) == (status, b"")
+            assert "content-type" not in answer.headers
+            assert not [name for name in answer.headers if name.startswith(("grpc-", "x-http-", "server", "x-envoy"))]
+    detail = client.get(platform.url(f"{API}/datasets/d")).json()
+    assert detail["shards"] == 0, "a zero that was set is printed"
+
+
+def test_errors_of_a_service(platform: Platform) -> None:
+    client = platform.client()
+    body = assert_error(client.get(platform.url(f"{API}/datasets/missing")), 404, 5)
+    assert body["details"][0]["reason"] == "NOT_FOUND"
+    assert body["details"][0]["domain"] == "dlmesh"
+    assert body["details"][0]["metadata"] == {"kind": "dataset", "name": "missing"}
+    assert_error(client.delete(platform.url(f"{API}/datasets/used")), 409, 10)
+    assert_error(client.get(platform.url(f"{API}/datasets/range")), 416, 11)
+    body = assert_error(client.get(platform.url(f"{API}/datasets/broken")), 500, 13)
+    assert "secret" not in json.dumps(body)
+    assert_error(client.get(platform.url(f"{API}/modeltemplates")), 501, 12)
+
+
+@pytest.mark.parametrize("text", ['{"name":', '{"name": {}}', "[1]", "nonsense"])
+def test_malformed_json_is_400_with_the_reason(platform: Platform, text: str) -> None:
+    answer = platform.client().post(platform.url(f"{API}/datasets"), data=text)
+    assert_error(answer, 400, 3)
+
+
+def test_unknown_paths_verbs_and_query_parameters(platform: Platform) -> None:
+    client = platform.client()
+    assert_error(client.get(platform.url("/nope")), 404, 5)
+    assert_error(client.get(platform.url(f"{API}/nope")), 404, 5)
+    assert_error(client.patch(platform.url(f"{API}/datasets")), 404, 5)
+    body = assert_error(client.get(platform.url(f"{API}/datasets?colour=red")), 400, 3)
+    assert "colour" in body["message"]
+    assert client.get(platform.url(f"{API}/datasets?csrftoken=any")).status_code == 200
+
+
+def test_json_bodies_have_a_limit(platform: Platform) -> None:
+    client, url = platform.client(), platform.url(f"{API}/datasets")
+    assert client.post(url, json={"name": "x" * 5_000_000}).status_code == 201
+    too_long = "x" * 17_000_000
+    assert_error(client.post(url, data=too_long), 413, 8)
+    assert_error(client.post(url, data=(part for part in [too_long.encode()])), 413, 8)
+
+
+def test_oversized_headers_are_431(platform: Platform) -> None:
+    assert platform.client().get(platform.url("/"), headers={"x-long": "x" * 40_000}).status_code == 431
+
+
+@pytest.mark.parametrize("name", ["main.py", "a/b.py", "a b/ü+%.py", "../x"])
+def test_file_names_may_hold_encoded_slashes(platform: Platform, name: str) -> None:
+    path = f"{API}/models/files/{requests.utils.quote(name, safe='')}"
+    status, body = raw_get(platform, path, basic_header(*ADMIN))
+    assert (status, json.loads(body)) == (200, name)
+
+
+def test_upload_is_streamed(platform: Platform) -> None:
+    size, chunk = 128 * 1024 * 1024, bytes(1024 * 1024)
+    before, peak, done = platform.envoy.memory_info().rss, 0, threading.Event()
+
+    def watch() -> int:
+        highest = 0
+        while not done.wait(0.02):
+            highest = max(highest, platform.envoy.memory_info().rss)
+        return highest
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        answer = platform.client().post(
+            platform.url(f"{API}/models/weightfile"),
+            data=(chunk for _ in range(size // len(chunk))),
+            headers={"content-type": "multipart/form-data; boundary=b"},
+        )
+        done.set()
+        peak = watching.result()
+    assert (answer.status_code, answer.content) == (201, b"")
+    assert platform.backend.models.uploaded_bytes == size
+    assert peak - before < size / 2, f"Envoy grew by {(peak - before) >> 20} MiB"
+
+
+# -- gRPC through the same port
+
+
+def basic_header(user: str, password: str) -> dict[str, str]:
+    return {"authorization": requests.auth._basic_auth_str(user, password)}
+
+
+def grpc_basic(user: str, password: str) -> tuple[tuple[str, str], ...]:
+    return tuple(basic_header(user, password).items())
+
+
+def test_grpc_clients_use_the_same_port(platform: Platform) -> None:
+    platform.backend.datasets.names = ["a"]
+    with grpc.insecure_channel(f"127.0.0.1:{platform.port}") as channel:
+        stub, metadata = datasets_pb2_grpc.DatasetServiceStub(channel), grpc_basic(*ADMIN)
+        for _ in range(2):
+            detail = stub.GetDataset(datasets_pb2.GetDatasetRequest(name="d"), metadata=metadata, timeout=5)
+            assert detail.owner == "Admin True"
+        listed = stub.ListDatasets(datasets_pb2.ListDatasetsRequest(), metadata=metadata, timeout=5)
+        assert [dataset.name for dataset in listed] == ["a"]
+        stub.CreateDataset(datasets_pb2.CreateDatasetRequest(name="d"), metadata=metadata, timeout=5)
+        with pytest.raises(grpc.RpcError) as refusal:
+            stub.GetDataset(datasets_pb2.GetDatasetRequest(name="missing"), metadata=metadata, timeout=5)
+        assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
+        with pytest.raises(grpc.RpcError) as refusal:
+            stub.GetDataset(datasets_pb2.GetDatasetRequest(name="d"), timeout=5)
+        assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert "credentials" in str(refusal.value.details())
+
+
+# -- sessions, users, the credential cache
+
+
+def test_session_with_csrf_token(platform: Platform) -> None:
+    logon = platform.client()
+    answer = logon.get(platform.url(LOGON))
+    assert answer.status_code == 200
+    csrf_token = answer.json()["csrftoken"]
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    token = answer.cookies["platform.rest.token"]
+
+    browser = platform.client(None)
+    browser.cookies.set("platform.rest.token", token)
+    for _ in range(2):
+        assert browser.get(platform.url(f"{API}/datasets/d")).json()["createUser"] == "Admin True"
+        assert_error(browser.post(platform.url(f"{API}/datasets"), json={}), 403, 7)
+        assert_error(browser.post(platform.url(f"{API}/datasets?csrftoken=wrong"), json={}), 403, 7)
+        assert browser.post(platform.url(f"{API}/datasets?csrftoken={csrf_token}"), json={}).status_code == 201
+    assert "csrftoken" not in (platform.home / "out").read_text()
+
+    program = platform.client(None)
+    for headers in ({"authorization": f"Bearer {token}"}, {"x-auth-token": token}):
+        assert program.post(platform.url(f"{API}/datasets"), json={}, headers=headers).status_code == 201
+    assert_error(program.get(platform.url(f"{API}/datasets"), headers={"x-auth-token": "other"}), 401, 16)
+
+
+def test_verified_credentials_are_cached_and_expire_after_a_password_change(platform: Platform) -> None:
+    admin, url = platform.client(), platform.url(f"{API}/datasets")
+    assert admin.post(platform.url(USERS), json={"name": "bob", "password": "password one"}).status_code == 201
+    bob = platform.client(("bob", "password one"))
+    assert bob.get(url).status_code == 200
+    checks = platform.counter("http.public.ext_authz.ok")
+    for _ in range(50):
+        assert bob.get(url).status_code == 200
+    assert platform.counter("http.public.ext_authz.ok") - checks <= 4
+    assert bob.put(platform.url(f"{USERS}/bob/password"), json={"password": "password two"}).status_code == 204
+    assert platform.client(("bob", "password two")).get(url).status_code == 200
+    wait_until(lambda: bob.get(url).status_code == 401, CACHE_SECONDS + 2)
+    assert admin.delete(platform.url(f"{USERS}/bob")).status_code == 204
+    two = platform.client(("bob", "password two"))
+    wait_until(lambda: two.get(url).status_code == 401, CACHE_SECONDS + 2)
+    assert "bob" not in {user["name"] for user in admin.get(platform.url(USERS)).json()}
+
+
+def test_configuration_shows_no_secret(platform: Platform) -> None:
+    run = platform.home / "run"
+    (run / "triton.json").write_text('{"http": "http://127.0.0.1:1", "grpc": "127.0.0.1:2"}')
+    answer = platform.client().get(platform.url(f"{API}/conf"))
+    assert answer.status_code == 200
+    configuration = answer.json()
+    assert configuration["triton.grpc.url"] == "127.0.0.1:2"
+    assert configuration["dlmesh.home"] == str(platform.home)
+    assert platform.secret not in answer.text
+    assert PASSWORD not in answer.text
+    assert (run / "envoy.json").stat().st_mode & 0o777 == 0o600
+
+
+# -- a service that goes away (last: it restarts the backend)
+
+
+def test_health_and_patience_while_a_service_restarts(platform: Platform) -> None:
+    client = platform.client()
+    assert client.get(platform.url(f"{API}/datasets")).status_code == 200
+    platform.backend.stop()
+    wait_until(lambda: requests.get(platform.url("/healthz"), timeout=5).status_code == 503, 3)
+    body = requests.get(platform.url("/healthz"), timeout=5).json()
+    assert body["status"] == "NOT_SERVING"
+    assert body["services"]["gateway"] == "SERVING"
+    assert body["services"]["datasets"] == "UNREACHABLE"
+    assert set(body["services"]) == set(DEFAULT_PORTS)
+    with ThreadPoolExecutor(2) as pool:
+        read = pool.submit(client.get, platform.url(f"{API}/datasets/d"))
+        write = pool.submit(platform.client().post, platform.url(f"{API}/datasets"), json={})
+        wait_until(lambda: platform.counter("cluster.datasets.upstream_rq_retry") >= 3, 5)
+        platform.backend.start()
+        assert read.result(10).status_code == 200
+        assert write.result(10).status_code == 201
+    wait_until(lambda: serves(platform), 5)
