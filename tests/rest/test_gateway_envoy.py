@@ -141,6 +141,8 @@ class Platform:
     secret: str
     backend: Backend
     envoy: psutil.Process
+    gateway: subprocess.Popen[bytes]
+    start_gateway: Callable[[], subprocess.Popen[bytes]]
     sessions: list[requests.Session] = field(default_factory=list)
 
     def client(self, user: tuple[str, str] | None = ADMIN) -> requests.Session:
@@ -186,13 +188,25 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     }
     backend = Backend(ServiceSettings.from_environment("datasets", environment))
     backend.start()
-    with (home / "out").open("wb") as out:
-        processes = [
-            subprocess.Popen([sys.executable, "-P", "-m", module], env=environment, stdout=out, stderr=out)
-            for module in ("gateway_service", "gateway_service.envoy")
-        ]
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(module: str) -> subprocess.Popen[bytes]:
+        with (home / "out").open("ab") as out:
+            process = subprocess.Popen([sys.executable, "-P", "-m", module], env=environment, stdout=out, stderr=out)
+        processes.append(process)
+        return process
+
+    envoy = psutil.Process(start("gateway_service.envoy").pid)
+    gateway = start("gateway_service")
     running = Platform(
-        home, http_port, admin_port, (home / "secret").read_text(), backend, psutil.Process(processes[1].pid)
+        home,
+        http_port,
+        admin_port,
+        (home / "secret").read_text(),
+        backend,
+        envoy,
+        gateway,
+        lambda: start("gateway_service"),
     )
     try:
         wait_until(lambda: serves(running), 30, lambda: (home / "out").read_text())
@@ -539,7 +553,20 @@ def test_configuration_shows_no_secret(platform: Platform) -> None:
     assert (run / "envoy.json").stat().st_mode & 0o777 == 0o600
 
 
-# -- a service that goes away (last: it restarts the backend)
+# -- a service that goes away (last: these restart what the others use)
+
+
+def test_callers_wait_for_a_gateway_service_that_was_killed(platform: Platform) -> None:
+    known = platform.client()
+    assert known.get(platform.url(f"{API}/datasets")).status_code == 200
+    platform.gateway.kill()
+    platform.gateway.wait(5)
+    assert_error(requests.get(platform.url("/healthz"), timeout=10), 503, 14)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(platform.client(("alice", "password of alice")).get, platform.url(f"{API}/datasets/d"))
+        platform.gateway = platform.start_gateway()
+        assert answer.result(15).json()["createUser"] == "alice False"
+    wait_until(lambda: serves(platform), 5)
 
 
 def test_health_and_patience_while_a_service_restarts(platform: Platform) -> None:

@@ -30,6 +30,7 @@ CREDENTIAL_HEADERS = ("authorization", "x-auth-token", "cookie")
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 MAX_CACHED_CREDENTIALS = 10_000
+PATIENT = "authorization"
 UNARY_TIMEOUT = "60s"
 IDLE_TIMEOUT = "300s"
 
@@ -58,9 +59,15 @@ def render_config(settings: GatewaySettings, surface: PublicSurface, *, cache_sa
     """The whole configuration. `cache_salt` (hex) keys the digests of the credential cache."""
     config: Json = {
         "static_resources": {
-            "listeners": [_listener(settings, surface, cache_salt)],
-            "clusters": [_cluster(name, settings) for name in DEFAULT_PORTS],
+            "listeners": [_listener(settings, surface, cache_salt), _patient_listener()],
+            "clusters": [*(_cluster(name, settings) for name in DEFAULT_PORTS), _patient_cluster()],
         },
+        "bootstrap_extensions": [
+            _filter(
+                "envoy.bootstrap.internal_listener",
+                "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+            )
+        ],
         "overload_manager": _overload_manager(),
     }
     if settings.envoy_admin_port is not None:
@@ -128,11 +135,7 @@ def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str
                 max_request_body_size=MAX_REQUEST_BYTES,
                 max_response_body_size=MAX_RESPONSE_BYTES,
             ),
-            _filter(
-                "envoy.filters.http.router",
-                "envoy.extensions.filters.http.router.v3.Router",
-                suppress_envoy_headers=True,
-            ),
+            _router(),
         ],
     )
     return {
@@ -147,6 +150,12 @@ def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str
 
 def _filter(name: str, kind: str, **fields: Any) -> Json:
     return {"name": name, "typed_config": _typed(kind, **fields)}
+
+
+def _router() -> Json:
+    return _filter(
+        "envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
+    )
 
 
 def _remove_prefixed(prefix: str) -> Json:
@@ -169,8 +178,8 @@ def _authorization(settings: GatewaySettings) -> Json:
         "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
         transport_api_version="V3",
         grpc_service={
-            "envoy_grpc": {"cluster_name": "gateway", "retry_policy": _retries(20, "reset")},
-            "timeout": "15s",
+            "envoy_grpc": {"cluster_name": PATIENT},
+            "timeout": "20s",
             "initial_metadata": [{"key": SECRET_HEADER, "value": settings.service.secret}],
         },
         allowed_headers={"patterns": [{"exact": name} for name in CREDENTIAL_HEADERS]},
@@ -183,6 +192,41 @@ def _authorization(settings: GatewaySettings) -> Json:
             "invert": True,
         },
     )
+
+
+def _patient_listener() -> Json:
+    """ext_authz does not retry by itself: it asks through this listener inside of Envoy, whose route does."""
+    ask = {"cluster": "gateway", "timeout": "20s", "retry_policy": _retries(24, "reset")}
+    manager = _typed(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix=PATIENT,
+        codec_type="HTTP2",
+        route_config={
+            "name": PATIENT,
+            "virtual_hosts": [
+                {"name": PATIENT, "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": ask}]}
+            ],
+        },
+        http_filters=[_router()],
+    )
+    return {
+        "name": PATIENT,
+        "internal_listener": {},
+        "filter_chains": [
+            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+        ],
+    }
+
+
+def _patient_cluster() -> Json:
+    endpoint = {"address": {"envoy_internal_address": {"server_listener_name": PATIENT}}}
+    return {
+        "name": PATIENT,
+        "type": "STATIC",
+        "load_assignment": {"cluster_name": PATIENT, "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}]},
+        "typed_extension_protocol_options": _http2(),
+        "circuit_breakers": _ample(),
+    }
 
 
 def _routes(settings: GatewaySettings, surface: PublicSurface) -> Json:
@@ -292,20 +336,8 @@ def _cluster(name: str, settings: GatewaySettings) -> Json:
             "cluster_name": name,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _socket_address(host, int(port))}}]}],
         },
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _typed(
-                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                explicit_http_config={
-                    "http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}
-                },
-            )
-        },
-        # The defaults allow three retries at a time in a whole cluster.
-        "circuit_breakers": {
-            "thresholds": [
-                {"max_connections": 1024, "max_pending_requests": 4096, "max_requests": 4096, "max_retries": 4096}
-            ]
-        },
+        "typed_extension_protocol_options": _http2(),
+        "circuit_breakers": _ample(),
         # Only a hint with one endpoint a service (Envoy still tries an unhealthy only endpoint); with several replicas
         # behind one name it is what takes a dead one out.
         "health_checks": [
@@ -319,6 +351,18 @@ def _cluster(name: str, settings: GatewaySettings) -> Json:
             }
         ],
     }
+
+
+def _http2() -> Json:
+    name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    keepalive = {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}
+    return {name: _typed(name, explicit_http_config={"http2_protocol_options": keepalive})}
+
+
+def _ample() -> Json:
+    """Envoy's default allows three retries at a time in a whole cluster."""
+    limits = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
+    return {"thresholds": [dict.fromkeys(limits, 4096)]}
 
 
 def _is_address(host: str) -> bool:
@@ -342,7 +386,6 @@ def _access_log(path: str) -> Json:
                     "method": "%REQ(X-ENVOY-ORIGINAL-METHOD?:METHOD)%",
                     "path": "%PATH(NQ:ORIG_OR_PATH)%",
                     "status": "%RESPONSE_CODE%",
-                    "grpc_status": "%GRPC_STATUS%",
                     "user": "%REQ(X-DLMESH-USER)%",
                     "from": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
                     "request_id": "%REQ(X-REQUEST-ID)%",
@@ -372,15 +415,26 @@ def _local_replies() -> Json:
         }
     }
     plain = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}, "content_type": "text/plain"}
-    mappers: list[Json] = [{"filter": grpc_client, "body_format_override": plain}]
+    unanswered = {"and_filter": {"filters": [_status_is(503), {"response_flag_filter": {"flags": ["UAEX"]}}]}}
+    mappers: list[Json] = [
+        {"filter": grpc_client, "body_format_override": plain},
+        {
+            "filter": unanswered,
+            "body_format_override": _error_body(14, "credentials cannot be checked now: the gateway service is away"),
+        },
+    ]
     for status, code in GRPC_CODE_OF_STATUS.items():
-        same_status = {"comparison": {"op": "EQ", "value": {"default_value": status, "runtime_key": "none"}}}
-        mappers.append({"filter": {"status_code_filter": same_status}, "body_format_override": _error_body(code)})
+        mappers.append({"filter": _status_is(status), "body_format_override": _error_body(code)})
     return {"mappers": mappers, "body_format": _error_body(2)}
 
 
-def _error_body(code: int) -> Json:
-    return {"json_format": {"code": code, "message": "%LOCAL_REPLY_BODY%", "details": []}}
+def _status_is(status: int) -> Json:
+    value = {"default_value": status, "runtime_key": "none"}
+    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
+
+
+def _error_body(code: int, message: str = "%LOCAL_REPLY_BODY%") -> Json:
+    return {"json_format": {"code": code, "message": message, "details": []}}
 
 
 def _overload_manager() -> Json:
