@@ -1,3 +1,3 @@
 """Fixtures for the whole repository."""
 
-pytest_plugins = ["testkit.plugin"]
+pytest_plugins = ["testkit.plugin", "testkit.platform"]

@@ -1,0 +1,64 @@
+"""The whole platform - Envoy, seven services, Triton - started once a session for the tests that need it."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from dlmesh_platform.client import USERS, Client
+from dlmesh_platform.launch import RunningPlatform, launch
+from dlmesh_platform.main_job import MainJob, write_digits
+
+
+@pytest.fixture(scope="session")
+def platform() -> Iterator[RunningPlatform]:
+    """A running platform with a fresh home; digits lie in its data root as `digits`, ten of them in `held-out`."""
+    with tempfile.TemporaryDirectory(prefix="dlmesh-", ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
+        write_digits(home / "data" / "digits", home / "held-out")
+        with launch(home) as running:
+            yield running
+
+
+@pytest.fixture
+def admin(platform: RunningPlatform) -> Iterator[Client]:
+    """The administrator's client."""
+    client = platform.client()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def new_user(platform: RunningPlatform, admin: Client) -> Iterator[Callable[[str], Client]]:
+    """`new_user("ann")` is the client of a new ordinary user whose name begins so."""
+    clients = []
+
+    def make(prefix: str) -> Client:
+        name, password = f"{prefix}-{secrets.token_hex(3)}", secrets.token_urlsafe(12)
+        admin.post(USERS, {"name": name, "password": password, "role": "user"})
+        clients.append(platform.client(name, password))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture(scope="session")
+def trained(platform: RunningPlatform) -> MainJob:
+    """The main job up to a finished training named `first`, made once a session."""
+    job = MainJob(platform.client(), "digits", prefix="shared")
+    job.create_dataset()
+    job.await_dataset()
+    job.create_model()
+    job.start_training()
+    job.await_training()
+    return job
+
+
+def held_out(platform: RunningPlatform) -> list[Path]:
+    """Ten images that were in no training; their names begin with the true digit."""
+    return sorted((platform.home / "held-out").glob("*.png"))

@@ -1,0 +1,243 @@
+"""The `dlmesh` command. Errors are one line on stderr; exit codes: 0 done, 1 failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import requests
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dlmesh_platform import demo as demonstration
+from dlmesh_platform.client import API, USERS, ApiError, Client, segment
+from dlmesh_platform.endpoints import SERVICES, PortInUseError, public_address
+from dlmesh_platform.launch import LaunchError
+from dlmesh_platform.supervisor import Platform, PlatformError, Supervisor, describe, exclusive
+
+app = typer.Typer(
+    help="dlmesh: data, training, tuning, validation and serving behind one API.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+user_app = typer.Typer(help="Accounts: add, list, remove (administrators only).", no_args_is_help=True)
+app.add_typer(user_app, name="user")
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+Parameters = ParamSpec("Parameters")
+LOGS = (*SERVICES, "envoy", "access", "supervisor")
+KNOWN_ERRORS = (PlatformError, PortInUseError, LaunchError, ApiError, requests.RequestException, OSError, ValueError)
+
+
+def _home() -> Path:
+    return Path(os.environ.get("DLMESH_HOME") or ".dlmesh").resolve()
+
+
+def _plain_errors(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """What is expected to go wrong ends in one line, not in a traceback."""
+
+    @wraps(command)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except KNOWN_ERRORS as error:
+            err.print(f"[red]dlmesh:[/] {escape(_words(error))}", soft_wrap=True)
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, requests.ConnectionError):
+        url = error.request.url if error.request is not None else "the platform"
+        return f"nothing answers at {url}; is it running? (dlmesh serve)"
+    return str(error)
+
+
+def _state(home: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((home / "run" / "supervisor.json").read_text()))
+    except FileNotFoundError:
+        return {}
+
+
+def _client(home: Path) -> Client:
+    host, port = public_address()
+    url = str(_state(home).get("url") or f"http://{host}:{port}")
+    user = os.environ.get("DLMESH_ADMIN_USER") or "Admin"
+    password = os.environ.get("DLMESH_ADMIN_PASSWORD")
+    if password:
+        return Client(url, user, password)
+    if not (home / "admin_password").exists():
+        raise PlatformError(
+            f"no password: {home}/admin_password does not exist; set DLMESH_HOME, or DLMESH_ADMIN_USER and "
+            "DLMESH_ADMIN_PASSWORD"
+        )
+    return Client.of_home(home, url, user)
+
+
+@app.command()
+@_plain_errors
+def serve() -> None:
+    """Run the platform in the foreground until Ctrl-C or SIGTERM; services that die are started again."""
+    home = _home()
+    with exclusive(home):
+        platform = describe(home)
+        first = not (home / "admin_password").exists()
+        out.print(f"Starting dlmesh in {home} ...", soft_wrap=True)
+        supervisor = Supervisor(platform, report=lambda line: err.print(line, markup=False, soft_wrap=True))
+        supervisor.run(lambda: _welcome(platform, show_password=first))
+    out.print("Everything is stopped.")
+
+
+def _welcome(platform: Platform, *, show_password: bool) -> None:
+    user = os.environ.get("DLMESH_ADMIN_USER") or "Admin"
+    password_file = platform.home / "admin_password"
+    if os.environ.get("DLMESH_ADMIN_PASSWORD"):
+        where = "in DLMESH_ADMIN_PASSWORD"
+    elif show_password:
+        where = f"{password_file.read_text().strip()}  (shown once; kept in {password_file})"
+    else:
+        where = f"in {password_file}"
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("REST API", f"[bold]{platform.url}{API}[/]")
+    table.add_row("User", user)
+    table.add_row("Password", escape(where), style=None)
+    table.add_row("Data roots", " ".join(platform.data_roots))
+    table.add_row("Logs", f"{platform.home / 'log'}  (dlmesh logs NAME -f)")
+    out.print("[green]dlmesh is up.[/]")
+    out.print(table, soft_wrap=True)
+    out.print(
+        f'Next: curl -u "{user}:$(cat {password_file})" {platform.url}{API}/datasets\n'
+        "      docs/guide.md goes on from there; Ctrl-C stops the platform.",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+@_plain_errors
+def demo() -> None:
+    """The main job from start to end on a platform of its own, below DLMESH_HOME/demo."""
+    home = _home() / "demo"
+    try:
+        demonstration.Demo(home, out).run()
+    except demonstration.DemoError as error:
+        err.print(f"[red]dlmesh demo:[/] {escape(str(error))}", soft_wrap=True)
+        err.print(demonstration.failure_report(home), markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+@_plain_errors
+def status() -> None:
+    """Health and addresses of the running platform; exit 1 when it is not healthy."""
+    home = _home()
+    state = _state(home)
+    host, port = public_address()
+    url = state.get("url") or f"http://{host}:{port}"
+    session = requests.Session()
+    session.trust_env = False
+    response = session.get(f"{url}/healthz", timeout=10)
+    health = response.json()
+    endpoints = home / "run" / "endpoints.json"
+    addresses = json.loads(endpoints.read_text()) if endpoints.exists() else {}
+    table = Table("service", "health", "address", "process")
+    table.add_row("envoy", "SERVING", url.removeprefix("http://"), str(state.get("processes", {}).get("envoy", "")))
+    services = health.get("services", {}) if isinstance(health, dict) else {}
+    for name in SERVICES:
+        word = str(services.get(name, "SERVING" if response.status_code == 200 else "?"))
+        table.add_row(name, word, addresses.get(name, ""), str(state.get("processes", {}).get(name, "")))
+    out.print(table)
+    if response.status_code != 200:
+        err.print(escape(str(health.get("message", health))), soft_wrap=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+@_plain_errors
+def logs(
+    name: Annotated[str, typer.Argument(help=f"one of {', '.join(LOGS)}")] = "supervisor",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on printing what is added")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="how many of the last lines")] = 50,
+) -> None:
+    """The log of one process of the platform."""
+    if name not in LOGS:
+        err.print(f"[red]dlmesh:[/] no log {escape(name)!r}; there are {', '.join(LOGS)}")
+        raise typer.Exit(2)
+    path = _home() / "log" / f"{name}.log"
+    if not path.exists():
+        raise PlatformError(f"{path} does not exist: {name} has not been started in this home")
+    with path.open(errors="replace") as file:
+        text = file.read().splitlines(keepends=True)
+        sys.stdout.write("".join(text[len(text) - lines :] if lines else []))
+        while follow:
+            sys.stdout.flush()
+            added = file.read()
+            sys.stdout.write(added)
+            if not added:
+                time.sleep(0.3)
+
+
+@app.command()
+@_plain_errors
+def config() -> None:
+    """The effective configuration, without secrets (GET /conf)."""
+    for key, value in sorted(_client(_home()).get("/conf").items()):
+        out.print(f"{key} = {value}", markup=False, soft_wrap=True)
+
+
+@app.command("write-digits")
+@_plain_errors
+def write_digits(folder: Annotated[Path, typer.Argument(help="where to; a folder a digit is made in it")]) -> None:
+    """Write scikit-learn's 1797 handwritten digits as PNG class folders, to try the platform with."""
+    from dlmesh_platform.main_job import write_digits as write
+
+    write(folder, folder, per_digit_held_out=0)
+    out.print(f"1797 images in {folder}", soft_wrap=True)
+
+
+@user_app.command("add")
+@_plain_errors
+def add_user(
+    name: str,
+    admin: Annotated[bool, typer.Option("--admin", help="may see and change everything")] = False,
+    password: Annotated[
+        str, typer.Option(envvar="DLMESH_NEW_PASSWORD", prompt=True, hide_input=True, confirmation_prompt=True)
+    ] = "",
+) -> None:
+    """Create an account; the password is asked for, or taken from DLMESH_NEW_PASSWORD."""
+    _client(_home()).post(USERS, {"name": name, "password": password, "role": "admin" if admin else "user"})
+    out.print(f"user {name} added", markup=False)
+
+
+@user_app.command("list")
+@_plain_errors
+def list_users() -> None:
+    """All accounts."""
+    table = Table("user", "role", "created (UTC)")
+    for user in _client(_home()).get(USERS):
+        table.add_row(user["name"], user["role"], user.get("createTime", ""))
+    out.print(table)
+
+
+@user_app.command("remove")
+@_plain_errors
+def remove_user(name: str) -> None:
+    """Remove an account; what it owned stays."""
+    _client(_home()).delete(f"{USERS}/{segment(name)}")
+    out.print(f"user {name} removed", markup=False)
+
+
+if __name__ == "__main__":
+    app(prog_name="dlmesh")
