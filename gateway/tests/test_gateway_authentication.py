@@ -1,4 +1,4 @@
-"""Credentials, passwords, sessions and users against a real SQLite file."""
+"""Credentials, passwords, sessions and users against a real SQLite file and a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    database = Database(f"sqlite:///{tmp_path / 'gateway.sqlite'}", "gateway")
+async def house(tmp_path: Path, database_url: str) -> AsyncIterator[House]:
+    database = Database(database_url, "gateway")
     await database.migrate(MIGRATIONS)
     accounts, clock = DatabaseAccounts(database), Clock()
     verified = VerifiedPasswords(30, max_entries=2, clock=clock.monotonic)

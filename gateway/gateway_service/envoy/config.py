@@ -252,7 +252,7 @@ def _routes(settings: GatewaySettings, surface: PublicSurface) -> Json:
                 "name": "public",
                 "domains": ["*"],
                 # What is kept of a request to send it again; a longer upload is not repeated once it has begun.
-                "per_request_buffer_limit_bytes": 1024 * 1024,
+                "request_body_buffer_limit": 1024 * 1024,
                 "request_headers_to_add": [_set_header(SECRET_HEADER, settings.service.secret)],
                 "routes": [
                     open_health,
