@@ -1,0 +1,144 @@
+"""Between protos and the domain, both ways side by side."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from dlmesh.scheduling.v1 import jobs_pb2, scheduling_pb2
+from servicekit.times import unix_milliseconds, utc_now
+
+from scheduling_service.domain.job import InstanceGroup, Job, Progress, Spec, State
+
+
+def spec_from_proto(spec: jobs_pb2.JobSpec) -> Spec:
+    return Spec(
+        name=spec.name,
+        kind=spec.kind,
+        owner=spec.owner,
+        ranks=spec.ranks or 1,
+        gpus_per_rank=spec.gpus_per_rank,
+        command=list(spec.command),
+        environment=dict(spec.environment),
+        working_directory=spec.working_directory,
+        max_restarts=spec.max_restarts,
+        grace_seconds=spec.grace_seconds or 10.0,
+        warm=spec.warm,
+        model=spec.model,
+        dataset=spec.dataset,
+        framework=spec.framework,
+        max_seconds=spec.max_seconds,
+        application_name=spec.application_name,
+    )
+
+
+def progress_from_proto(progress: jobs_pb2.Progress) -> Progress:
+    return Progress(progress.done, progress.total, progress.phase)
+
+
+def job_to_proto(job: Job, run_directory: Path) -> jobs_pb2.Job:
+    spec = job.spec
+    return jobs_pb2.Job(
+        id=job.id,
+        spec=jobs_pb2.JobSpec(
+            name=spec.name,
+            kind=spec.kind,
+            owner=spec.owner,
+            instance_group=job.group_id,
+            ranks=spec.ranks,
+            gpus_per_rank=spec.gpus_per_rank,
+            command=list(spec.command),
+            environment=dict(spec.environment),
+            working_directory=spec.working_directory,
+            max_restarts=spec.max_restarts,
+            grace_seconds=spec.grace_seconds,
+            warm=spec.warm,
+            model=spec.model,
+            dataset=spec.dataset,
+            framework=spec.framework,
+            max_seconds=spec.max_seconds,
+            application_name=spec.application_name,
+        ),
+        state=job.state.value,
+        reason=job.reason,
+        attempt=job.attempt,
+        progress=jobs_pb2.Progress(done=job.progress.done, total=job.progress.total, phase=job.progress.phase),
+        result_json=job.result_json,
+        created_at=_seconds(job.created_at),
+        started_at=_seconds(job.started_at),
+        ended_at=_seconds(job.ended_at),
+        ranks=[jobs_pb2.RankOutcome(rank=row.rank, pid=row.pid, exit_code=row.exit_code) for row in job.ranks],
+        log_tail=job.log_tail,
+        run_directory=str(run_directory),
+        driver_id=driver_id(job),
+        instance_group_id=job.group_id,
+    )
+
+
+def group_to_proto(group: InstanceGroup) -> jobs_pb2.InstanceGroup:
+    return jobs_pb2.InstanceGroup(
+        id=group.id, name=group.name, slots=group.slots, gpus=group.gpus, master_url=group.master_url, state="STARTED"
+    )
+
+
+def group_to_detail(group: InstanceGroup, execution_user: str) -> scheduling_pb2.InstanceGroupDetail:
+    return scheduling_pb2.InstanceGroupDetail(
+        id=group.id,
+        name=group.name,
+        master_url=group.master_url,
+        execution_user=execution_user,
+        state="STARTED",
+    )
+
+
+def driver_id(job: Job) -> str:
+    """The driver of a job as clients see it: its keeper."""
+    return f"driver-{job.id}"
+
+
+def job_to_application(job: Job, group: InstanceGroup, host: str, attempt: Path) -> scheduling_pb2.ApplicationDetail:
+    """A job as an application; what is not known is left unset."""
+    running = job.state is State.RUNNING
+    ended = job.ended_at or utc_now()
+    duration = (ended - job.started_at).total_seconds() if job.started_at else 0.0
+    detail = scheduling_pb2.ApplicationDetail(
+        instance_group_id=group.id,
+        id=job.id,
+        name=job.spec.application_name or job.spec.name,
+        type="BATCH",
+        state=job.state.value,
+        slots=job.spec.ranks if running else 0,
+        demanded_slots=job.spec.ranks if job.state is State.SUBMITTED else 0,
+        hosts=1 if running else 0,
+        owner=job.spec.owner,
+        updated_at_ms=unix_milliseconds(utc_now()),
+        submitted_at=unix_milliseconds(job.created_at),
+        ended_at_ms=unix_milliseconds(job.ended_at),
+        run_duration_seconds=duration,
+        master_url=group.master_url,
+        model=job.spec.model,
+        dataset=job.spec.dataset,
+        framework=job.spec.framework,
+        status_message=job.reason,
+    )
+    if job.progress.total:
+        detail.progress = job.progress.done / job.progress.total
+    if job.attempt:
+        detail.driver.CopyFrom(
+            scheduling_pb2.DriverDetail(
+                id=driver_id(job), state=job.state.value, host=host, stdout_path=str(attempt / "keeper.log")
+            )
+        )
+        for rank in range(job.spec.ranks):
+            detail.executors.add(
+                id=str(rank),
+                state=job.state.value,
+                host=host,
+                stdout_path=str(attempt / f"rank-{rank}.out"),
+                stderr_path=str(attempt / f"rank-{rank}.err"),
+            )
+    return detail
+
+
+def _seconds(moment: datetime | None) -> float:
+    return moment.timestamp() if moment else 0.0

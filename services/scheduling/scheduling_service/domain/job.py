@@ -1,0 +1,163 @@
+"""A job: what was asked for, what became of it, and which moves are legal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from servicekit.errors import conflict
+
+
+class State(StrEnum):
+    """States of a job; the last three are final."""
+
+    SUBMITTED = "SUBMITTED"
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    ERROR = "ERROR"
+    KILLED = "KILLED"
+
+    @property
+    def is_final(self) -> bool:
+        return self in _FINAL
+
+
+_FINAL = frozenset({State.FINISHED, State.ERROR, State.KILLED})
+# RUNNING -> SUBMITTED is a retry: the job waits again for its gang.
+_MOVES: Mapping[State, frozenset[State]] = {
+    State.SUBMITTED: frozenset({State.RUNNING, State.KILLED, State.ERROR}),
+    State.RUNNING: frozenset({State.SUBMITTED, State.FINISHED, State.ERROR, State.KILLED}),
+}
+
+MAX_PLATFORM_LOSSES = 20
+RETRY_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to run; see JobSpec in jobs.proto."""
+
+    name: str
+    kind: str
+    owner: str
+    ranks: int
+    command: Sequence[str]
+    gpus_per_rank: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    working_directory: str = ""
+    max_restarts: int = 0
+    grace_seconds: float = 10.0
+    warm: bool = False
+    model: str = ""
+    dataset: str = ""
+    framework: str = ""
+    max_seconds: float = 0.0
+    application_name: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Counts a worker reported."""
+
+    done: float = 0.0
+    total: float = 0.0
+    phase: str = ""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A rank of the newest attempt."""
+
+    rank: int
+    pid: int
+    exit_code: int | None
+
+
+@dataclass
+class Job:
+    """A row of the queue. Times are aware UTC; `attempt` counts from 1, 0 before the first."""
+
+    id: str
+    spec: Spec
+    group_id: str
+    created_at: datetime
+    state: State = State.SUBMITTED
+    reason: str = ""
+    attempt: int = 0
+    program_failures: int = 0
+    platform_losses: int = 0
+    stop_requested: bool = False
+    not_before: datetime | None = None
+    progress: Progress = field(default_factory=Progress)
+    result_json: str = ""
+    log_tail: str = ""
+    ranks: Sequence[Rank] = ()
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+    def start(self, now: datetime) -> None:
+        """Take the slots for the next attempt."""
+        self._move(State.RUNNING)
+        self.attempt += 1
+        self.reason = ""
+        self.log_tail = ""
+        self.ranks = ()
+        self.started_at = self.started_at or now
+
+    def finish(self, now: datetime) -> None:
+        """All ranks ended with code 0."""
+        self._end(State.FINISHED, "", now)
+
+    def kill(self, reason: str, now: datetime) -> None:
+        """A stop was asked for and nothing of it runs any more."""
+        self._end(State.KILLED, reason, now)
+
+    def fail_program(self, reason: str, retry_at: datetime, now: datetime) -> None:
+        """The program failed: it waits for `retry_at` while it has restarts left, else it is an error."""
+        self.program_failures += 1
+        if self.program_failures <= self.spec.max_restarts:
+            self._retry(f"{reason}; restart {self.program_failures} of {self.spec.max_restarts}", retry_at)
+        else:
+            self._end(State.ERROR, reason, now)
+
+    def lose(self, reason: str, retry_at: datetime, now: datetime) -> None:
+        """The platform lost the attempt, which is not the program's fault; bounded all the same."""
+        self.platform_losses += 1
+        if self.platform_losses <= MAX_PLATFORM_LOSSES:
+            self._retry(f"{reason}; started again", retry_at)
+        else:
+            self._end(State.ERROR, f"{reason}, {self.platform_losses} times", now)
+
+    def retry_seconds(self) -> float:
+        """How long to wait before the next attempt."""
+        failures = self.program_failures + max(0, self.platform_losses - 1)
+        return RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
+
+    def _retry(self, reason: str, at: datetime) -> None:
+        self._move(State.SUBMITTED)
+        self.reason = reason
+        self.not_before = at
+
+    def _end(self, state: State, reason: str, now: datetime) -> None:
+        self._move(state)
+        self.reason = reason
+        self.ended_at = now
+
+    def _move(self, state: State) -> None:
+        if state not in _MOVES.get(self.state, frozenset()):
+            raise conflict(f"job {self.id} cannot go from {self.state} to {state}")
+        self.state = state
+
+
+@dataclass(frozen=True)
+class InstanceGroup:
+    """Slots that jobs share. One rank takes one slot."""
+
+    id: str
+    name: str
+    slots: int
+    gpus: int = 0
+    master_url: str = ""
+    engine: str = "local"

@@ -1,0 +1,1 @@
+"""What runs gangs of ranks; one package an engine, listed in the registry."""

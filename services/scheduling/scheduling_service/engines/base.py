@@ -1,0 +1,85 @@
+"""What an engine promises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at running a job's gang. `directory` is its own; the engine and the ranks write there."""
+
+    job_id: str
+    number: int
+    directory: Path
+    ranks: int
+    gpus_per_rank: int
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    working_directory: str
+    grace_seconds: float
+    max_seconds: float
+    warm: bool
+
+
+class Phase(Enum):
+    """What an engine knows of an attempt."""
+
+    UNKNOWN = "unknown"  # never launched here
+    STARTING = "starting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    LOST = "lost"  # its keeper went without a word: a reboot, an out-of-memory kill
+
+
+@dataclass(frozen=True)
+class RankOutcome:
+    """How a rank ended; a negative code is the signal that ended it, None: it was not seen to end."""
+
+    rank: int
+    pid: int
+    exit_code: int | None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """An attempt as it stands; `failed_rank` is the one that failed first, whose output explains why."""
+
+    phase: Phase
+    reason: str = ""
+    ranks: Sequence[RankOutcome] = field(default_factory=tuple)
+    failed_rank: int | None = None
+    keeper_pid: int = 0
+
+
+class Engine(ABC):
+    """Runs gangs of ranks: all of a gang start, or none; when one fails all end.
+
+    Every method may be repeated and may be called by a process that knows nothing of the calls before it: what an
+    engine must remember it keeps in the attempt's directory. Output of rank R goes to rank-R.out and rank-R.err there.
+    The contract tests in tests/test_engines.py run against every engine of the registry.
+    """
+
+    @abstractmethod
+    async def launch(self, attempt: Attempt) -> None:
+        """Start the attempt; launching one that was launched already changes nothing."""
+
+    @abstractmethod
+    async def observe(self, directory: Path) -> Observation:
+        """What became of the attempt. Cheap: it is called several times a second."""
+
+    @abstractmethod
+    async def stop(self, directory: Path) -> None:
+        """Ask the attempt to end: SIGTERM, its grace, then SIGKILL for whatever is left of its process tree."""
+
+    async def open(self) -> None:  # noqa: B027  engines without preparations need none
+        """Called once before the first launch."""
+
+    async def close(self) -> None:  # noqa: B027
+        """Called when the service ends; attempts go on."""

@@ -1,0 +1,181 @@
+"""Gangs on this machine: a keeper process for each attempt, forked from the warm pool when it may be."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from scheduling_service.engines.base import Attempt, Engine, Observation, Phase, RankOutcome
+from scheduling_service.engines.local import processes
+from scheduling_service.engines.local.keeper import KEEPER_FILE, OUTCOME_FILE, SPEC_FILE, write_json
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 15.0
+POOL_RESTART_SECONDS = 2.0
+KEEPER_PROGRAM = Path(__file__).with_name("keeper.py")
+
+
+class LocalEngine(Engine):
+    """`home` is the platform's home; `warm_pool` False starts every rank cold."""
+
+    def __init__(self, home: Path, warm_pool: bool = True) -> None:
+        self._home = home
+        self._warm_pool = warm_pool
+        self._pool: subprocess.Popen[bytes] | None = None
+        self._pool_watch: asyncio.Task[None] | None = None
+        self._children: set[int] = set()
+
+    async def open(self) -> None:
+        if self._warm_pool:
+            self._pool_watch = asyncio.create_task(self._keep_pool(), name="warm-pool")
+
+    async def close(self) -> None:
+        if self._pool_watch is not None:
+            self._pool_watch.cancel()
+            await asyncio.gather(self._pool_watch, return_exceptions=True)
+        if self._pool is not None:
+            self._pool.kill()
+            self._pool.wait()
+            with contextlib.suppress(FileNotFoundError):
+                self._socket_path().unlink()
+
+    async def launch(self, attempt: Attempt) -> None:
+        directory = attempt.directory
+        if (directory / KEEPER_FILE).exists():
+            return
+        await asyncio.to_thread(self._write_spec, attempt)
+        if attempt.warm and await self._launch_warm(directory):
+            return
+        self._children.add(_spawn_keeper(directory))
+
+    async def observe(self, directory: Path) -> Observation:
+        self._reap()
+        keeper = _read(directory / KEEPER_FILE)
+        alive = keeper is not None and is_same_process(keeper["pid"], keeper["start_time"], keeper["boot_id"])
+        # Read after looking whether the keeper lives: it writes the outcome before it ends.
+        outcome = _read(directory / OUTCOME_FILE)
+        if outcome is not None:
+            ranks = tuple(RankOutcome(row["rank"], row["pid"], row["exit_code"]) for row in outcome["ranks"])
+            return Observation(Phase(outcome["state"]), outcome["reason"], ranks, outcome["failed_rank"])
+        if keeper is not None:
+            if alive:
+                return Observation(Phase.RUNNING, keeper_pid=keeper["pid"])
+            return Observation(Phase.LOST, "the process that kept the ranks went without a word")
+        try:
+            launched = (directory / SPEC_FILE).stat().st_mtime
+        except FileNotFoundError:
+            return Observation(Phase.UNKNOWN)
+        if time.time() - launched < START_SECONDS:
+            return Observation(Phase.STARTING)
+        return Observation(Phase.LOST, "the process that keeps the ranks did not start; see keeper.log")
+
+    async def stop(self, directory: Path) -> None:
+        keeper = _read(directory / KEEPER_FILE)
+        if keeper and is_same_process(keeper["pid"], keeper["start_time"], keeper["boot_id"]):
+            processes.send_signal([keeper["pid"]], signal.SIGTERM)
+
+    def _reap(self) -> None:
+        """Keepers that we started cold are our children until we end; take note of those that ended."""
+        for pid in list(self._children):
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                    continue
+            self._children.discard(pid)
+
+    def _write_spec(self, attempt: Attempt) -> None:
+        attempt.directory.mkdir(parents=True, exist_ok=True)
+        spec = {
+            "job_id": attempt.job_id,
+            "attempt": attempt.number,
+            "ranks": attempt.ranks,
+            "command": list(attempt.command),
+            "environment": dict(attempt.environment),
+            "working_directory": attempt.working_directory or str(attempt.directory),
+            "grace_seconds": attempt.grace_seconds,
+            "max_seconds": attempt.max_seconds,
+        }
+        # The environment holds the job's token.
+        (attempt.directory / SPEC_FILE).touch(mode=0o600)
+        write_json(attempt.directory / SPEC_FILE, spec)
+        (attempt.directory / SPEC_FILE).chmod(0o600)
+
+    async def _launch_warm(self, directory: Path) -> bool:
+        """Hand the attempt to the warm pool; False when it is not there or does not answer."""
+        try:
+            async with asyncio.timeout(5):
+                reader, writer = await asyncio.open_unix_connection(str(self._socket_path()))
+                writer.write(f"{directory}\n".encode())
+                answer = await reader.readline()
+                writer.close()
+        except (OSError, TimeoutError):
+            return False
+        return answer == b"started\n"
+
+    def _socket_path(self) -> Path:
+        # Not below the home: a socket's path may have 107 characters at most.
+        digest = hashlib.sha256(str(self._home).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"dlmesh-{os.getuid()}-{digest}" / "warm"
+
+    async def _keep_pool(self) -> None:
+        address = self._socket_path()
+        address.parent.mkdir(mode=0o700, exist_ok=True)
+        if address.parent.stat().st_uid != os.getuid():
+            log.error("%s belongs to another user; jobs start cold", address.parent)
+            return
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                address.unlink()
+            log_path = self._home / "log" / "warm-pool.log"
+            log_path.parent.mkdir(parents=True, exist_ok=True)
+            with log_path.open("ab") as output:
+                self._pool = subprocess.Popen(  # noqa: ASYNC220
+                    [sys.executable, "-m", "scheduling_service.engines.local.zygote", address],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                )
+            while self._pool.poll() is None:
+                await asyncio.sleep(0.5)
+            log.warning("the warm pool ended with %s; jobs start cold until it is back", self._pool.returncode)
+            await asyncio.sleep(POOL_RESTART_SECONDS)
+
+
+def _spawn_keeper(directory: Path) -> int:
+    """Start a cold keeper in a session of its own; it goes on when we end."""
+    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-S", "-E", str(KEEPER_PROGRAM), str(directory)],
+        {},
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(directory / "keeper.log"), append, 0o644),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
+
+
+def is_same_process(pid: int, start_time: int, boot_id: str) -> bool:
+    """True while the process that was started then, in this boot, is alive."""
+    return boot_id == processes.boot_id() and processes.start_time(pid) == start_time
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,225 @@
+"""The process that keeps one attempt of a job: starts its ranks together, ends them together, writes what became of it.
+
+It lives in a session of its own and outlives the scheduling service, which finds it again by pid and start time. The
+ranks die with it (PR_SET_PDEATHSIG). Standard library only, so that it starts in milliseconds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if __package__:
+    from scheduling_service.engines.local import processes
+else:  # run as a file, without importing the package
+    sys.path.insert(0, str(Path(__file__).parent))
+    import processes  # type: ignore[import-not-found,no-redef]
+
+SPEC_FILE, KEEPER_FILE, OUTCOME_FILE, LOCK_FILE = "spec.json", "keeper.json", "outcome.json", "keeper.lock"
+FAILURE_GRACE_SECONDS = 3.0
+LEFTOVER_GRACE_SECONDS = 1.0
+
+StartRank = Callable[[dict[str, Any], int, dict[str, str]], int]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` whole and durably."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def keep(directory: Path, start_rank: StartRank) -> None:
+    """Run the attempt described in `directory`/spec.json to its end. A second keeper of an attempt does nothing."""
+    lock = (directory / LOCK_FILE).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    if (directory / KEEPER_FILE).exists():
+        return
+    processes.adopt_orphans()
+    # Signals are waited for, not handled: no race between looking and sleeping.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    me = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "boot_id": processes.boot_id()}
+    write_json(directory / KEEPER_FILE, me)
+    spec = json.loads((directory / SPEC_FILE).read_text())
+    outcome = _Gang(directory, spec, start_rank).run()
+    write_json(directory / OUTCOME_FILE, outcome)
+
+
+_AWAITED = {signal.SIGCHLD, signal.SIGTERM}
+
+
+@dataclass
+class _Gang:
+    directory: Path
+    spec: dict[str, Any]
+    start_rank: StartRank
+    pids: dict[int, int] = field(default_factory=dict)
+    exit_codes: dict[int, int] = field(default_factory=dict)
+    reason: str = ""
+    failed_rank: int | None = None
+    stopped: bool = False
+
+    def run(self) -> dict[str, Any]:
+        started_at = time.time()
+        try:
+            self._start()
+            self._watch(started_at)
+        except Exception as error:
+            self.reason = self.reason or f"the ranks could not be started: {error}"
+        self._end(FAILURE_GRACE_SECONDS)
+        self._kill_leftovers()
+        failed = bool(self.reason) or any(self.exit_codes.get(rank) != 0 for rank in range(self.spec["ranks"]))
+        return {
+            "state": "stopped" if self.stopped else "failed" if failed else "finished",
+            "reason": self.reason,
+            "failed_rank": self.failed_rank,
+            "started_at": started_at,
+            "ended_at": time.time(),
+            "ranks": [
+                {"rank": rank, "pid": self.pids.get(rank, 0), "exit_code": self.exit_codes.get(rank)}
+                for rank in range(self.spec["ranks"])
+            ],
+        }
+
+    def _start(self) -> None:
+        ranks = self.spec["ranks"]
+        port = _free_port() if ranks > 1 else 0
+        for rank in range(ranks):
+            environment = dict(self.spec["environment"])
+            if ranks > 1:
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+            environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+            self.pids[rank] = self.start_rank(self.spec, rank, environment)
+
+    def _watch(self, started_at: float) -> None:
+        """Until all ranks have ended, one failed, a stop was asked for, or the time is over."""
+        limit = self.spec.get("max_seconds") or 0
+        while len(self.exit_codes) < len(self.pids):
+            if limit and time.time() - started_at > limit:
+                self.reason = f"ran longer than the allowed {limit:g} seconds"
+                return
+            received = signal.sigtimedwait(_AWAITED, 1.0)
+            self._reap()
+            failed = [rank for rank, code in sorted(self.exit_codes.items()) if code != 0]
+            # A stop may arrive together with the end of a rank that was told to stop as well: the stop wins.
+            if received is not None and received.si_signo == signal.SIGTERM:
+                self.stopped = True
+                self._end(self.spec["grace_seconds"])
+                return
+            if failed:
+                rank = self.failed_rank = failed[0]
+                self.reason = f"rank {rank} {describe_exit(self.exit_codes[rank])}"
+                return
+
+    def _end(self, grace_seconds: float) -> None:
+        """SIGTERM to the ranks still running, then SIGKILL to everything below us."""
+        running = [pid for rank, pid in self.pids.items() if rank not in self.exit_codes]
+        if not running:
+            return
+        processes.send_signal(running, signal.SIGTERM)
+        deadline = time.monotonic() + grace_seconds
+        while len(self.exit_codes) < len(self.pids) and (left := deadline - time.monotonic()) > 0:
+            signal.sigtimedwait(_AWAITED, min(left, 1.0))
+            self._reap()
+        while len(self.exit_codes) < len(self.pids):
+            processes.send_signal(processes.descendants(os.getpid()), signal.SIGKILL)
+            signal.sigtimedwait(_AWAITED, 0.1)
+            self._reap()
+
+    def _kill_leftovers(self) -> None:
+        """What the ranks started and left behind, also in sessions of its own."""
+        deadline = time.monotonic() + LEFTOVER_GRACE_SECONDS
+        while leftovers := processes.descendants(os.getpid()):
+            late = time.monotonic() > deadline
+            processes.send_signal(leftovers, signal.SIGKILL if late else signal.SIGTERM)
+            signal.sigtimedwait(_AWAITED, 0.05)
+            self._reap()
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for rank, known in self.pids.items():
+                if known == pid:
+                    self.exit_codes[rank] = os.waitstatus_to_exitcode(status)
+
+
+def describe_exit(code: int) -> str:
+    """`exited with code 3`, or `was ended by SIGKILL` for a negative code."""
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was ended by signal {-code}"
+
+
+def prepare_rank(directory: Path, rank: int, parent_pid: int) -> None:
+    """In a forked child: tie it to the keeper, give it default signals and its output files."""
+    processes.die_with_parent(parent_pid)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
+    os.setpgid(0, 0)
+    for target, name in ((1, f"rank-{rank}.out"), (2, f"rank-{rank}.err")):
+        descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+
+
+def execute_rank(directory: Path) -> StartRank:
+    """Start ranks cold: fork and exec the command."""
+
+    def start(spec: dict[str, Any], rank: int, environment: dict[str, str]) -> int:
+        keeper = os.getpid()
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            prepare_rank(directory, rank, keeper)
+            os.chdir(spec["working_directory"])
+            command = list(spec["command"])
+            if command[0] == "python":
+                command[0] = sys.executable
+            os.execvpe(command[0], command, environment)
+        except BaseException as error:
+            os.write(2, f"cannot start {spec['command'][0]!r}: {error}\n".encode())
+        os._exit(127)
+
+    return start
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    attempt_directory = Path(sys.argv[1])
+    keep(attempt_directory, execute_rank(attempt_directory))

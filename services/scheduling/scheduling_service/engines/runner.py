@@ -1,0 +1,108 @@
+"""Between the queue and the engines: a job's attempt with everything its ranks find in their environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from servicekit.identity import job_token
+from workerkit.spool import read_report
+
+from scheduling_service.domain.job import Job, Progress
+from scheduling_service.engines.base import Attempt, Engine, Observation
+
+# What a rank inherits of our own environment; everything else of DLMESH_* stays here, passwords above all.
+KEPT_PREFIX = "DLMESH_"
+TAIL_BYTES = 16 * 1024
+
+
+class JobFiles:
+    """The directories of jobs below `$DLMESH_HOME/jobs`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def of(self, job_id: str) -> Path:
+        return self._root / job_id
+
+    def attempt(self, job: Job) -> Path:
+        return self.of(job.id) / f"attempt-{job.attempt}"
+
+    def report(self, job: Job) -> tuple[Progress | None, str | None]:
+        report = read_report(self.attempt(job))
+        progress = Progress(**report["progress"]) if "progress" in report else None
+        return progress, json.dumps(report["result"]) if "result" in report else None
+
+    def tail(self, job: Job, rank: int, lines: int) -> str:
+        for name in (f"rank-{rank}.err", f"rank-{rank}.out"):
+            text = last_lines(self.attempt(job) / name, lines)
+            if text:
+                return text
+        return ""
+
+    def remove(self, job_id: str) -> None:
+        shutil.rmtree(self.of(job_id), ignore_errors=True)
+
+
+def last_lines(path: Path, lines: int) -> str:
+    """The last lines of a file, at most 16 KiB of them."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - TAIL_BYTES))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:]).strip()
+    except FileNotFoundError:
+        return ""
+
+
+class EngineRunner:
+    """Implements the queue's `Runner` on an engine."""
+
+    def __init__(
+        self, engine: Engine, files: JobFiles, secret: str, peers: Mapping[str, str], environ: Mapping[str, str]
+    ) -> None:
+        self._engine, self._files, self._secret, self._peers = engine, files, secret, peers
+        self._inherited = {key: value for key, value in environ.items() if not key.startswith(KEPT_PREFIX)}
+
+    async def launch(self, job: Job) -> None:
+        spec = job.spec
+        directory = self._files.attempt(job)
+        await self._engine.launch(
+            Attempt(
+                job_id=job.id,
+                number=job.attempt,
+                directory=directory,
+                ranks=spec.ranks,
+                gpus_per_rank=spec.gpus_per_rank,
+                command=spec.command,
+                environment=self._environment(job, directory),
+                working_directory=spec.working_directory,
+                grace_seconds=spec.grace_seconds,
+                max_seconds=spec.max_seconds,
+                warm=spec.warm,
+            )
+        )
+
+    async def observe(self, job: Job) -> Observation:
+        return await self._engine.observe(self._files.attempt(job))
+
+    async def stop(self, job: Job) -> None:
+        await self._engine.stop(self._files.attempt(job))
+
+    def _environment(self, job: Job, directory: Path) -> dict[str, str]:
+        threads = max(1, (os.cpu_count() or 1) // job.spec.ranks)
+        return {
+            **self._inherited,
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": str(threads),
+            **job.spec.environment,
+            "DLMESH_JOB_ID": job.id,
+            "DLMESH_JOB_ATTEMPT": str(job.attempt),
+            "DLMESH_JOB_TOKEN": job_token(self._secret, job.id),
+            "DLMESH_JOB_DIR": str(directory),
+            "DLMESH_SCHEDULING_ADDRESS": self._peers["scheduling"],
+            "DLMESH_TRAINING_ADDRESS": self._peers["training"],
+        }

@@ -1,0 +1,118 @@
+"""The table of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from servicekit.database import Database
+from servicekit.leases import claim
+from sqlalchemy.exc import IntegrityError
+
+from scheduling_service.domain.job import Job, Progress, Rank, Spec, State
+from scheduling_service.storage.tables import JOBS, LEASES
+
+_ACTIVE = (State.SUBMITTED.value, State.RUNNING.value)
+
+
+class SqlJobs:
+    """`usecases.ports.Jobs` on SQLite or PostgreSQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, job: Job) -> Job:
+        while True:
+            known = await self.find([job.id])
+            if known:
+                return known[0]
+            try:
+                async with self._database.session() as session:
+                    newest = await session.scalar(sa.select(sa.func.max(JOBS.c.sequence)))
+                    await session.execute(sa.insert(JOBS).values(sequence=(newest or 0) + 1, **_row(job)))
+                return job
+            except IntegrityError:
+                # Another submission took the number, or this very job was stored meanwhile.
+                continue
+
+    async def find(self, job_ids: Collection[str]) -> Sequence[Job]:
+        return await self._select(JOBS.c.id.in_(list(job_ids)))
+
+    async def active(self) -> Sequence[Job]:
+        return await self._select(JOBS.c.state.in_(_ACTIVE))
+
+    async def search(self, owner: str | None) -> Sequence[Job]:
+        return await self._select(sa.true() if owner is None else JOBS.c.owner == owner, newest_first=True)
+
+    async def save(self, job: Job) -> None:
+        values = _row(job)
+        for theirs in ("id", "owner", "spec", "group_id", "created_at", "stop_requested", "progress", "result_json"):
+            del values[theirs]
+        async with self._database.session() as session:
+            await session.execute(sa.update(JOBS).where(JOBS.c.id == job.id).values(**values))
+
+    async def request_stop(self, job_id: str) -> None:
+        async with self._database.session() as session:
+            await session.execute(
+                sa.update(JOBS).where(JOBS.c.id == job_id, JOBS.c.state.in_(_ACTIVE)).values(stop_requested=True)
+            )
+
+    async def report(self, job_id: str, attempt: int, progress: Progress | None, result_json: str | None) -> None:
+        values: dict[str, Any] = {}
+        if progress is not None:
+            values["progress"] = asdict(progress)
+        if result_json is not None:
+            values["result_json"] = result_json
+        if values:
+            mine = sa.and_(JOBS.c.id == job_id, JOBS.c.attempt == attempt, JOBS.c.state.in_(_ACTIVE))
+            async with self._database.session() as session:
+                await session.execute(sa.update(JOBS).where(mine).values(**values))
+
+    async def delete(self, job_id: str) -> None:
+        async with self._database.session() as session:
+            await session.execute(sa.delete(JOBS).where(JOBS.c.id == job_id))
+
+    async def lead(self, holder: str, seconds: float, now: datetime) -> bool:
+        async with self._database.session() as session:
+            return await claim(session, LEASES, "queue", holder, seconds, now)
+
+    async def _select(self, condition: sa.ColumnElement[bool], *, newest_first: bool = False) -> Sequence[Job]:
+        order = JOBS.c.sequence.desc() if newest_first else JOBS.c.sequence
+        async with self._database.session(read_only=True) as session:
+            rows = (await session.execute(sa.select(JOBS).where(condition).order_by(order))).mappings().all()
+        return [_job(dict(row)) for row in rows]
+
+
+def _row(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "owner": job.spec.owner,
+        "group_id": job.group_id,
+        "spec": {**asdict(job.spec), "command": list(job.spec.command), "environment": dict(job.spec.environment)},
+        "state": job.state.value,
+        "reason": job.reason,
+        "attempt": job.attempt,
+        "program_failures": job.program_failures,
+        "platform_losses": job.platform_losses,
+        "stop_requested": job.stop_requested,
+        "not_before": job.not_before,
+        "progress": asdict(job.progress),
+        "result_json": job.result_json,
+        "log_tail": job.log_tail,
+        "ranks": [asdict(rank) for rank in job.ranks],
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "ended_at": job.ended_at,
+    }
+
+
+def _job(row: dict[str, Any]) -> Job:
+    del row["sequence"], row["owner"]
+    row["spec"] = Spec(**row["spec"])
+    row["state"] = State(row["state"])
+    row["progress"] = Progress(**row["progress"])
+    row["ranks"] = [Rank(**rank) for rank in row["ranks"]]
+    return Job(**row)

@@ -1,0 +1,44 @@
+"""Tables of the scheduling service."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from servicekit.database import UtcDateTime
+
+METADATA = sa.MetaData()
+
+JOBS = sa.Table(
+    "jobs",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    # Grows with every submission: the order of the queue, also where two came in one microsecond.
+    sa.Column("sequence", sa.Integer, nullable=False, unique=True),
+    sa.Column("owner", sa.String(128), nullable=False),
+    sa.Column("group_id", sa.String(64), nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("program_failures", sa.Integer, nullable=False),
+    sa.Column("platform_losses", sa.Integer, nullable=False),
+    sa.Column("stop_requested", sa.Boolean, nullable=False),
+    sa.Column("not_before", UtcDateTime),
+    sa.Column("progress", sa.JSON, nullable=False),
+    sa.Column("result_json", sa.Text, nullable=False),
+    sa.Column("log_tail", sa.Text, nullable=False),
+    sa.Column("ranks", sa.JSON, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("started_at", UtcDateTime),
+    sa.Column("ended_at", UtcDateTime),
+    sa.Index("ix_jobs_state_sequence", "state", "sequence"),
+    sa.Index("ix_jobs_owner_sequence", "owner", "sequence"),
+)
+
+# One row: which machine's loop runs the queue.
+LEASES = sa.Table(
+    "leases",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("lease_holder", sa.Text),
+    sa.Column("lease_expires_at", UtcDateTime),
+)

@@ -1,0 +1,83 @@
+"""What the use cases need from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from scheduling_service.domain.job import InstanceGroup, Job, Progress
+
+
+class Jobs(Protocol):
+    """The table of jobs. Each call is one transaction."""
+
+    async def add(self, job: Job) -> Job:
+        """Store it; the stored one when the id is known already."""
+
+    async def find(self, job_ids: Collection[str]) -> Sequence[Job]:
+        """Those that are known, oldest first."""
+
+    async def active(self) -> Sequence[Job]:
+        """Those without a final state, oldest first."""
+
+    async def save(self, job: Job) -> None:
+        """Write what the loop decides: everything but the stop request and the worker's reports."""
+
+    async def request_stop(self, job_id: str) -> None:
+        """Write that a stop was asked for."""
+
+    async def report(self, job_id: str, attempt: int, progress: Progress | None, result_json: str | None) -> None:
+        """Write a worker's facts; those of another attempt than the newest are ignored."""
+
+    async def delete(self, job_id: str) -> None:
+        """Remove the row."""
+
+    async def search(self, owner: str | None) -> Sequence[Job]:
+        """All jobs of `owner`, or of everyone for None, newest first."""
+
+    async def lead(self, holder: str, seconds: float, now: datetime) -> bool:
+        """Take or keep the lease of the loop; False when another machine has it."""
+
+
+class Groups(Protocol):
+    """The instance groups."""
+
+    def get(self, name_or_id: str) -> InstanceGroup:
+        """The default group for an empty text; 400 listing the known when unknown."""
+
+    def all(self) -> Sequence[InstanceGroup]:
+        """Every group."""
+
+
+class Runner(Protocol):
+    """The engine, as the loop uses it."""
+
+    async def launch(self, job: Job) -> None:
+        """Start the newest attempt of the job; repeatable."""
+
+    async def observe(self, job: Job) -> Any:
+        """An `engines.base.Observation`-like record: phase (its name), reason, ranks, failed_rank."""
+
+    async def stop(self, job: Job) -> None:
+        """Ask the newest attempt to end."""
+
+
+class RunDirectories(Protocol):
+    """The files of jobs."""
+
+    def of(self, job_id: str) -> Path:
+        """The job's directory."""
+
+    def attempt(self, job: Job) -> Path:
+        """The newest attempt's directory."""
+
+    def report(self, job: Job) -> tuple[Progress | None, str | None]:
+        """What the worker of the newest attempt spooled: progress and the result as JSON."""
+
+    def tail(self, job: Job, rank: int, lines: int) -> str:
+        """The last lines of a rank's stderr, of its stdout when that is empty."""
+
+    def remove(self, job_id: str) -> None:
+        """Remove everything of the job."""

@@ -1,0 +1,137 @@
+"""One step of the loop: settle what ended, stop what should, start what fits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from scheduling_service.domain.job import Job, Rank, State
+from scheduling_service.domain.policy import Waiting, plan
+from scheduling_service.usecases.ports import Groups, Jobs, RunDirectories, Runner
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 10.0
+TAIL_LINES = 20
+POLL_SECONDS = 0.05
+
+
+class RunQueue:
+    """The only caller of the engine; may be killed anywhere: a step looks at rows and at the engine, never back."""
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        groups: Groups,
+        runner: Runner,
+        directories: RunDirectories,
+        now: Callable[[], datetime],
+        holder: str,
+    ) -> None:
+        self._jobs, self._groups, self._runner, self._directories = jobs, groups, runner, directories
+        self._now, self._holder = now, holder
+        self._leads_until: datetime | None = None
+
+    async def step(self) -> bool:
+        """True when something changed, so that the next step comes at once."""
+        active = await self._jobs.active()
+        if not active or not await self._lead():
+            return False
+        changed = False
+        for job in active:
+            try:
+                changed |= await self._tend(job)
+            except Exception:
+                # One bad job must not hold up the queue.
+                log.exception("job %s could not be tended", job.id)
+        changed = await self._start(active) or changed
+        if not changed and any(job.state is State.RUNNING for job in active):
+            # Looking at a gang costs a few stats of files, and a short job should not seem long.
+            await asyncio.sleep(POLL_SECONDS)
+            return True
+        return changed
+
+    async def _lead(self) -> bool:
+        now = self._now()
+        if self._leads_until is None or now > self._leads_until - timedelta(seconds=LEASE_SECONDS / 2):
+            if not await self._jobs.lead(self._holder, LEASE_SECONDS, now):
+                return False
+            self._leads_until = now + timedelta(seconds=LEASE_SECONDS)
+        return True
+
+    async def _tend(self, job: Job) -> bool:
+        if job.state is State.SUBMITTED:
+            if job.stop_requested:
+                job.kill("stopped before it was started", self._now())
+                await self._jobs.save(job)
+                return True
+            return False
+        seen = await self._runner.observe(job)
+        match seen.phase.name:
+            case "UNKNOWN":
+                # The row said RUNNING and then we were killed: launch now what was decided then.
+                if job.stop_requested:
+                    job.kill("stopped before it was started", self._now())
+                    await self._jobs.save(job)
+                else:
+                    await self._runner.launch(job)
+                return True
+            case "STARTING" | "RUNNING":
+                if job.stop_requested:
+                    await self._runner.stop(job)
+                return False
+        await self._settle(job, seen)
+        return True
+
+    async def _settle(self, job: Job, seen: Any) -> None:
+        # Facts that could not be pushed while we were away lie in the spool.
+        progress, result = await asyncio.to_thread(self._directories.report, job)
+        await self._jobs.report(job.id, job.attempt, progress, result)
+        now = self._now()
+        job.ranks = [Rank(row.rank, row.pid, row.exit_code) for row in seen.ranks]
+        phase = seen.phase.name
+        if phase == "FINISHED":
+            job.finish(now)
+        elif job.stop_requested:
+            job.kill("stopped", now)
+        elif phase == "FAILED":
+            failed = seen.failed_rank if seen.failed_rank is not None else 0
+            job.log_tail = await asyncio.to_thread(self._directories.tail, job, failed, TAIL_LINES)
+            job.fail_program(seen.reason or "the program failed", self._retry_at(job, now), now)
+        else:  # LOST, or stopped by somebody else than us: a machine going down, say
+            job.lose(seen.reason or "the ranks were stopped from outside", self._retry_at(job, now), now)
+        await self._jobs.save(job)
+        log.info("job %s (%s): attempt %d is %s %s", job.id, job.spec.name, job.attempt, job.state, job.reason)
+
+    def _retry_at(self, job: Job, now: datetime) -> datetime:
+        return now + timedelta(seconds=job.retry_seconds())
+
+    async def _start(self, active: Sequence[Job]) -> bool:
+        started = False
+        now = self._now()
+        for group in self._groups.all():
+            mine = [job for job in active if job.group_id == group.id]
+            used = sum(job.spec.ranks for job in mine if job.state is State.RUNNING)
+            waiting = {job.id: job for job in mine if job.state is State.SUBMITTED}
+            decided = plan([_waiting(job, now) for job in waiting.values()], group.slots, used)
+            for job_id in decided.start:
+                job = waiting[job_id]
+                job.start(now)
+                # The row first: after a kill here the next step finds the attempt UNKNOWN and launches it.
+                await self._jobs.save(job)
+                await self._runner.launch(job)
+                started = True
+            for job_id, reason in decided.reasons.items():
+                job = waiting[job_id]
+                if job.reason != reason and not job.reason.endswith(f"({reason})"):
+                    job.reason = reason if not job.attempt else f"{job.reason.split(' (')[0]} ({reason})"
+                    await self._jobs.save(job)
+        return started
+
+
+def _waiting(job: Job, now: datetime) -> Waiting:
+    delay = (job.not_before - now).total_seconds() if job.not_before else 0.0
+    return Waiting(job.id, job.spec.application_name or job.spec.name, job.spec.ranks, max(0.0, delay))

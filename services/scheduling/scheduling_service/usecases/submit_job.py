@@ -1,0 +1,31 @@
+"""Queue a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from servicekit.errors import invalid
+
+from scheduling_service.domain.job import Job, Spec
+from scheduling_service.usecases.ports import Groups, Jobs
+
+
+class SubmitJob:
+    """Idempotent on the id that the caller made."""
+
+    def __init__(self, jobs: Jobs, groups: Groups, now: Callable[[], datetime], wake: Callable[[], None]) -> None:
+        self._jobs, self._groups, self._now, self._wake = jobs, groups, now, wake
+
+    async def __call__(self, job_id: str, spec: Spec, instance_group: str) -> Job:
+        """The stored job; 400 when it can never run."""
+        if not job_id or not job_id.isalnum() or len(job_id) > 64:
+            raise invalid("job_id", job_id, "1 to 64 letters and digits")
+        group = self._groups.get(instance_group)
+        if not spec.command:
+            raise invalid("command", "", "a program and its arguments")
+        if not 1 <= spec.ranks <= group.slots:
+            raise invalid("clusterSize", spec.ranks, f"1 to {group.slots}, the slots of instance group {group.name!r}")
+        job = await self._jobs.add(Job(job_id, spec, group.id, self._now()))
+        self._wake()
+        return job

@@ -1,0 +1,94 @@
+"""The only place that knows every part of the service."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlmesh.scheduling.v1 import jobs_pb2_grpc, scheduling_pb2_grpc
+from servicekit.database import Database
+from servicekit.reconcile import ReconcileLoop
+from servicekit.server import Application
+from servicekit.settings import ServiceSettings
+from servicekit.times import utc_now
+
+from scheduling_service.api.job_servicer import JobServicer
+from scheduling_service.api.scheduler_servicer import ExecServicer, SchedulerServicer
+from scheduling_service.engines.base import Engine
+from scheduling_service.engines.registry import make_engine
+from scheduling_service.engines.runner import EngineRunner, JobFiles
+from scheduling_service.storage.groups import FixedGroups
+from scheduling_service.storage.jobs import SqlJobs
+from scheduling_service.usecases.delete_job import DeleteJob
+from scheduling_service.usecases.list_applications import ListApplications
+from scheduling_service.usecases.run_queue import RunQueue
+from scheduling_service.usecases.stop_job import StopJob
+from scheduling_service.usecases.submit_job import SubmitJob
+
+MIGRATIONS = Path(__file__).parent / "storage" / "migrations"
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """What this service reads beyond the common settings."""
+
+    slots: int
+    gpus: int
+    warm_pool: bool
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> LocalSettings:
+        """DLMESH_SLOTS (ranks that run at once) and DLMESH_WARM_POOL (0 starts every rank cold)."""
+        text = environ.get("DLMESH_SLOTS") or str(max(2, os.cpu_count() or 1))
+        if not text.isdigit() or int(text) < 1:
+            raise ValueError(f"DLMESH_SLOTS: {text!r} is not valid; allowed: a whole number from 1")
+        gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+        return cls(slots=int(text), gpus=gpus, warm_pool=environ.get("DLMESH_WARM_POOL", "1") != "0")
+
+
+def build(
+    settings: ServiceSettings, *, local: LocalSettings | None = None, engine: Engine | None = None
+) -> Application:
+    """The service, wired but not started."""
+    local = local or LocalSettings.from_environment()
+    engine = engine or make_engine("local", home=settings.home, warm_pool=local.warm_pool)
+    database = Database(settings.database_url, "scheduling")
+    jobs = SqlJobs(database)
+    groups = FixedGroups(local.slots, local.gpus)
+    files = JobFiles(settings.home / "jobs")
+    runner = EngineRunner(engine, files, settings.secret, settings.peers, os.environ)
+    # The engine is this machine's, so whoever runs on it takes the lease over from a process that was killed.
+    queue = RunQueue(jobs, groups, runner, files, utc_now, holder=f"{socket.gethostname()}:{settings.home}")
+    loop = ReconcileLoop("queue", queue.step, idle_seconds=1.0)
+    list_applications = ListApplications(jobs)
+    job_servicer = JobServicer(
+        SubmitJob(jobs, groups, utc_now, loop.wake),
+        StopJob(jobs, loop.wake),
+        DeleteJob(jobs, files),
+        jobs,
+        groups,
+        files,
+    )
+    return Application(
+        name="scheduling",
+        servicers=[
+            (jobs_pb2_grpc.add_JobServiceServicer_to_server, job_servicer, "dlmesh.scheduling.v1.JobService"),
+            (
+                scheduling_pb2_grpc.add_SchedulerServiceServicer_to_server,
+                SchedulerServicer(list_applications, groups, files),
+                "dlmesh.scheduling.v1.SchedulerService",
+            ),
+            (
+                scheduling_pb2_grpc.add_ExecServiceServicer_to_server,
+                ExecServicer(),
+                "dlmesh.scheduling.v1.ExecService",
+            ),
+        ],
+        loops=[loop],
+        databases=[database],
+        startup=[lambda: database.migrate(MIGRATIONS), engine.open],
+        shutdown=[engine.close],
+    )
