@@ -14,7 +14,7 @@ def install() -> None:
     from deepspeed.accelerator import set_accelerator
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-    class CompilerFreeCpuAccelerator(CPU_Accelerator):  # type: ignore[misc]
+    class CompilerFreeCpuAccelerator(CPU_Accelerator):
         def create_op_builder(self, op_name: str) -> Any:
             return None if op_name == "ShareMemCommBuilder" else super().create_op_builder(op_name)
 

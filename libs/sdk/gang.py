@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import workerkit
+from torch._C._distributed_c10d import HashStore
 
 JOIN_TIMEOUT = timedelta(minutes=10)
 
@@ -23,7 +23,6 @@ class Gang:
     local_rank: int
     world_size: int
     device: torch.device
-    _stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -33,7 +32,7 @@ class Gang:
     @property
     def stop_requested(self) -> bool:
         """True after this worker was asked to stop (SIGTERM)."""
-        return self._stop.is_set()
+        return workerkit.stop_requested()
 
     @property
     def loader_workers(self) -> int:
@@ -99,11 +98,9 @@ def join(seed: int = 0) -> Gang:
         if "MASTER_ADDR" in os.environ:
             dist.init_process_group(backend, timeout=JOIN_TIMEOUT)
         elif world_size == 1:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         else:
             raise RuntimeError(f"WORLD_SIZE is {world_size} but MASTER_ADDR is not set")
     torch.manual_seed(seed)
-    gang = Gang(rank, local_rank, world_size, device)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda _signal, _frame: gang._stop.set())
-    return gang
+    workerkit.watch_for_stop()
+    return Gang(rank, local_rank, world_size, device)

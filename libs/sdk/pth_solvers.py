@@ -2,75 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.optim import Optimizer, lr_scheduler
 
 Values = Mapping[str, Any]
-Builder = Callable[[Iterable[torch.nn.Parameter], float, float, Values], Optimizer]
+Scheduler = lr_scheduler.LRScheduler | lr_scheduler.ReduceLROnPlateau
 
 DEFAULT_LEARNING_RATE = 0.01
-DEFAULT_MOMENTUM = 0.9
 
-# Each takes (parameters, learning rate, weight decay, hyperparameters); keys are compared without case.
-_OPTIMIZERS: dict[str, Builder] = {
-    "SGD": lambda p, lr, wd, h: torch.optim.SGD(p, lr, momentum=number(h, "momentum", 0.0), weight_decay=wd),
-    "Momentum": lambda p, lr, wd, h: torch.optim.SGD(p, lr, momentum=_momentum(h), weight_decay=wd),
-    "Nesterov": lambda p, lr, wd, h: torch.optim.SGD(p, lr, momentum=_momentum(h), weight_decay=wd, nesterov=True),
-    "Adam": lambda p, lr, wd, h: torch.optim.Adam(p, lr, eps=number(h, "epsilon", 1e-8), weight_decay=wd),
-    "AdaGrad": lambda p, lr, wd, h: torch.optim.Adagrad(p, lr, eps=number(h, "epsilon", 1e-10), weight_decay=wd),
-    "AdaDelta": lambda p, lr, wd, h: torch.optim.Adadelta(p, lr, eps=number(h, "epsilon", 1e-6), weight_decay=wd),
-    "RMSProp": lambda p, lr, wd, h: torch.optim.RMSprop(
-        p, lr, eps=number(h, "epsilon", 1e-8), momentum=number(h, "momentum", 0.0), weight_decay=wd
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to build one torch optimizer: which hyperparameter feeds which argument, and our defaults."""
+
+    optimizer: type[Optimizer]
+    arguments: Mapping[str, str]
+    defaults: Values = field(default_factory=dict)
+    has_betas: bool = False
+
+
+_SGD = {"momentum": "momentum", "weight_decay": "weightdecay", "dampening": "dampening", "nesterov": "nesterov"}
+_DECAY_EPS = {"weight_decay": "weightdecay", "eps": "epsilon"}
+_OPTIMIZERS = {
+    "SGD": Recipe(torch.optim.SGD, _SGD),
+    "Momentum": Recipe(torch.optim.SGD, _SGD, {"momentum": 0.9}),
+    "Nesterov": Recipe(torch.optim.SGD, _SGD, {"momentum": 0.9, "nesterov": True}),
+    "Adam": Recipe(torch.optim.Adam, _DECAY_EPS | {"amsgrad": "amsgrad"}, has_betas=True),
+    "AdaGrad": Recipe(
+        torch.optim.Adagrad, _DECAY_EPS | {"lr_decay": "lr_decay", "initial_accumulator_value": "accumulator"}
     ),
-    "ASGD": lambda p, lr, wd, h: torch.optim.ASGD(p, lr, weight_decay=wd),
-    "Adamax": lambda p, lr, wd, h: torch.optim.Adamax(p, lr, eps=number(h, "epsilon", 1e-8), weight_decay=wd),
-    "Rprop": lambda p, lr, wd, h: torch.optim.Rprop(p, lr),
+    "AdaDelta": Recipe(torch.optim.Adadelta, _DECAY_EPS | {"rho": "rho"}),
+    "RMSProp": Recipe(
+        torch.optim.RMSprop, _DECAY_EPS | {"alpha": "alpha", "momentum": "momentum", "centered": "centered"}
+    ),
+    "ASGD": Recipe(torch.optim.ASGD, {"weight_decay": "weightdecay", "lambd": "lambd", "alpha": "alpha", "t0": "t0"}),
+    "Adamax": Recipe(torch.optim.Adamax, _DECAY_EPS, has_betas=True),
+    "Rprop": Recipe(torch.optim.Rprop, {}),
 }
+_PLATEAU = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "eps")
 _POLICIES = ("fixed", "step", "multistep", "exponential", "cosineannealing", "reducelronplateau")
+# Clients send 0 where they mean "not given"; for these it means something.
+_ZERO_IS_A_VALUE = {"momentum", "weightdecay", "dampening", "beta1", "beta2", "eta_min", "patience", "threshold"}
 
 
 def build_optimizer(parameters: Iterable[torch.nn.Parameter], hyperparameters: Values) -> Optimizer:
     """The optimizer that `solvertype` names (SGD when it is absent); ValueError lists the known ones."""
     name = str(hyperparameters.get("solvertype") or "SGD")
-    builders = {known.lower(): builder for known, builder in _OPTIMIZERS.items()}
-    builder = builders.get(name.lower())
-    if builder is None:
+    recipe = {known.lower(): recipe for known, recipe in _OPTIMIZERS.items()}.get(name.lower())
+    if recipe is None:
         raise ValueError(f"solvertype: {name!r} is not built for PyTorch; allowed: {', '.join(_OPTIMIZERS)}")
-    learning_rate = number(hyperparameters, "learningrate", DEFAULT_LEARNING_RATE)
-    return builder(parameters, learning_rate, number(hyperparameters, "weightdecay", 0.0), hyperparameters)
+    given = _given(hyperparameters)
+    arguments = dict(recipe.defaults)
+    arguments |= {argument: given[key] for argument, key in recipe.arguments.items() if key in given}
+    if recipe.has_betas:
+        arguments["betas"] = (given.get("beta1", 0.9), given.get("beta2", 0.999))
+    learning_rate = given.get("learningrate", DEFAULT_LEARNING_RATE)
+    return recipe.optimizer(parameters, lr=learning_rate, **arguments)  # type: ignore[call-arg]
 
 
-def build_scheduler(
-    optimizer: Optimizer, hyperparameters: Values, epochs: int
-) -> lr_scheduler.LRScheduler | lr_scheduler.ReduceLROnPlateau | None:
+def build_scheduler(optimizer: Optimizer, hyperparameters: Values, epochs: int) -> Scheduler | None:
     """The scheduler that `lrpolicy` names, counted in epochs; None for `fixed`. ValueError lists the known policies."""
-    policy = str(hyperparameters.get("lrpolicy") or "fixed").lower()
-    gamma = number(hyperparameters, "gamma", 0.1)
+    given = _given(hyperparameters)
+    policy = str(given.get("lrpolicy", "fixed")).lower()
+    gamma = given.get("gamma", 0.1)
     if policy == "fixed":
         return None
     if policy == "step":
-        return lr_scheduler.StepLR(optimizer, max(1, int(number(hyperparameters, "stepsize", 1))), gamma)
+        return lr_scheduler.StepLR(optimizer, given.get("stepsize", 1), gamma)
     if policy == "multistep":
-        milestones = [int(value) for value in str(hyperparameters.get("stepvalues") or "").split(",") if value.strip()]
+        milestones = [int(value) for value in str(given.get("stepvalues", "")).split(",") if value.strip()]
         return lr_scheduler.MultiStepLR(optimizer, milestones, gamma)
     if policy == "exponential":
-        return lr_scheduler.ExponentialLR(optimizer, number(hyperparameters, "gamma", 0.95))
+        return lr_scheduler.ExponentialLR(optimizer, given.get("gamma", 0.95))
     if policy == "cosineannealing":
-        return lr_scheduler.CosineAnnealingLR(optimizer, max(1, int(number(hyperparameters, "stepsize", epochs))))
+        return lr_scheduler.CosineAnnealingLR(optimizer, given.get("t_max", epochs), given.get("eta_min", 0.0))
     if policy == "reducelronplateau":
-        return lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=gamma, patience=max(1, int(number(hyperparameters, "stepsize", 10)))
-        )
+        return lr_scheduler.ReduceLROnPlateau(optimizer, **{name: given[name] for name in _PLATEAU if name in given})
     raise ValueError(f"lrpolicy: {policy!r} is not built for PyTorch; allowed: {', '.join(_POLICIES)}")
 
 
-def number(hyperparameters: Values, key: str, default: float) -> float:
-    """A hyperparameter as a float; absent, empty and zero mean the default (REST bodies send 0 for unset)."""
-    return float(hyperparameters.get(key) or default)
-
-
-def _momentum(hyperparameters: Values) -> float:
-    return number(hyperparameters, "momentum", DEFAULT_MOMENTUM)
+def _given(hyperparameters: Values) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in hyperparameters.items()
+        if value or (value == 0 and value is not False and name in _ZERO_IS_A_VALUE)
+    }

@@ -27,6 +27,15 @@ OPTIMIZERS: list[tuple[str, dict[str, Any], type[torch.optim.Optimizer], dict[st
     ("Momentum", {}, torch.optim.SGD, {"momentum": 0.9}),
     ("Nesterov", {"momentum": 0.8}, torch.optim.SGD, {"momentum": 0.8, "nesterov": True}),
     ("Adam", {"weightdecay": 0.1, "epsilon": 1e-3}, torch.optim.Adam, {"weight_decay": 0.1, "eps": 1e-3}),
+    ("Nesterov", {"nesterov": True, "epsilon": 0}, torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    ("Adam", {"beta1": 0.0, "amsgrad": True}, torch.optim.Adam, {"betas": (0.0, 0.999), "amsgrad": True}),
+    (
+        "AdaGrad",
+        {"accumulator": 0.5, "lr_decay": 0.1},
+        torch.optim.Adagrad,
+        {"initial_accumulator_value": 0.5, "lr_decay": 0.1},
+    ),
+    ("RMSProp", {"alpha": 0.5, "centered": True}, torch.optim.RMSprop, {"alpha": 0.5, "centered": True}),
     ("AdaGrad", {}, torch.optim.Adagrad, {}),
     ("Adagrad", {}, torch.optim.Adagrad, {}),
     ("AdaDelta", {}, torch.optim.Adadelta, {}),
@@ -53,6 +62,10 @@ def test_unknown_solver_names_the_known() -> None:
         pth_solvers.build_optimizer([parameter()], {"solvertype": "Ftrl"})
 
 
+def test_stepsize_zero_means_not_given() -> None:
+    assert rates({"lrpolicy": "step", "stepsize": 0, "gamma": 0.5}, 3) == [1, 0.5, 0.25]
+
+
 def rates(policy: dict[str, Any], epochs: int = 6) -> list[float]:
     optimizer = torch.optim.SGD([parameter()], 1.0)
     scheduler = pth_solvers.build_scheduler(optimizer, policy, epochs)
@@ -75,8 +88,8 @@ def rates(policy: dict[str, Any], epochs: int = 6) -> list[float]:
         ({"lrpolicy": "step", "stepsize": 2, "gamma": 0.5}, [1, 1, 0.5, 0.5, 0.25, 0.25]),
         ({"lrpolicy": "multistep", "stepvalues": "1, 4", "gamma": 0.1}, [1, 0.1, 0.1, 0.1, 0.01, 0.01]),
         ({"lrpolicy": "Exponential", "gamma": 0.5}, [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]),
-        ({"lrpolicy": "cosineannealing", "stepsize": 2}, [1, 0.5, 0, 0.5, 1, 0.5]),
-        ({"lrpolicy": "reducelronplateau", "stepsize": 1, "gamma": 0.5}, [1, 1, 1, 0.5, 0.5, 0.25]),
+        ({"lrpolicy": "cosineannealing", "t_max": 2}, [1, 0.5, 0, 0.5, 1, 0.5]),
+        ({"lrpolicy": "reducelronplateau", "patience": 1, "factor": 0.5}, [1, 1, 1, 0.5, 0.5, 0.25]),
     ],
 )
 def test_learning_rate_curve(policy: dict[str, Any], curve: list[float]) -> None:

@@ -23,15 +23,21 @@ class ReconcileLoop:
         self._step = step
         self._idle_seconds = idle_seconds
         self._wake = asyncio.Event()
+        self._stopping = False
 
     def wake(self) -> None:
         """Run the step now; call it after intent was committed."""
         self._wake.set()
 
+    def stop(self) -> None:
+        """End `run` after the step under way: cancelling one would leave its transaction open in a lost connection."""
+        self._stopping = True
+        self._wake.set()
+
     async def run(self) -> None:
-        """Loop until cancelled."""
+        """Loop until stopped (or cancelled)."""
         failures = 0
-        while True:
+        while not self._stopping:
             self._wake.clear()
             try:
                 worked = await self._step()

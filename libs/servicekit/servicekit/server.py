@@ -82,6 +82,10 @@ class Application:
         """Finish the calls in flight (a few seconds at most), stop the loops, close what was opened."""
         if self._server is not None:
             await self._server.stop(DRAIN_SECONDS)
+        for loop in self.loops:
+            loop.stop()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=DRAIN_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from training_fakes import make_training, make_validation
-from training_service.domain.metrics import MetricPoint, downsample
 from training_service.domain.runs import JobFacts, Status, percent
 
 
@@ -36,11 +35,11 @@ def test_progress_does_not_go_back_over_a_restart() -> None:
 @pytest.mark.parametrize(
     ("facts", "status", "message"),
     [
-        (job("ERROR", reason="rank 1 exited with 1", log_tail="ValueError: no\n"), Status.FAILED, "rank 1 exited with 1\nValueError: no"),
+        (job("ERROR", reason="rank 1: exit 1", log_tail="Error: no\n"), Status.FAILED, "rank 1: exit 1\nError: no"),
         (job("KILLED", reason="stopped by alice"), Status.STOPPED, "stopped by alice"),
         (None, Status.FAILED, "the scheduling service no longer knows the job of this run"),
     ],
-)  # fmt: skip
+)
 def test_other_ends(facts: JobFacts | None, status: Status, message: str) -> None:
     training = make_training()
     training.follow(facts)
@@ -69,11 +68,3 @@ def test_a_validation_needs_its_result() -> None:
 
 def test_percent() -> None:
     assert [percent(*pair) for pair in [(0, 0), (1, 3), (5, 4), (-1, 4)]] == [0, 33, 100, 0]
-
-
-@pytest.mark.parametrize(
-    ("count", "kept"), [(0, [0, 1, 2, 3, 4]), (5, [0, 1, 2, 3, 4]), (3, [0, 2, 4]), (2, [0, 4]), (1, [4])]
-)
-def test_downsampling_keeps_both_ends(count: int, kept: list[int]) -> None:
-    points = [MetricPoint("j", 1, "loss", step, 0.0) for step in range(5)]
-    assert [point.step for point in downsample(points, count)] == kept

@@ -146,14 +146,16 @@ def test_two_ranks_learn_digits_and_validation_measures_it(tmp_path: Path, digit
 def test_asked_to_stop_it_leaves_a_checkpoint_and_goes_on_from_it(tmp_path: Path, digits: Path) -> None:
     spec = training_spec(tmp_path, digits, epoch=400)
     command = [sys.executable, "-m", "training_service.worker.run_training", str(spec)]
-    trainer = subprocess.Popen(command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert trainer.stdout is not None
-    for line in trainer.stdout:
-        if line.startswith("Iteration") and int(line.split()[1].rstrip(":")) > 20:
-            break
-    trainer.send_signal(signal.SIGTERM)
-    rest = trainer.stdout.read()
-    assert trainer.wait(30) == 143
+    with subprocess.Popen(
+        command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as trainer:
+        assert trainer.stdout is not None
+        for line in trainer.stdout:
+            if line.startswith("Iteration") and int(line.split()[1].rstrip(":")) > 20:
+                break
+        trainer.send_signal(signal.SIGTERM)
+        rest = trainer.stdout.read()
+    assert trainer.returncode == 143
     stopped_at = int(rest.split("Stopped after iteration ")[1].split()[0])
     checkpoints = [path.name for path in (tmp_path / "checkpoints" / "steps").iterdir()]
     assert checkpoints == [f"step-{stopped_at:010d}"]

@@ -71,9 +71,11 @@ class FakeJobs:
         self.deleted: list[str] = []
         self.refusal: ServiceError | None = None
         self.is_away = False
+        self.unanswered = 0
 
     def _answer(self) -> None:
         if self.is_away:
+            self.unanswered += 1
             raise away()
 
     async def submit(self, request: JobRequest) -> None:

@@ -1,0 +1,1 @@
+"""The gRPC face: messages to requests, runs to details."""

@@ -1,0 +1,1 @@
+"""Other services behind the ports of the use cases."""

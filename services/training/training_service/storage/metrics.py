@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, cast
 
 import sqlalchemy as sa
 from servicekit.database import Database
@@ -11,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from training_service.domain.metrics import MetricPoint
 from training_service.storage.tables import MetricRow
 
-# Both databases limit the parameters of one statement; five go with each point.
+# Both databases limit the parameters of one statement; six go with each point.
 POINTS_PER_STATEMENT = 1000
 
 
@@ -22,22 +24,14 @@ class SqlMetrics:
         self._database = database
         self._insert = postgresql.insert if database.url.get_backend_name() == "postgresql" else sqlite.insert
 
-    async def upsert(self, points: Sequence[MetricPoint]) -> None:
-        # One statement must not name a row twice; the last value of a key counts.
-        keyed = {(point.job_id, point.series, point.step, point.attempt): point.value for point in points}
-        rows = [
-            {"job_id": job_id, "series": series, "step": step, "attempt": attempt, "value": value}
-            for (job_id, series, step, attempt), value in keyed.items()
-        ]
+    async def add(self, points: Sequence[MetricPoint]) -> int:
+        added = 0
         async with self._database.session() as session:
-            for start in range(0, len(rows), POINTS_PER_STATEMENT):
-                statement = self._insert(MetricRow).values(rows[start : start + POINTS_PER_STATEMENT])
-                await session.execute(
-                    statement.on_conflict_do_update(
-                        index_elements=["job_id", "series", "step", "attempt"],
-                        set_={"value": statement.excluded.value},
-                    )
-                )
+            for start in range(0, len(points), POINTS_PER_STATEMENT):
+                rows = [asdict(point) for point in points[start : start + POINTS_PER_STATEMENT]]
+                result = await session.execute(self._insert(MetricRow).values(rows).on_conflict_do_nothing())
+                added += cast("sa.CursorResult[Any]", result).rowcount
+        return added
 
     async def read(self, job_id: str, series: Sequence[str]) -> list[MetricPoint]:
         query = sa.select(MetricRow).where(MetricRow.job_id == job_id)
@@ -47,4 +41,6 @@ class SqlMetrics:
         async with self._database.session() as session:
             # Of a step that was repeated after a restart the newest attempt comes last and stays.
             newest = {(row.series, row.step): row for row in await session.scalars(query)}
-        return [MetricPoint(row.job_id, row.attempt, row.series, row.step, row.value) for row in newest.values()]
+        return [
+            MetricPoint(row.job_id, row.attempt, row.series, row.step, row.value, row.time) for row in newest.values()
+        ]

@@ -80,3 +80,4 @@ class MetricRow(Base):
     step: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
     attempt: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=False)
     value: Mapped[float] = mapped_column(sa.Double)
+    time: Mapped[float] = mapped_column(sa.Double)

@@ -40,8 +40,12 @@ class DiskWorkspace:
         epochs = [match for file in checkpoints.glob("*.pth") if (match := _EPOCH_WEIGHTS.fullmatch(file.name))]
         return max(epochs, key=lambda match: int(match[1]))[0] if epochs else None
 
+    def path_of(self, training: Training) -> str:
+        """The folder of a training's weights and checkpoints."""
+        return str(self.checkpoints(training.uid))
+
     def checkpoints(self, training_uid: str) -> Path:
-        """Where a training's weights and checkpoints are."""
+        """As `path_of`, by uid."""
         return self._home / "trainings" / training_uid / "checkpoints"
 
     def _folder(self, run: Run) -> Path:

@@ -139,11 +139,21 @@ class Validations(Runs[Validation], Protocol):
 class Metrics(Protocol):
     """Stored curves."""
 
-    async def upsert(self, points: Sequence[MetricPoint]) -> None:
-        """Write points; one written before is replaced."""
+    async def add(self, points: Sequence[MetricPoint]) -> int:
+        """Write points and say how many were new; one that is known already is left as it is."""
 
     async def read(self, job_id: str, series: Sequence[str]) -> list[MetricPoint]:
         """Points by series and step, the newest attempt's value of each; all series when none is named."""
+
+
+class InitialWeights(Protocol):
+    """Where initial weights may lie."""
+
+    def resolve(self, field: str, text: str, owner: str, *, is_folder: bool) -> str:
+        """The existing file or folder that `text` names, as an absolute path; empty for empty text.
+
+        400 naming `field` when it is not an upload of `owner`, a path of a training or one inside the data roots.
+        """
 
 
 class Workspace(Protocol):

@@ -9,11 +9,10 @@ from uuid import uuid4
 from servicekit.errors import Code, ServiceError, invalid, not_built
 from servicekit.identity import current_identity
 from servicekit.names import check_name
-from servicekit.paths import DataRoots
 from servicekit.times import utc_now
 
 from training_service.domain.runs import FRAMEWORKS, Training
-from training_service.usecases.ports import DatasetFacts, Datasets, Jobs, ModelFacts, Models, Trainings
+from training_service.usecases.ports import DatasetFacts, Datasets, InitialWeights, Jobs, ModelFacts, Models, Trainings
 
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_TEST_INTERVAL = 100
@@ -46,19 +45,20 @@ class StartTraining:
         models: Models,
         datasets: Datasets,
         jobs: Jobs,
-        roots: DataRoots,
+        weights: InitialWeights,
         wake: Callable[[], None],
     ) -> None:
         self._trainings = trainings
         self._models, self._datasets, self._jobs = models, datasets, jobs
-        self._roots, self._wake = roots, wake
+        self._weights, self._wake = weights, wake
 
     async def __call__(self, model_name: str, request: TrainingRequest) -> Training:
         model = await self._models.get(model_name)
         framework = _check_request(request)
         _check_model(model, request, framework)
-        weights_file = self._path("wfinit", request.weights_file, is_folder=False)
-        weights_folder = self._path("wtfolder", request.weights_folder, is_folder=True)
+        owner = current_identity().user
+        weights_file = self._weights.resolve("wfinit", request.weights_file, owner, is_folder=False)
+        weights_folder = self._weights.resolve("wtfolder", request.weights_folder, owner, is_folder=True)
         dataset = await self._finished_dataset(model)
         group = await self._jobs.instance_group(model.instance_group)
         if request.cluster_size > group.slots:
@@ -70,7 +70,7 @@ class StartTraining:
             model_uid=model.uid,
             model_name=model.name,
             dataset_name=dataset.name,
-            owner=current_identity().user,
+            owner=owner,
             group=group,
             created_at=utc_now(),
             job_id=uuid4().hex,
@@ -92,14 +92,6 @@ class StartTraining:
         await self._trainings.add(training)
         self._wake()
         return training
-
-    def _path(self, field: str, text: str, *, is_folder: bool) -> str:
-        if not text:
-            return ""
-        path = self._roots.resolve(field, text)
-        if path.is_dir() != is_folder:
-            raise invalid(field, text, "an existing folder" if is_folder else "an existing file")
-        return str(path)
 
     async def _finished_dataset(self, model: ModelFacts) -> DatasetFacts:
         if not model.dataset:

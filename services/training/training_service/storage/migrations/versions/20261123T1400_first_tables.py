@@ -18,6 +18,7 @@ def upgrade() -> None:
         sa.Column("step", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("attempt", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("value", sa.Double(), nullable=False),
+        sa.Column("time", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("job_id", "series", "step", "attempt"),
     )
     op.create_table(

@@ -1,0 +1,103 @@
+"""Messages to requests, runs to details: both ways side by side."""
+
+from __future__ import annotations
+
+from dlmesh.training.v1 import metrics_pb2, training_pb2
+from servicekit.times import format_time
+
+from training_service.domain.metrics import MetricPoint
+from training_service.domain.runs import Training, Validation
+from training_service.usecases.start_training import TrainingRequest
+from training_service.usecases.start_validation import ValidationRequest
+
+
+def training_request(message: training_pb2.StartTrainingRequest) -> TrainingRequest:
+    return TrainingRequest(
+        name=message.training_name,
+        framework=message.framework,
+        cluster_size=message.cluster_size,
+        command=message.command,
+        weights_url=message.weights_url,
+        weights_file=message.initial_weights,
+        weights_folder=message.weights_folder,
+        gpu_ratio=message.gpu_percentage,
+        test_interval=message.test_interval,
+        test_iteration=message.test_iterations,
+        sync_mode=message.sync_mode,
+    )
+
+
+def training_detail(training: Training, path: str) -> training_pb2.TrainingDetail:
+    """`path` is the folder of its weights."""
+    return training_pb2.TrainingDetail(
+        model=training.model_name,
+        dataset=training.dataset_name,
+        parameters=training_pb2.TrainingParameters(
+            instance_group_id=training.group.id,
+            instance_group_name=training.group.name,
+            master_url=training.group.master_url,
+            driver_id=training.driver_id,
+            command="",
+            training_name=training.name,
+            framework=training.framework,
+            status=str(training.status),
+            application_id=training.job_id,
+            application_url="",
+            weights_url="",
+            initial_weights=training.weights_file,
+            weights_folder=training.weights_folder,
+            gpu_percentage=training.gpu_ratio,
+            created_at=format_time(training.created_at),
+            owner=training.owner,
+            cluster_size=training.cluster_size,
+            test_interval=training.test_interval,
+            test_iterations=training.test_iteration,
+            sync_mode=training.sync_mode,
+            progress=training.progress,
+            history_server_url=training.group.history_server_url,
+            status_message=training.status_message,
+            uid=training.uid,
+            path=path,
+        ),
+    )
+
+
+def validation_request(message: training_pb2.StartValidationRequest) -> ValidationRequest:
+    return ValidationRequest(
+        name=message.name,
+        training=message.training_name,
+        metrics=tuple(message.metrics),
+        threshold=message.threshold,
+    )
+
+
+def validation_detail(validation: Validation) -> training_pb2.ValidationDetail:
+    return training_pb2.ValidationDetail(
+        model_name=validation.model_name,
+        dataset=validation.dataset_name,
+        status=str(validation.status),
+        driver_id=validation.driver_id,
+        application_id=validation.job_id,
+        application_url="",
+        history_server_url=validation.group.history_server_url,
+        parameters=training_pb2.ValidationParameters(
+            name=validation.name,
+            instance_group_id=validation.group.id,
+            instance_group_name=validation.group.name,
+            master_url=validation.group.master_url,
+            created_at=format_time(validation.created_at),
+            owner=validation.owner,
+            training_name=validation.training_name,
+            metrics=validation.metrics,
+        ),
+        results=[training_pb2.ValidationResult(name=name, value=value) for name, value in validation.pairs],
+        status_message=validation.status_message,
+        progress=validation.progress,
+    )
+
+
+def metric_points(message: metrics_pb2.RecordMetricsRequest) -> list[MetricPoint]:
+    return [
+        MetricPoint(message.job_id, message.attempt, point.series, point.step, point.value, point.time)
+        for point in message.points
+    ]

@@ -1,0 +1,65 @@
+"""The models and datasets services, asked with the caller's own rights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dlmesh.datasets.v1 import datasets_pb2, datasets_pb2_grpc
+from dlmesh.models.v1 import models_pb2, models_pb2_grpc
+from google.protobuf.json_format import MessageToDict
+from servicekit.channels import Channels, call_peer
+from servicekit.errors import Code, ServiceError
+
+from training_service.usecases.ports import DatasetFacts, ModelFacts
+
+
+class ModelsClient:
+    """`ports.Models`."""
+
+    def __init__(self, channels: Channels) -> None:
+        self._stub = channels.stub("models", models_pb2_grpc.ModelServiceStub)
+
+    async def get(self, name: str) -> ModelFacts:
+        detail = await call_peer(lambda: self._stub.GetModel(models_pb2.GetModelRequest(model_name=name)))
+        return ModelFacts(
+            uid=detail.uid,
+            name=detail.name,
+            path=detail.path,
+            owner=detail.owner,
+            framework=detail.framework,
+            accelerator=detail.accelerator,
+            dataset=detail.dataset,
+            batch_size=detail.batch_size,
+            instance_group=detail.instance_group,
+            # By the names of the contract, which are those that the sdk reads.
+            hyperparameter=MessageToDict(detail.hyperparameters),
+            weights_file=detail.initial_weights,
+            weights_folder=detail.weights_folder,
+        )
+
+    async def uid_of(self, name: str) -> str | None:
+        try:
+            return (await self.get(name)).uid
+        except ServiceError as error:
+            if error.code is Code.NOT_FOUND:
+                return None
+            raise
+
+
+class DatasetsClient:
+    """`ports.Datasets`."""
+
+    def __init__(self, channels: Channels) -> None:
+        self._stub = channels.stub("datasets", datasets_pb2_grpc.DatasetServiceStub)
+
+    async def get(self, name: str) -> DatasetFacts:
+        detail = await call_peer(lambda: self._stub.GetDataset(datasets_pb2.GetDatasetRequest(name=name)))
+        splits = {"train": detail.train_path, "val": detail.validation_path, "test": detail.test_path}
+        return DatasetFacts(
+            name=detail.name,
+            # A dataset's folder is named by its uid.
+            uid=Path(detail.train_path).parent.name,
+            status=detail.status,
+            content_hash=detail.content_hash,
+            splits={split: path for split, path in splits.items() if path},
+        )
