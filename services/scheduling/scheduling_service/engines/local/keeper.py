@@ -33,7 +33,7 @@ StartRank = Callable[[dict[str, Any], int, dict[str, str]], int]
 
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` whole and durably."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     with draft.open("w") as file:
         json.dump(value, file)
         file.flush()

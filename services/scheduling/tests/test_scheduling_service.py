@@ -1,0 +1,242 @@
+"""The whole service in this process with the real engine: submit, settle, stop, restart, reports, lists."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc, scheduling_pb2, scheduling_pb2_grpc
+from scheduling_service.wiring import LocalSettings, build
+from servicekit.identity import job_token
+from testkit.services import ADMIN, ALICE, BOB, SECRET, acting_as, collect, running, settings_for
+
+JobStub = jobs_pb2_grpc.JobServiceStub
+DEADLINE_SECONDS = 20
+
+
+@asynccontextmanager
+async def service(home: Path, database_url: str | None = None, slots: int = 2) -> AsyncIterator[Any]:
+    settings = settings_for("scheduling", home, database_url=database_url)
+    application = build(settings, local=LocalSettings(slots=slots, gpus=0, warm_pool=False))
+    async with running(application, settings) as client:
+        yield SimpleNamespace(
+            jobs=client.stub(JobStub),
+            scheduler=client.stub(scheduling_pb2_grpc.SchedulerServiceStub),
+            execs=client.stub(scheduling_pb2_grpc.ExecServiceStub),
+            port=client.port,
+        )
+
+
+def spec(home: Path, program: str, **changes: Any) -> jobs_pb2.JobSpec:
+    values: dict[str, Any] = {
+        "name": "job",
+        "kind": "training",
+        "owner": "alice",
+        "ranks": 1,
+        "command": ["python", "-c", program],
+        "working_directory": str(home),
+        "grace_seconds": 1,
+    }
+    return jobs_pb2.JobSpec(**{**values, **changes})
+
+
+async def submit(platform: Any, job_id: str, wanted: jobs_pb2.JobSpec) -> jobs_pb2.Job:
+    return (await platform.jobs.SubmitJob(jobs_pb2.SubmitJobRequest(job_id=job_id, spec=wanted))).job
+
+
+async def until(platform: Any, job_id: str, *states: str) -> jobs_pb2.Job:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            (job,) = (await platform.jobs.GetJobs(jobs_pb2.GetJobsRequest(job_ids=[job_id]))).jobs
+            if job.state in states:
+                return job
+            await asyncio.sleep(0.02)
+
+
+async def test_jobs_end_as_their_programs_do(tmp_path: Path, database_url: str) -> None:
+    async with service(tmp_path, database_url) as platform:
+        await submit(platform, "good", spec(tmp_path, "print('made it')", ranks=2))
+        await submit(platform, "bad", spec(tmp_path, "raise SystemExit('no such layer: conv9')"))
+        good = await until(platform, "good", "FINISHED", "ERROR")
+        assert (good.state, [rank.exit_code for rank in good.ranks]) == ("FINISHED", [0, 0])
+        bad = await until(platform, "bad", "FINISHED", "ERROR")
+        assert (bad.state, bad.reason) == ("ERROR", "rank 0 exited with code 1")
+        assert bad.log_tail == "no such layer: conv9"
+        log = platform.jobs.ReadJobLog(jobs_pb2.ReadJobLogRequest(job_id="good", stream="stdout", rank=1))
+        assert b"".join([piece.data for piece in await collect(log)]) == b"made it\n"
+        await platform.jobs.DeleteJob(jobs_pb2.DeleteJobRequest(job_id="good"))
+        assert not (tmp_path / "jobs" / "good").exists()
+        assert not (await platform.jobs.GetJobs(jobs_pb2.GetJobsRequest(job_ids=["good"]))).jobs
+
+
+async def test_submitting_again_is_the_same_job(tmp_path: Path) -> None:
+    async with service(tmp_path) as platform:
+        wanted = spec(tmp_path, "open('runs', 'a').write('x')")
+        await asyncio.gather(*(submit(platform, "j1", wanted) for _ in range(5)))
+        await until(platform, "j1", "FINISHED")
+        await submit(platform, "j1", wanted)
+        await until(platform, "j1", "FINISHED")
+        assert (tmp_path / "runs").read_text() == "x"
+
+
+async def test_what_can_never_run_is_refused_with_the_limit(tmp_path: Path) -> None:
+    async with service(tmp_path) as platform:
+        for wanted, says in (
+            (spec(tmp_path, "", ranks=3), "1 to 2"),
+            (spec(tmp_path, "", instance_group="moon"), "local"),
+            (jobs_pb2.JobSpec(ranks=1), "command"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError, match=says) as caught:
+                await submit(platform, "j1", wanted)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_full_queue_says_why_and_a_stop_ends_waiting_and_running_jobs(tmp_path: Path) -> None:
+    async with service(tmp_path) as platform:
+        await submit(platform, "first", spec(tmp_path, "import time; time.sleep(600)", name="first"))
+        await until(platform, "first", "RUNNING")
+        await submit(platform, "gang", spec(tmp_path, "pass", ranks=2, name="gang"))
+        await submit(platform, "last", spec(tmp_path, "pass", name="last"))
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not (gang := await until(platform, "gang", "SUBMITTED")).reason:
+                await asyncio.sleep(0.02)
+        assert gang.reason == "needs 2 slots at once, 1 of 2 are free; runs next"
+        assert (await until(platform, "last", "SUBMITTED")).reason == "behind gang, which runs next"
+        await platform.jobs.StopJob(jobs_pb2.StopJobRequest(job_id="gang"))
+        assert (await until(platform, "gang", "KILLED")).attempt == 0
+        await until(platform, "last", "FINISHED")
+        await platform.jobs.StopJob(jobs_pb2.StopJobRequest(job_id="first"))
+        stopped = await until(platform, "first", "KILLED")
+        await platform.jobs.StopJob(jobs_pb2.StopJobRequest(job_id="first"))
+        assert (await until(platform, "first", "KILLED")).ended_at == stopped.ended_at
+
+
+async def test_a_restarted_service_adopts_what_runs_and_settles_what_ended_meanwhile(tmp_path: Path) -> None:
+    report = (
+        "import json, os; open(os.environ['DLMESH_JOB_DIR'] + '/report.json', 'w').write('{\"result\": {\"top1\": 1}}')"
+    )
+    async with service(tmp_path) as platform:
+        await submit(platform, "runs", spec(tmp_path, "import time; open('up', 'w'); time.sleep(600)"))
+        await submit(platform, "ends", spec(tmp_path, f"import time; open('up2', 'w'); time.sleep(0.3); {report}"))
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not (tmp_path / "up").exists() or not (tmp_path / "up2").exists():
+                await asyncio.sleep(0.02)
+    outcome = tmp_path / "jobs" / "ends" / "attempt-1" / "outcome.json"
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not outcome.exists():
+            await asyncio.sleep(0.02)
+    async with service(tmp_path) as platform:
+        ended = await until(platform, "ends", "FINISHED", "ERROR")
+        assert (ended.state, ended.attempt, ended.result_json) == ("FINISHED", 1, '{"top1": 1}')
+        assert (await until(platform, "runs", "RUNNING")).attempt == 1
+        await platform.jobs.StopJob(jobs_pb2.StopJobRequest(job_id="runs"))
+        await until(platform, "runs", "KILLED")
+
+
+async def test_a_lost_gang_is_started_again_without_counting_as_a_failure(tmp_path: Path) -> None:
+    program = "import os, time\nif os.environ['DLMESH_JOB_ATTEMPT'] == '1': open('up', 'w'); time.sleep(600)"
+    async with service(tmp_path) as platform:
+        await submit(platform, "j1", spec(tmp_path, program))
+        keeper = tmp_path / "jobs" / "j1" / "attempt-1" / "keeper.json"
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not (tmp_path / "up").exists():
+                await asyncio.sleep(0.02)
+        import json
+
+        os.kill(json.loads(keeper.read_text())["pid"], signal.SIGKILL)
+        job = await until(platform, "j1", "FINISHED", "ERROR")
+        assert (job.state, job.attempt) == ("FINISHED", 2)
+
+
+async def test_workers_report_for_their_own_job_and_attempt_only(tmp_path: Path) -> None:
+    async with service(tmp_path) as platform:
+        await submit(platform, "j1", spec(tmp_path, "import time; time.sleep(600)"))
+        await until(platform, "j1", "RUNNING")
+
+        async def report(job_id: str, attempt: int, token: str) -> None:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{platform.port}") as channel:
+                await JobStub(channel).ReportJob(
+                    jobs_pb2.ReportJobRequest(
+                        job_id=job_id, attempt=attempt, progress=jobs_pb2.Progress(done=3, total=10, phase="training")
+                    ),
+                    metadata=(("x-dlmesh-job", "j1"), ("x-dlmesh-job-token", token)),
+                )
+
+        await report("j1", 9, job_token(SECRET, "j1"))
+        assert (await until(platform, "j1", "RUNNING")).progress.total == 0
+        await report("j1", 1, job_token(SECRET, "j1"))
+        assert (await until(platform, "j1", "RUNNING")).progress.done == 3
+        with pytest.raises(grpc.aio.AioRpcError) as foreign:
+            await report("j2", 1, job_token(SECRET, "j1"))
+        assert foreign.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        with pytest.raises(grpc.aio.AioRpcError) as forged:
+            await report("j1", 1, "made up")
+        assert forged.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        with acting_as(ADMIN), pytest.raises(grpc.aio.AioRpcError) as person:
+            await platform.jobs.GetJobs(jobs_pb2.GetJobsRequest(job_ids=["j1"]))
+        assert person.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        await platform.jobs.StopJob(jobs_pb2.StopJobRequest(job_id="j1"))
+        await until(platform, "j1", "KILLED")
+
+
+async def test_ranks_see_no_secrets_of_the_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLMESH_ADMIN_PASSWORD", "hunter2")
+    monkeypatch.setenv("DLMESH_DATABASE_URL", "postgresql://u:p@h/d")
+    async with service(tmp_path) as platform:
+        await submit(platform, "j1", spec(tmp_path, "import os; open('seen', 'w').write(repr(dict(os.environ)))"))
+        await until(platform, "j1", "FINISHED")
+    seen = (tmp_path / "seen").read_text()
+    assert "DLMESH_JOB_TOKEN" in seen
+    assert "hunter2" not in seen
+    assert "postgresql://" not in seen
+    assert SECRET not in seen
+
+
+async def test_applications_are_filtered_sorted_paged_and_private(tmp_path: Path) -> None:
+    async with service(tmp_path) as platform:
+        for number, owner in enumerate(("alice", "alice", "bob")):
+            await submit(platform, f"j{number}", spec(tmp_path, "pass", name=f"job-{number}", owner=owner))
+            await until(platform, f"j{number}", "FINISHED")
+
+        async def ids(**query: Any) -> list[str]:
+            rows = await collect(platform.scheduler.ListApplications(scheduling_pb2.ListApplicationsRequest(**query)))
+            return [row.id for row in rows]
+
+        with acting_as(ADMIN):
+            assert await ids() == ["j2", "j1", "j0"]
+            assert await ids(sort="applicationname") == ["j0", "j1", "j2"]
+            assert await ids(sort="-applicationname", start=1, length=1) == ["j1"]
+            assert await ids(applicationid="j0,j2", sort="submittedtime") == ["j0", "j2"]
+            assert await ids(state="finished", search="JOB-1") == ["j1"]
+            assert await ids(state="RUNNING") == []
+            for query, code in (
+                ({"start": 4}, grpc.StatusCode.OUT_OF_RANGE),
+                ({"start": -1}, grpc.StatusCode.OUT_OF_RANGE),
+                ({"sort": "colour"}, grpc.StatusCode.INVALID_ARGUMENT),
+                ({"state": "ASLEEP"}, grpc.StatusCode.INVALID_ARGUMENT),
+                ({"sig_id": "moon"}, grpc.StatusCode.INVALID_ARGUMENT),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await ids(**query)
+                assert caught.value.code() is code
+        with acting_as(BOB):
+            assert await ids() == ["j2"]
+        with acting_as(ALICE):
+            (group,) = await collect(platform.scheduler.ListInstanceGroups(scheduling_pb2.ListInstanceGroupsRequest()))
+        assert (group.name, group.state) == ("local", "STARTED")
+
+
+async def test_exec_tasks_say_that_they_are_not_built(tmp_path: Path) -> None:
+    async with service(tmp_path) as platform:
+        with acting_as(ALICE), pytest.raises(grpc.aio.AioRpcError) as caught:
+            await collect(platform.execs.ListExecs(scheduling_pb2.ListExecsRequest()))
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert "not built" in (caught.value.details() or "")
