@@ -4,8 +4,6 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PACKAGES := servicekit workerkit gateway_service datasets_service models_service training_service tuning_service \
   inference_service scheduling_service dlmesh_platform
-# The folder platform/ must not stand in for the standard library's module of that name.
-export PYTHONSAFEPATH := 1
 
 .PHONY: help setup run serve test check gates format protos bench clean
 
@@ -28,7 +26,7 @@ serve: setup ## the platform in the foreground, until Ctrl-C or SIGTERM
 	@exec $(BIN)/dlmesh serve
 
 test: setup ## all tests
-	@exec $(BIN)/python -m pytest
+	@exec $(BIN)/python -P -m pytest
 
 check: gates test ## what CI runs: the gates, then the tests
 
@@ -48,7 +46,7 @@ protos: setup ## generate the stubs again
 	@$(BIN)/python platform/dlmesh_platform/bootstrap.py stubs
 
 bench: setup ## measure; writes docs/benchmarks.md
-	@exec $(BIN)/python -m bench
+	@exec $(BIN)/python bench/measure.py
 
 clean: ## remove what set-up made (state in .dlmesh stays)
 	rm -rf .venv .triton .setup libs/contracts/dlmesh libs/contracts/descriptors.binpb

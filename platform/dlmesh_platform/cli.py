@@ -33,7 +33,7 @@ app.add_typer(user_app, name="user")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 Parameters = ParamSpec("Parameters")
-LOGS = (*SERVICES, "envoy", "access", "supervisor")
+LOGS = (*SERVICES, "envoy", "access", "supervisor", "warm-pool", "triton")
 KNOWN_ERRORS = (PlatformError, PortInUseError, LaunchError, ApiError, requests.RequestException, OSError, ValueError)
 
 
@@ -77,7 +77,7 @@ def _client(home: Path) -> Client:
     user = os.environ.get("DLMESH_ADMIN_USER") or "Admin"
     password = os.environ.get("DLMESH_ADMIN_PASSWORD")
     if password:
-        return Client(url, user, password)
+        return Client(url, user, password, patience_seconds=2.0)
     if not (home / "admin_password").exists():
         raise PlatformError(
             f"no password: {home}/admin_password does not exist; set DLMESH_HOME, or DLMESH_ADMIN_USER and "
@@ -160,7 +160,6 @@ def status() -> None:
         table.add_row(name, word, addresses.get(name, ""), str(state.get("processes", {}).get(name, "")))
     out.print(table)
     if response.status_code != 200:
-        err.print(escape(str(health.get("message", health))), soft_wrap=True)
         raise typer.Exit(1)
 
 

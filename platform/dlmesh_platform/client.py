@@ -27,14 +27,20 @@ class ApiError(RuntimeError):
 
 
 class Client:
-    """Speaks to one platform as one user. Paths are below the API's prefix unless they name another one."""
+    """Speaks to one platform as one user. Paths are below the API's prefix unless they name another one.
 
-    def __init__(self, url: str, user: str, password: str, *, timeout_seconds: float = 60.0) -> None:
+    A GET that finds nobody, or a service that is restarting, is repeated for `patience_seconds`.
+    """
+
+    def __init__(
+        self, url: str, user: str, password: str, *, timeout_seconds: float = 60.0, patience_seconds: float = 15.0
+    ) -> None:
         self.url = url.rstrip("/")
         self._timeout_seconds = timeout_seconds
         self._session = requests.Session()
         self._session.trust_env = False
         self._session.auth = (user, password)
+        self._patience_seconds = patience_seconds
 
     @classmethod
     def of_home(cls, home: Path, url: str, user: str = "Admin") -> Client:
@@ -42,14 +48,19 @@ class Client:
         return cls(url, user, (home / "admin_password").read_text().strip())
 
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
-        """One call; ApiError for a status from 400. A service that is restarting (503) is asked again for a while."""
+        """One call; ApiError for a status from 400."""
         url = self.url + (path if path.startswith(("/platform", "/healthz")) else API + path)
-        deadline = time.monotonic() + 30.0
+        deadline = time.monotonic() + (self._patience_seconds if method == "GET" else 0.0)
         while True:
-            response = self._session.request(method, url, timeout=self._timeout_seconds, **options)
-            if response.status_code != 503 or method != "GET" or time.monotonic() > deadline:
-                break
-            time.sleep(0.5)
+            try:
+                response = self._session.request(method, url, timeout=self._timeout_seconds, **options)
+            except requests.ConnectionError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                if response.status_code != 503 or time.monotonic() > deadline:
+                    break
+            time.sleep(0.2)
         if response.status_code >= 400:
             raise ApiError(method, path, response.status_code, _message(response))
         return response

@@ -77,9 +77,21 @@ def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     return running
 
 
-def end_all(find: Callable[[], list[psutil.Process]], grace_seconds: float, *, first: signal.Signals) -> None:
-    """Send `first` to all that `find` sees, then SIGKILL to what is left after the grace, until nothing is left."""
-    send(find(), first)
+def roots(found: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those of `found` whose parent is not one of them."""
+    everything = list(found)
+    pids = {process.pid for process in everything}
+    top = []
+    for process in everything:
+        with contextlib.suppress(psutil.Error):
+            if process.ppid() not in pids:
+                top.append(process)
+    return top
+
+
+def end_all(find: Callable[[], list[psutil.Process]], grace_seconds: float) -> None:
+    """SIGTERM to the roots of what `find` sees (each ends its own), SIGKILL to all that is left after the grace."""
+    send(roots(find()), signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds
     while alive(find()) and time.monotonic() < deadline:
         reap()

@@ -29,13 +29,15 @@ MARK = "DLMESH_SUPERVISED_HOME"
 SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 START_SECONDS = 90.0
 DRAIN_SECONDS = 4.0
-JOB_SECONDS = 2.0
+JOB_SECONDS = 3.0
 FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 5.0
 # A child that lived this long starts again without delay.
 STABLE_SECONDS = 10.0
 LOG_BYTES = 64 * 1024 * 1024
 USAGE_ERROR = 2
+# With a safe path a user's `python main.py` would not find the modules beside it.
+INHERITED = {name: value for name, value in os.environ.items() if name not in {"PYTHONSAFEPATH", "PYTHONHOME"}}
 
 
 class PlatformError(RuntimeError):
@@ -197,7 +199,7 @@ class Supervisor:
                 stdout=descriptor,
                 stderr=descriptor,
                 cwd=self._platform.home,
-                env={**os.environ, **self._platform.environment},
+                env={**INHERITED, **self._platform.environment},
                 preexec_fn=processes.child_setup(os.getpid()),
             )
         finally:
@@ -257,12 +259,10 @@ class Supervisor:
     def _end(self) -> None:
         """Services first (they drain), then jobs and whatever else descends from us; nothing is left after 10 s."""
         own = [psutil.Process(child.process.pid) for child in self._platform.children if child.process is not None]
-        processes.end_all(lambda: own, DRAIN_SECONDS, first=signal.SIGTERM)
+        processes.end_all(lambda: own, DRAIN_SECONDS)
         # Jobs of a supervisor that was killed are not our descendants, but they carry the mark.
         home = str(self._platform.home)
-        processes.end_all(
-            lambda: [*processes.descendants(), *processes.marked(MARK, home)], JOB_SECONDS, first=signal.SIGTERM
-        )
+        processes.end_all(lambda: [*processes.descendants(), *processes.marked(MARK, home)], JOB_SECONDS)
         processes.reap()
         for name in ("supervisor.json", "ready"):
             (self._platform.home / "run" / name).unlink(missing_ok=True)

@@ -1,0 +1,116 @@
+"""kill -9 of every process of the platform while it is needed: the main job still finishes, nothing is doubled."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import psutil
+import pytest
+from dlmesh_platform.client import Client
+from dlmesh_platform.launch import RunningPlatform
+from dlmesh_platform.main_job import MainJob
+from testkit.platform import held_out
+
+pytestmark = [pytest.mark.platform, pytest.mark.slow]
+
+MARKS = {"warm-pool": "scheduling_service.engines.local.zygote", "triton": "tritonserver"}
+RECOVERY_SECONDS = 20.0
+
+
+def find(platform: RunningPlatform, name: str) -> int | None:
+    """Process id of a service, Envoy, Triton or the warm pool; None while it is away."""
+    if name not in MARKS:
+        return platform.pids().get(name)
+    for process in psutil.Process(platform.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            # The forks of the pool carry its command line too; the pool itself is a child of its service.
+            if any(MARKS[name] in part for part in process.cmdline()) and process.ppid() != platform.process.pid:
+                return process.pid
+    return None
+
+
+def kill(platform: RunningPlatform, name: str) -> None:
+    """SIGKILL, then wait until a successor runs."""
+    deadline = time.monotonic() + RECOVERY_SECONDS
+    while (victim := find(platform, name)) is None:
+        assert time.monotonic() < deadline, f"{name} does not run"
+        time.sleep(0.05)
+    os.kill(victim, signal.SIGKILL)
+    while find(platform, name) in (victim, None):
+        assert time.monotonic() < deadline, f"{name} was not started again"
+        time.sleep(0.05)
+
+
+@contextmanager
+def killing(platform: RunningPlatform, names: Sequence[str], killed: list[str]) -> Iterator[None]:
+    """Kill `names` one after the other beside what the block does; the names are noted in `killed`."""
+    errors: list[BaseException] = []
+    over = threading.Event()
+
+    def run() -> None:
+        try:
+            for name in names:
+                if over.is_set():
+                    return
+                kill(platform, name)
+                killed.append(name)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(RECOVERY_SECONDS + 5)
+    if errors:
+        raise errors[0]
+
+
+def when_healthy(client: Client, action: Callable[[], object]) -> None:
+    """Start something once every service answers again: a refused POST is the caller's to repeat, not ours to test."""
+    client.until(lambda: client.request("GET", "/healthz").ok, seconds=30)
+    action()
+
+
+def test_the_main_job_survives(platform: RunningPlatform, admin: Client) -> None:
+    job = MainJob(admin, "digits", prefix="chaos", epochs=120, seconds=180)
+    killed: list[str] = []
+
+    job.create_dataset()
+    with killing(platform, ["datasets", "scheduling"], killed):
+        job.await_dataset()
+    when_healthy(admin, job.create_model)
+    job.start_training()
+    admin.until(lambda: (job.training().get("progress") or 0) > 0, seconds=60)
+    victims = ["training", "scheduling", "gateway", "envoy", "models", "warm-pool", "tuning", "datasets", "inference"]
+    with killing(platform, victims, killed):
+        job.await_training()
+    when_healthy(admin, job.start_validation)
+    with killing(platform, ["training", "scheduling"], killed):
+        validation = job.await_validation()
+    when_healthy(admin, job.create_inference)
+    images = held_out(platform)
+    when_healthy(admin, lambda: job.start_prediction(images, "chaos-ten"))
+    with killing(platform, ["triton", "inference"], killed):
+        predictions = job.await_prediction("chaos-ten")
+
+    assert set(victims) <= set(killed), "the training was over before all were killed"
+    assert validation.top1 >= 0.95
+    assert sorted(prediction.image for prediction in predictions) == sorted(image.name for image in images)
+    # Nothing was doubled: one training, one application for each thing, and no attempt but the first.
+    assert admin.get("/models/chaos/trainingnames") == ["first"]
+    assert len(admin.get("/models/chaos/validations")) == 1
+    applications = [each for each in admin.get("/scheduler/applications") if "chaos" in str(each)]
+    assert len({each["applicationid"] for each in applications}) == len(applications)
+    assert [each["state"] for each in applications] == ["FINISHED"] * len(applications)
+    ids = {each["applicationid"] for each in applications}
+    repeated = [path for path in (platform.home / "jobs").glob("*/attempt-2") if path.parent.name in ids]
+    assert repeated == []
