@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
 from servicekit.channels import Channels, call_peer
 from servicekit.errors import Code, ServiceError
+from servicekit.identity import Identity, acting_as
 
 from training_service.domain.runs import InstanceGroup, JobFacts
 from training_service.usecases.ports import JobRequest
@@ -55,7 +56,9 @@ class JobsClient:
         await call_peer(lambda: self._stub.StopJob(message), patience_seconds=LOOP_PATIENCE_SECONDS)
 
     async def delete(self, job_id: str) -> None:
-        await call_peer(lambda: self._stub.DeleteJob(jobs_pb2.DeleteJobRequest(job_id=job_id)))
+        # A user deletes the training; only we may delete its job.
+        with acting_as(Identity.service("training")):
+            await call_peer(lambda: self._stub.DeleteJob(jobs_pb2.DeleteJobRequest(job_id=job_id)))
 
     async def instance_group(self, name_or_id: str) -> InstanceGroup:
         message = jobs_pb2.GetInstanceGroupRequest(name_or_id=name_or_id)
