@@ -20,9 +20,10 @@ def build(path: str | Path, *, batch_size: int, world_size: int) -> dict[str, An
     file = Path(path)
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     zero = config.setdefault("zero_optimization", {})
-    stage = zero.setdefault("stage", int(os.environ.get("DLMESH_ZERO_STAGE") or DEFAULT_ZERO_STAGE))
-    if stage not in (0, 1, 2, 3):
-        raise ValueError(f"zero_optimization.stage: {stage!r} is not valid; allowed: 0, 1, 2, 3")
+    stage = zero.get("stage", os.environ.get("DLMESH_ZERO_STAGE") or DEFAULT_ZERO_STAGE)
+    if str(stage) not in ("0", "1", "2", "3"):
+        raise ValueError(f"zero_optimization.stage or DLMESH_ZERO_STAGE: {stage!r} is not valid; allowed: 0, 1, 2, 3")
+    zero["stage"] = stage = int(stage)
     if stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     accumulation = int(config.get("gradient_accumulation_steps") or 1)

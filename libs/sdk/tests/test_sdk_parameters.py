@@ -87,7 +87,7 @@ def test_batch_size_is_global_and_divides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage: 4"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage.*: 4"),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps: 2"),
     ],
 )

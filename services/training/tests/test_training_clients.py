@@ -34,6 +34,7 @@ JOB = JobRequest(
     model="digits",
     dataset="data",
     framework="PyTorch",
+    environment={"DLMESH_ZERO_STAGE": "3"},
 )
 
 
@@ -81,6 +82,7 @@ async def test_jobs(tmp_path: Path) -> None:
             True,
             ["python", "-m", "x"],
         )
+        assert dict(sent.spec.environment) == {"DLMESH_ZERO_STAGE": "3"}
         expected = JobFacts("j1", "RUNNING", done=3, total=4, result={"pairs": []}, driver_id="d1")
         assert await jobs.get(["j1", "j2"]) == {"j1": expected}
         with acting_as(ALICE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 
 from dlmesh.training.v1 import metrics_pb2_grpc, training_pb2_grpc
 from servicekit.channels import Channels
@@ -28,6 +29,7 @@ from training_service.usecases.start_training import StartTraining
 from training_service.usecases.start_validation import StartValidation
 
 ORPHANS_IDLE_SECONDS = 15.0
+WORKER_VARIABLES = ("DLMESH_ZERO_STAGE",)
 
 
 def build(
@@ -46,7 +48,9 @@ def build(
     workspace = DiskWorkspace(settings.home)
     trainings, validations = SqlTrainings(database), SqlValidations(database)
 
-    follow_trainings = ReconcileLoop("trainings", FollowJobs(trainings, jobs, workspace))
+    # Of our own environment workers find only what is handed on here.
+    handed_on = {name: os.environ[name] for name in WORKER_VARIABLES if name in os.environ}
+    follow_trainings = ReconcileLoop("trainings", FollowJobs(trainings, jobs, workspace, handed_on))
     follow_validations = ReconcileLoop("validations", FollowJobs(validations, jobs, workspace))
     model_trainings = ModelTrainings(trainings, validations, models, jobs, workspace, follow_trainings.wake)
     model_validations = ModelRuns[Validation](

@@ -34,6 +34,7 @@ class JobsClient:
                 ranks=request.ranks,
                 gpus_per_rank=request.gpus_per_rank,
                 command=request.command,
+                environment=request.environment,
                 working_directory=request.working_directory,
                 max_restarts=request.max_restarts,
                 grace_seconds=request.grace_seconds,

@@ -59,6 +59,7 @@ class JobRequest:
     model: str
     dataset: str
     framework: str
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class Models(Protocol):

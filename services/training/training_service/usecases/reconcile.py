@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic, cast
 
 from servicekit.errors import Code, ServiceError
@@ -22,8 +22,11 @@ GRACE_SECONDS = 20.0
 class FollowJobs(Generic[R]):
     """One pass over the active runs of one kind; safe to be killed anywhere and to repeat."""
 
-    def __init__(self, runs: Runs[R], jobs: Jobs, workspace: Workspace) -> None:
+    def __init__(
+        self, runs: Runs[R], jobs: Jobs, workspace: Workspace, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._runs, self._jobs, self._workspace = runs, jobs, workspace
+        self._environment = dict(environment or {})
         self._told_to_stop: set[str] = set()
 
     async def __call__(self) -> bool:
@@ -90,6 +93,7 @@ class FollowJobs(Generic[R]):
             model=run.model_name,
             dataset=run.dataset_name,
             framework=framework,
+            environment=self._environment,
         )
 
     async def _follow(self, runs: Sequence[R]) -> None:
