@@ -18,8 +18,10 @@ from servicekit.identity import acting_as
 from servicekit.settings import ServiceSettings
 from testkit.services import ADMIN, ALICE, BOB, Client, collect, running, settings_for
 from training_fakes import DATASET, MODEL, FakeDatasets, FakeJobs, FakeModels
+from training_service.storage.metrics import SqlMetrics
 from training_service.storage.tables import TrainingRow
 from training_service.wiring import build
+from workerkit.spool import append_metrics
 
 Start = training_pb2.StartTrainingRequest
 
@@ -253,6 +255,21 @@ async def test_other_users_see_nothing(room: Room) -> None:
         assert len(await collect(room.trainings.ListTrainings(everything))) == 1
         code, _ = await refused(room.trainings.GetTraining(ask(training_pb2.GetTrainingRequest, "none")))
         assert code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_points_that_were_not_delivered_are_read_when_the_job_ends(room: Room, tmp_path: Path) -> None:
+    job_id = await room.started()
+    for attempt, steps in ((1, (1, 2)), (2, (2, 3))):
+        directory = tmp_path / "jobs" / job_id / f"attempt-{attempt}"
+        directory.mkdir(parents=True)
+        for step in steps:
+            append_metrics(directory, {"train_loss": attempt / 10}, step)
+    room.jobs.move(job_id, "FINISHED", run_directory=str(directory))
+    await room.settled("FINISHED")
+    database = Database(room.settings.database_url, "training")
+    curve = await SqlMetrics(database).read(job_id, ["train_loss"])
+    await database.close()
+    assert [(point.step, point.attempt, point.value) for point in curve] == [(1, 1, 0.1), (2, 2, 0.2), (3, 2, 0.2)]
 
 
 async def test_a_crash_shows_the_last_log_lines(room: Room) -> None:

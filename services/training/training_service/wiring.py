@@ -18,10 +18,11 @@ from training_service.clients.scheduling import JobsClient
 from training_service.domain.runs import Validation
 from training_service.storage import MIGRATIONS
 from training_service.storage.initial_weights import DiskInitialWeights
+from training_service.storage.metric_spool import DiskMetricSpool
 from training_service.storage.metrics import SqlMetrics
 from training_service.storage.runs import SqlTrainings, SqlValidations
 from training_service.storage.workspace import DiskWorkspace
-from training_service.usecases.metrics import RecordMetrics
+from training_service.usecases.metrics import CollectMetrics, RecordMetrics
 from training_service.usecases.ports import Datasets, Jobs, Models
 from training_service.usecases.reconcile import FollowJobs, RemoveOrphans
 from training_service.usecases.runs import ModelRuns, ModelTrainings
@@ -50,7 +51,11 @@ def build(
 
     # Of our own environment workers find only what is handed on here.
     handed_on = {name: os.environ[name] for name in WORKER_VARIABLES if name in os.environ}
-    follow_trainings = ReconcileLoop("trainings", FollowJobs(trainings, jobs, workspace, handed_on))
+    metrics = SqlMetrics(database)
+    collect = CollectMetrics(metrics, DiskMetricSpool())
+    follow_trainings = ReconcileLoop(
+        "trainings", FollowJobs(trainings, jobs, workspace, environment=handed_on, settle=collect)
+    )
     follow_validations = ReconcileLoop("validations", FollowJobs(validations, jobs, workspace))
     model_trainings = ModelTrainings(trainings, validations, models, jobs, workspace, follow_trainings.wake)
     model_validations = ModelRuns[Validation](
@@ -82,7 +87,7 @@ def build(
             ),
             (
                 metrics_pb2_grpc.add_MetricServiceServicer_to_server,
-                MetricServicer(RecordMetrics(SqlMetrics(database))),
+                MetricServicer(RecordMetrics(metrics)),
                 f"{package}.MetricService",
             ),
         ],

@@ -92,4 +92,5 @@ def _facts(job: jobs_pb2.Job) -> JobFacts:
         result=json.loads(job.result_json) if job.result_json else None,
         log_tail=job.log_tail,
         driver_id=job.driver_id,
+        run_directory=job.run_directory,
     )

@@ -36,6 +36,7 @@ class JobFacts:
     result: Mapping[str, Any] | None = None
     log_tail: str = ""
     driver_id: str = ""
+    run_directory: str = ""
 
 
 @dataclass(frozen=True)

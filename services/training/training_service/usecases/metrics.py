@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -9,7 +10,10 @@ from servicekit.errors import invalid
 from servicekit.identity import current_identity
 
 from training_service.domain.metrics import MetricPoint
-from training_service.usecases.ports import Metrics
+from training_service.domain.runs import JobFacts
+from training_service.usecases.ports import Metrics, MetricSpool
+
+log = logging.getLogger(__name__)
 
 MAX_SERIES_LENGTH = 128
 
@@ -30,3 +34,22 @@ class RecordMetrics:
                 raise invalid("step", point.step, "0 or more")
         # A diverged run reports NaN; it has no place on a curve and must not cost the other points.
         return await self._metrics.add([point for point in points if math.isfinite(point.value)])
+
+
+class CollectMetrics:
+    """Callable with an ended job: stores the points that its worker could not deliver. Repeatable."""
+
+    def __init__(self, metrics: Metrics, spool: MetricSpool) -> None:
+        self._metrics, self._spool = metrics, spool
+
+    async def __call__(self, job: JobFacts) -> None:
+        """A folder that has gone holds no points."""
+        if not job.run_directory:
+            return
+        try:
+            points = await self._spool.read(job.job_id, job.run_directory)
+        except (OSError, ValueError, KeyError) as error:
+            # A damaged spool must not keep the run from settling.
+            log.warning("metrics of job %s cannot be read: %s", job.job_id, error)
+            return
+        await self._metrics.add(points)

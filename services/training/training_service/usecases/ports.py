@@ -147,6 +147,13 @@ class Metrics(Protocol):
         """Points by series and step, the newest attempt's value of each; all series when none is named."""
 
 
+class MetricSpool(Protocol):
+    """What workers wrote on disk."""
+
+    async def read(self, job_id: str, run_directory: str) -> list[MetricPoint]:
+        """All points of every attempt of a job; `run_directory` is that of the newest."""
+
+
 class InitialWeights(Protocol):
     """Where initial weights may lie."""
 

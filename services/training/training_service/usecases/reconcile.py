@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Generic, cast
 
 from servicekit.errors import Code, ServiceError
 
-from training_service.domain.runs import Run, Training, Validation
+from training_service.domain.runs import JobFacts, Run, Training, Validation
 from training_service.usecases.ports import JobRequest, Jobs, Models, R, Runs, Workspace
 from training_service.usecases.runs import ModelRuns, kind_of
 
@@ -20,13 +20,23 @@ GRACE_SECONDS = 20.0
 
 
 class FollowJobs(Generic[R]):
-    """One pass over the active runs of one kind; safe to be killed anywhere and to repeat."""
+    """One pass over the active runs of one kind; safe to be killed anywhere and to repeat.
+
+    `environment` is given to every job; `settle` is awaited with a job that has ended, before its run is.
+    """
 
     def __init__(
-        self, runs: Runs[R], jobs: Jobs, workspace: Workspace, environment: Mapping[str, str] | None = None
+        self,
+        runs: Runs[R],
+        jobs: Jobs,
+        workspace: Workspace,
+        *,
+        environment: Mapping[str, str] | None = None,
+        settle: Callable[[JobFacts], Awaitable[None]] | None = None,
     ) -> None:
         self._runs, self._jobs, self._workspace = runs, jobs, workspace
         self._environment = dict(environment or {})
+        self._settle = settle
         self._told_to_stop: set[str] = set()
 
     async def __call__(self) -> bool:
@@ -100,7 +110,11 @@ class FollowJobs(Generic[R]):
         jobs = await self._jobs.get([run.job_id for run in runs])
         for run in runs:
             try:
-                if run.follow(jobs.get(run.job_id)):
+                job = jobs.get(run.job_id)
+                if run.follow(job):
+                    if run.status.is_final and job and self._settle:
+                        # Before the final status is written: afterwards nobody would come back.
+                        await self._settle(job)
                     await self._runs.save_state(run)
                 if run.stop_requested and not run.status.is_final and run.uid not in self._told_to_stop:
                     await self._jobs.stop(run.job_id)
