@@ -36,7 +36,7 @@ gates: setup ## format, lint, types, import rules, protos
 	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
-	$(BIN)/buf breaking --against protos/baseline.binpb
+	$(BIN)/buf breaking protos --against protos/baseline.binpb
 
 format: setup ## format and fix what can be fixed
 	$(BIN)/ruff format .

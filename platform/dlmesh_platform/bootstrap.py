@@ -44,6 +44,7 @@ class Step:
     inputs: Sequence[Path]
     result: Path
     run: Callable[[], None]
+    note: str = ""
 
     def digest(self) -> str:
         """Changes when an input, the interpreter or the place of the clone changes."""
@@ -98,7 +99,7 @@ def steps() -> list[Step]:
     here = Path(__file__)
     return [
         Step("virtual environment", [], PYTHON, make_venv),
-        Step("dependencies", LOCKS, VENV / "bin" / "envoy", install_dependencies),
+        Step("dependencies", LOCKS, VENV / "bin" / "envoy", install_dependencies, " (torch is large)"),
         Step("import paths", [here, ROOT / "pyproject.toml"], VENV / "bin" / "dlmesh", link_packages),
         Step(
             "stubs",
@@ -119,7 +120,7 @@ def run_steps(all_steps: Iterable[Step], *, force: str | None = None) -> None:
         digest = step.digest()
         if step.name != force and step.result.exists() and stamp.exists() and stamp.read_text() == digest:
             continue
-        print(f"set-up: {step.name} ...", flush=True)
+        print(f"set-up: {step.name} ...{step.note}", flush=True)
         started = time.monotonic()
         stamp.unlink(missing_ok=True)
         step.run()
@@ -145,7 +146,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _pip(*arguments: str) -> None:
-    _python("-m", "pip", *arguments, "--disable-pip-version-check", *(() if arguments[0] == "check" else ("--quiet",)))
+    _python("-m", "pip", *arguments, "--disable-pip-version-check", *(() if arguments[0] == "check" else ("-qq",)))
 
 
 def _python(*arguments: str) -> None:

@@ -36,6 +36,7 @@ LONGEST_BACKOFF_SECONDS = 5.0
 STABLE_SECONDS = 10.0
 LOG_BYTES = 64 * 1024 * 1024
 USAGE_ERROR = 2
+RESTARTS_AT_START = 5
 # With a safe path a user's `python main.py` would not find the modules beside it.
 INHERITED = {name: value for name, value in os.environ.items() if name not in {"PYTHONSAFEPATH", "PYTHONHOME"}}
 
@@ -214,6 +215,8 @@ class Supervisor:
             child.process = None
             if code == USAGE_ERROR and not self._ready:
                 raise PlatformError(f"{child.name} refuses to start: {self._platform.log_tail(child.name, 3)}")
+            if child.restarts == RESTARTS_AT_START and not self._ready:
+                raise PlatformError(f"{child.name} does not stay up:\n{self._platform.log_tail(child.name)}")
             now = time.monotonic()
             if now - child.started_at > STABLE_SECONDS:
                 child.backoff_seconds = FIRST_BACKOFF_SECONDS
