@@ -14,8 +14,9 @@ from workerkit.spool import read_report
 from scheduling_service.domain.job import Job, Progress
 from scheduling_service.engines.base import Attempt, Engine, Observation
 
-# What a rank inherits of our own environment; everything else of DLMESH_* stays here, passwords above all.
-KEPT_PREFIX = "DLMESH_"
+# What ranks do not inherit of our environment: settings and passwords of the platform, and how its interpreter is run.
+WITHHELD_PREFIX = "DLMESH_"
+WITHHELD = ("PYTHONSAFEPATH",)
 TAIL_BYTES = 16 * 1024
 
 
@@ -65,7 +66,9 @@ class EngineRunner:
         self, engine: Engine, files: JobFiles, secret: str, peers: Mapping[str, str], environ: Mapping[str, str]
     ) -> None:
         self._engine, self._files, self._secret, self._peers = engine, files, secret, peers
-        self._inherited = {key: value for key, value in environ.items() if not key.startswith(KEPT_PREFIX)}
+        self._inherited = {
+            key: value for key, value in environ.items() if not key.startswith(WITHHELD_PREFIX) and key not in WITHHELD
+        }
 
     async def launch(self, job: Job) -> None:
         spec = job.spec
