@@ -214,7 +214,7 @@ async def test_applications_are_filtered_sorted_paged_and_private(tmp_path: Path
             assert await ids() == ["j2", "j1", "j0"]
             assert await ids(sort="applicationname") == ["j0", "j1", "j2"]
             assert await ids(sort="-applicationname", start=1, length=1) == ["j1"]
-            assert await ids(applicationid="j0,j2", sort="submittedtime") == ["j0", "j2"]
+            assert await ids(application_id="j0,j2", sort="submittedtime") == ["j0", "j2"]
             assert await ids(state="finished", search="JOB-1") == ["j1"]
             assert await ids(state="RUNNING") == []
             for query, code in (

@@ -112,7 +112,7 @@ def job_to_application(job: Job, group: InstanceGroup, host: str, attempt: Path)
         hosts=1 if running else 0,
         owner=job.spec.owner,
         updated_at_ms=unix_milliseconds(utc_now()),
-        submitted_at=unix_milliseconds(job.created_at),
+        submitted_at_ms=unix_milliseconds(job.created_at),
         ended_at_ms=unix_milliseconds(job.ended_at),
         run_duration_seconds=duration,
         master_url=group.master_url,

@@ -32,9 +32,9 @@ class SchedulerServicer(scheduling_pb2_grpc.SchedulerServiceServicer):
         self, request: scheduling_pb2.ListApplicationsRequest, context: Any
     ) -> AsyncIterator[scheduling_pb2.ApplicationDetail]:
         query = Query(
-            ids=_words(request.applicationid),
-            name=request.applicationname,
-            driver_id=request.driverid,
+            ids=_words(request.application_id),
+            name=request.application_name,
+            driver_id=request.driver_id,
             search=request.search,
             states=_words(request.state),
             sort=request.sort,
