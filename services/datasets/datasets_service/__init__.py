@@ -1,0 +1,1 @@
+"""The datasets service: imports records once, so that trainings read them many times."""

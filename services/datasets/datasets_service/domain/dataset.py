@@ -1,0 +1,162 @@
+"""A dataset and how it comes to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from datasets_service.domain.words import Backend, ColorMode, ResizeMode, SourceType
+
+MAX_MESSAGE_CHARACTERS = 4000
+
+
+class Status(StrEnum):
+    """SUBMITTED and RUNNING follow the job, both ways (a job that is restarted waits again); the others are final."""
+
+    SUBMITTED = "SUBMITTED"
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+
+    @property
+    def is_final(self) -> bool:
+        return self not in (Status.SUBMITTED, Status.RUNNING)
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Where the images lie (a folder a class) and what becomes of them.
+
+    `validation_path` and `test_path` are empty when that split is taken from the training images; percentages are of
+    those. Sizes are pixels.
+    """
+
+    train_path: str
+    color_mode: ColorMode
+    width: int
+    height: int
+    resize_mode: ResizeMode = ResizeMode.SQUASH
+    validation_path: str = ""
+    test_path: str = ""
+    validation_percentage: int = 0
+    test_percentage: int = 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """Records of one split: an LMDB folder, how many records, and how many of each label, in label order."""
+
+    path: str
+    count: int
+    labels: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class ImportedRecords:
+    """What an import published; `splits` by train, val and test."""
+
+    content_hash: str
+    size_bytes: int
+    mean_file: str
+    splits: Mapping[str, Split]
+    unreadable_count: int = 0
+    unreadable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class InstanceGroup:
+    """Where the import runs."""
+
+    id: str
+    name: str
+    master_url: str = ""
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What the scheduling service says about an import; `refusal` is why the worker would not import the source."""
+
+    job_id: str
+    state: str
+    reason: str = ""
+    done: float = 0
+    total: float = 0
+    refusal: str = ""
+    log_tail: str = ""
+    driver_id: str = ""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass
+class Dataset:
+    """One dataset. `accepted` says that the scheduling service has the job."""
+
+    uid: str
+    name: str
+    owner: str
+    created_at: datetime
+    job_id: str
+    group: InstanceGroup
+    images: ImageOptions
+    source_type: SourceType = SourceType.IMAGES_FOR_CLASSIFICATION
+    backend: Backend = Backend.LMDB
+    status: Status = Status.SUBMITTED
+    status_message: str = ""
+    accepted: bool = False
+    stop_requested: bool = False
+    driver_id: str = ""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    records: ImportedRecords | None = None
+
+    def follow(self, job: JobFacts) -> None:
+        """Take over what a job says that has not finished well; a final status never changes."""
+        if self.status.is_final:
+            return
+        self.driver_id = job.driver_id or self.driver_id
+        self.started_at = job.started_at or self.started_at
+        match job.state:
+            case "SUBMITTED":
+                self.status, self.status_message = Status.SUBMITTED, job.reason
+            case "RUNNING":
+                self.status = Status.RUNNING
+                self.status_message = f"imported {job.done:.0f} of {job.total:.0f} images" if job.total else job.reason
+            case "KILLED":
+                self._end(Status.STOPPED, job.reason or "stopped", job.ended_at)
+            case "ERROR":
+                reason = job.refusal or "\n".join(part for part in (job.reason, job.log_tail.strip()) if part)
+                self._end(Status.FAILED, reason, job.ended_at)
+
+    def finish(self, records: ImportedRecords, ended_at: datetime | None) -> None:
+        """The import published its records."""
+        if self.status.is_final:
+            return
+        self.records = records
+        message = ""
+        if records.unreadable_count:
+            message = f"{records.unreadable_count} images could not be read: {', '.join(records.unreadable)}"
+        self._end(Status.FINISHED, message, ended_at)
+
+    def fail(self, message: str, ended_at: datetime | None) -> None:
+        """It cannot be imported."""
+        if not self.status.is_final:
+            self._end(Status.FAILED, message, ended_at)
+
+    def stopped_before_start(self, now: datetime) -> None:
+        """It was stopped and its job never existed."""
+        if not self.status.is_final:
+            self._end(Status.STOPPED, "stopped before it started", now)
+
+    def run_seconds(self, now: datetime) -> float:
+        """Seconds from start to end, or until `now`."""
+        if self.started_at is None:
+            return 0.0
+        return max(0.0, ((self.ended_at or now) - self.started_at).total_seconds())
+
+    def _end(self, status: Status, message: str, ended_at: datetime | None) -> None:
+        self.status, self.status_message = status, message[-MAX_MESSAGE_CHARACTERS:]
+        self.ended_at = ended_at

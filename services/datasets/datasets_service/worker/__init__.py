@@ -1,0 +1,1 @@
+"""What runs inside an import job: Pillow, NumPy and LMDB only, so that it starts at once."""
