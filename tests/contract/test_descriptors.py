@@ -196,6 +196,15 @@ def test_words_that_shadow_names_are_the_reserved_ones() -> None:
     assert shadows == RESERVED
 
 
+def test_no_query_parameter_is_named_like_a_variable_of_a_path() -> None:
+    """The gateway ignores a query parameter of such a name, lest it wins over the path."""
+    variables = {
+        rule.method.input_type.fields_by_name[v].json_name for rule in rules().values() for v in rule.variables
+    }
+    for operation_id, rule in rules().items():
+        assert rule.query_fields().keys() & variables == set(), operation_id
+
+
 def test_public_methods_have_a_rule_and_a_contract_and_internal_ones_neither() -> None:
     for method in methods():
         public = method.containing_service.full_name not in INTERNAL_SERVICES

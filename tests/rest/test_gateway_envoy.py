@@ -421,6 +421,15 @@ def test_unknown_paths_verbs_and_query_parameters(platform: Platform) -> None:
     assert client.get(platform.url(f"{API}/datasets?csrftoken=any")).status_code == 200
 
 
+def test_nothing_wins_over_the_name_in_the_path(platform: Platform) -> None:
+    client = platform.client()
+    assert client.get(platform.url(f"{API}/datasets/one?name=other")).json()["name"] == "one"
+    url = platform.url(f"{USERS}/one/password")
+    body = assert_error(client.put(url, json={"name": "other", "password": "some password"}), 400, 3)
+    assert "other" in body["message"]
+    assert_error(client.put(url, json={"name": "one", "password": "some password"}), 404, 5)
+
+
 def test_json_bodies_have_a_limit(platform: Platform) -> None:
     client, url = platform.client(), platform.url(f"{API}/datasets")
     assert client.post(url, json={"name": "x" * 5_000_000}).status_code == 201

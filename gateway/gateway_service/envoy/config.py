@@ -125,11 +125,14 @@ def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str
                 proto_descriptor=str(surface.descriptor_path),
                 services=list(surface.services),
                 convert_grpc_status=True,
-                ignored_query_parameters=["csrftoken"],
+                # A query's ?name= would win over the {name} of the path.
+                ignored_query_parameters=["csrftoken", *surface.path_variables],
                 url_unescape_spec="ALL_CHARACTERS",
                 request_validation_options={
                     "reject_unknown_method": True,
                     "reject_unknown_query_parameters": True,
+                    # So would a body's {"name": ...}.
+                    "reject_binding_body_field_collisions": True,
                 },
                 print_options={"always_print_primitive_fields": False},
                 max_request_body_size=MAX_REQUEST_BYTES,

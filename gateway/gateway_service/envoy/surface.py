@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,13 @@ class PublicSurface:
     def services(self) -> tuple[str, ...]:
         """Full names of the public gRPC services, sorted."""
         return tuple(sorted({method.service for method in self.methods}))
+
+    @property
+    def path_variables(self) -> tuple[str, ...]:
+        """Variables of all paths in both spellings of JSON (`model_name` and `modelName`), sorted."""
+        templates = (template for method in self.methods for _, template in method.rest)
+        names = {name for template in templates for name in re.findall(r"\{([a-z0-9_]+)", template)}
+        return tuple(sorted(names | {re.sub(r"_([a-z0-9])", lambda m: m[1].upper(), name) for name in names}))
 
     @classmethod
     def from_contracts(cls) -> PublicSurface:
