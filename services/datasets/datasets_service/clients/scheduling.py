@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
 from servicekit.channels import Channels, call_peer
 from servicekit.errors import Code, ServiceError
+from servicekit.identity import Identity, acting_as
 
 from datasets_service.domain.dataset import InstanceGroup, JobFacts
 from datasets_service.usecases.ports import JobRequest
@@ -58,7 +59,8 @@ class JobsClient:
     async def instance_group(self, field: str, name_or_id: str) -> InstanceGroup:
         message = jobs_pb2.GetInstanceGroupRequest(name_or_id=name_or_id)
         try:
-            group = (await call_peer(lambda: self._stub.GetInstanceGroup(message))).instance_group
+            with acting_as(Identity.service("datasets")):
+                group = (await call_peer(lambda: self._stub.GetInstanceGroup(message))).instance_group
         except ServiceError as error:
             if error.code is not Code.INVALID_ARGUMENT:
                 raise
