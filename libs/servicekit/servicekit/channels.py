@@ -117,7 +117,7 @@ class _SignStream(grpc.aio.UnaryStreamClientInterceptor):
         return await continuation(self._signer.sign(details), request)
 
 
-class _SignUpload(grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[misc]
+class _SignUpload(grpc.aio.StreamUnaryClientInterceptor):
     def __init__(self, signer: _Signer) -> None:
         self._signer = signer
 
