@@ -1,0 +1,1 @@
+"""Inference models served by Triton, and predictions made with them."""

@@ -1,0 +1,1 @@
+"""The gRPC face: messages to requests, predictions to details."""

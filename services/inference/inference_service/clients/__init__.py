@@ -1,0 +1,1 @@
+"""Other services and Triton behind the ports of the use cases."""

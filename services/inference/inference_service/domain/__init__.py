@@ -1,0 +1,1 @@
+"""Inference models and predictions, and which of their moves are legal."""

@@ -1,0 +1,131 @@
+"""Repositories: the fields of the domain objects are the columns of the tables."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Any
+
+import sqlalchemy as sa
+from servicekit.database import Database
+from servicekit.errors import already_exists
+from sqlalchemy.exc import IntegrityError
+
+from inference_service.domain.models import InferenceModel, ModelState
+from inference_service.domain.predictions import InstanceGroup, Prediction, Sample, Status
+from inference_service.storage.tables import InferenceModelRow, PredictionRow
+
+_FINAL = [str(status) for status in Status if status.is_final]
+
+
+class SqlInferenceModels:
+    """`ports.InferenceModels`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, model: InferenceModel) -> None:
+        try:
+            async with self._database.session() as session:
+                session.add(InferenceModelRow(**asdict(model) | {"state": str(model.state)}))
+        except IntegrityError as error:
+            raise already_exists("inference model", model.name) from error
+
+    async def find(self, name: str) -> InferenceModel | None:
+        found = await self._select(InferenceModelRow.name == name)
+        return found[0] if found else None
+
+    async def all(self) -> list[InferenceModel]:
+        return await self._select()
+
+    async def save(self, model: InferenceModel) -> None:
+        await self._update(
+            model.uid, state=str(model.state), status_message=model.status_message, catalog_uid=model.catalog_uid
+        )
+
+    async def note_listed(self, model: InferenceModel) -> None:
+        await self._update(model.uid, catalog_uid=model.catalog_uid)
+
+    async def delete(self, uid: str) -> None:
+        async with self._database.session() as session:
+            await session.execute(sa.delete(InferenceModelRow).where(InferenceModelRow.uid == uid))
+
+    async def _update(self, uid: str, **values: Any) -> None:
+        async with self._database.session() as session:
+            await session.execute(sa.update(InferenceModelRow).where(InferenceModelRow.uid == uid).values(**values))
+
+    async def _select(self, *conditions: sa.ColumnElement[bool]) -> list[InferenceModel]:
+        query = (
+            sa.select(InferenceModelRow)
+            .where(*conditions)
+            .order_by(InferenceModelRow.created_at, InferenceModelRow.uid)
+        )
+        async with self._database.session(read_only=True) as session:
+            rows = [_values(InferenceModel, row) for row in await session.scalars(query)]
+        return [InferenceModel(**values | {"state": ModelState(values["state"])}) for values in rows]
+
+
+class SqlPredictions:
+    """`ports.Predictions`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, prediction: Prediction) -> None:
+        try:
+            async with self._database.session() as session:
+                session.add(PredictionRow(**asdict(prediction) | {"status": str(prediction.status)}))
+        except IntegrityError as error:
+            raise already_exists("prediction", prediction.name) from error
+
+    async def find(self, name: str) -> Prediction | None:
+        found = await self._select(PredictionRow.name == name)
+        return found[0] if found else None
+
+    async def all(self, model_name: str | None = None) -> list[Prediction]:
+        return await self._select(*([PredictionRow.model_name == model_name] if model_name else []))
+
+    async def active(self) -> list[Prediction]:
+        return await self._select(PredictionRow.status.not_in(_FINAL))
+
+    async def save_state(self, prediction: Prediction) -> None:
+        await self._update(
+            prediction.uid,
+            status=str(prediction.status),
+            status_message=prediction.status_message,
+            progress=prediction.progress,
+            driver_id=prediction.driver_id,
+            accepted=prediction.accepted,
+            best=prediction.best,
+        )
+
+    async def request_stop(self, uid: str) -> None:
+        await self._update(uid, stop_requested=True)
+
+    async def delete(self, uid: str) -> None:
+        async with self._database.session() as session:
+            await session.execute(sa.delete(PredictionRow).where(PredictionRow.uid == uid))
+
+    async def uids(self) -> set[str]:
+        async with self._database.session(read_only=True) as session:
+            return set(await session.scalars(sa.select(PredictionRow.uid)))
+
+    async def _update(self, uid: str, **values: Any) -> None:
+        async with self._database.session() as session:
+            await session.execute(sa.update(PredictionRow).where(PredictionRow.uid == uid).values(**values))
+
+    async def _select(self, *conditions: sa.ColumnElement[bool]) -> list[Prediction]:
+        query = sa.select(PredictionRow).where(*conditions).order_by(PredictionRow.created_at, PredictionRow.uid)
+        async with self._database.session(read_only=True) as session:
+            rows = [_values(Prediction, row) for row in await session.scalars(query)]
+        return [_prediction(values) for values in rows]
+
+
+def _prediction(values: dict[str, Any]) -> Prediction:
+    values["group"] = InstanceGroup(**values["group"])
+    values["status"] = Status(values["status"])
+    values["samples"] = [Sample(**sample) for sample in values["samples"]]
+    return Prediction(**values)
+
+
+def _values(kind: Any, row: Any) -> dict[str, Any]:
+    return {field.name: getattr(row, field.name) for field in fields(kind)}

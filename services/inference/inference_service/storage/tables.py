@@ -1,0 +1,60 @@
+"""The tables of the inference service."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from servicekit.database import UtcDateTime
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """Metadata of this service."""
+
+
+class InferenceModelRow(Base):
+    """One inference model."""
+
+    __tablename__ = "inference_models"
+
+    uid: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(128), unique=True)
+    owner: Mapped[str] = mapped_column(sa.String(256))
+    source_model: Mapped[str] = mapped_column(sa.String(128))
+    training_name: Mapped[str] = mapped_column(sa.String(128))
+    framework: Mapped[str] = mapped_column(sa.String(64))
+    template_name: Mapped[str] = mapped_column(sa.String(128))
+    dataset_name: Mapped[str] = mapped_column(sa.String(128))
+    instance_group: Mapped[str] = mapped_column(sa.String(128))
+    code_path: Mapped[str] = mapped_column(sa.Text)
+    checkpoints_path: Mapped[str] = mapped_column(sa.Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    state: Mapped[str] = mapped_column(sa.String(16))
+    status_message: Mapped[str] = mapped_column(sa.Text)
+    catalog_uid: Mapped[str] = mapped_column(sa.String(64))
+
+
+class PredictionRow(Base):
+    """One prediction."""
+
+    __tablename__ = "predictions"
+
+    uid: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(128), unique=True)
+    owner: Mapped[str] = mapped_column(sa.String(256))
+    model_uid: Mapped[str] = mapped_column(sa.String(32))
+    model_name: Mapped[str] = mapped_column(sa.String(128), index=True)
+    group: Mapped[dict[str, Any]] = mapped_column("instance_group", sa.JSON)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    job_id: Mapped[str] = mapped_column(sa.String(32), unique=True)
+    threshold: Mapped[str] = mapped_column(sa.String(64))
+    samples: Mapped[list[dict[str, str]]] = mapped_column(sa.JSON)
+    status: Mapped[str] = mapped_column(sa.String(16), index=True)
+    status_message: Mapped[str] = mapped_column(sa.Text)
+    progress: Mapped[int] = mapped_column(sa.Integer)
+    driver_id: Mapped[str] = mapped_column(sa.String(128))
+    accepted: Mapped[bool] = mapped_column(sa.Boolean)
+    stop_requested: Mapped[bool] = mapped_column(sa.Boolean)
+    best: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))

@@ -1,0 +1,184 @@
+"""A Triton server as a child process: started, published, restarted when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from inference_service.triton.installation import EXIT_SECONDS, HOST, Installation, Ports
+
+log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_SECONDS = 0.1
+LONGEST_BACKOFF_SECONDS = 5.0
+STABLE_SECONDS = 10.0
+PORT_PATIENCE_SECONDS = 4.0
+LOG_BYTES = 64 * 1024 * 1024
+# Below the range from which the kernel takes ports for outgoing connections.
+PORTS = range(20000, 32000)
+SHARED_MEMORY = Path("/dev/shm")
+LAUNCHER = Path(__file__).with_name("die_with_parent.py")
+
+
+class TritonServer:
+    """Keeps one Triton running; `step` is a reconcile step. It dies with this process, and comes back on its old ports.
+
+    The addresses are in `run/triton.json` below `home`: {"http": URL, "grpc": host:port, "metrics": URL}.
+    """
+
+    def __init__(self, installation: Installation, home: Path, on_start: Callable[[], None] = lambda: None) -> None:
+        self._installation, self._on_start = installation, on_start
+        self._repository = home / "inference" / "repository"
+        self._address_file = home / "run" / "triton.json"
+        self._log_file = home / "log" / "triton.log"
+        self._shm_prefix = f"dlmesh_{hashlib.sha256(str(home).encode()).hexdigest()[:12]}_"
+        self._process: asyncio.subprocess.Process | None = None
+        self._started_at = 0.0
+        self._due_at = 0.0
+        self._backoff_seconds = FIRST_BACKOFF_SECONDS
+        self._stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running server."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    async def step(self) -> bool:
+        """Start it when it does not run and is due."""
+        if self._stopping or self.pid is not None:
+            return False
+        now = time.monotonic()
+        if self._process is not None:
+            code, self._process = self._process.returncode, None
+            if now - self._started_at > STABLE_SECONDS:
+                self._backoff_seconds = FIRST_BACKOFF_SECONDS
+            self._due_at = now + self._backoff_seconds
+            log.warning("Triton ended with %s; again in %.1f s; see %s", code, self._backoff_seconds, self._log_file)
+            self._backoff_seconds = min(self._backoff_seconds * 2, LONGEST_BACKOFF_SECONDS)
+        if now < self._due_at:
+            return False
+        await self._start()
+        return False
+
+    async def stop(self) -> None:
+        """End it: in order, then by force."""
+        self._stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+            try:
+                async with asyncio.timeout(EXIT_SECONDS + 2):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        self._remove_shared_memory()
+
+    async def _start(self) -> None:
+        self._repository.mkdir(parents=True, exist_ok=True)
+        ports = await self._choose_ports()
+        # Python stubs of a server that was killed end by themselves; their memory regions stay.
+        self._remove_shared_memory()
+        publish_addresses(self._address_file, ports)
+        command = self._installation.command(self._repository, ports, self._shm_prefix)
+        output = self._open_log()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-S", "-E", "-s", str(LAUNCHER), str(os.getpid())),
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._installation.environment(),
+            )
+        finally:
+            os.close(output)
+        self._started_at = time.monotonic()
+        log.info("Triton was started as process %d, gRPC on port %d", self._process.pid, ports.grpc)
+        self._on_start()
+
+    async def _choose_ports(self) -> Ports:
+        kept = read_ports(self._address_file)
+        deadline = time.monotonic() + PORT_PATIENCE_SECONDS
+        while kept is not None and time.monotonic() < deadline:
+            if all(is_free(port) for port in asdict(kept).values()):
+                return kept
+            await asyncio.sleep(0.05)
+        free = [port for port in random.sample(PORTS, 50) if is_free(port)]
+        return Ports(*free[:3])
+
+    def _open_log(self) -> int:
+        self._log_file.parent.mkdir(parents=True, exist_ok=True)
+        if self._log_file.exists() and self._log_file.stat().st_size > LOG_BYTES:
+            self._log_file.replace(self._log_file.with_suffix(".log.1"))
+        return os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def _remove_shared_memory(self) -> None:
+        for region in SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
+            with contextlib.suppress(OSError):
+                region.unlink()
+
+
+def is_free(port: int) -> bool:
+    """Whether something could listen on the port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def publish_addresses(file: Path, ports: Ports) -> None:
+    """Write `run/triton.json` whole."""
+    write_addresses(
+        file,
+        {
+            "http": f"http://{HOST}:{ports.http}",
+            "grpc": f"{HOST}:{ports.grpc}",
+            "metrics": f"http://{HOST}:{ports.metrics}/metrics",
+        },
+    )
+
+
+def write_addresses(file: Path, addresses: dict[str, str]) -> None:
+    """Replace the file whole: a reader sees the old addresses or the new."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.write_text(json.dumps(addresses, indent=1))
+    draft.replace(file)
+
+
+def read_ports(file: Path) -> Ports | None:
+    """The ports of our own server that ran last; None when there was none."""
+    try:
+        known = json.loads(file.read_text())
+        texts = [known["http"], known["grpc"], known["metrics"].removesuffix("/metrics")]
+        if any(HOST not in text for text in texts):
+            return None
+        return Ports(*(int(text.rpartition(":")[2]) for text in texts))
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def read_grpc_address(file: Path) -> str | None:
+    """host:port of the server's gRPC; None when none was published."""
+    try:
+        return str(json.loads(file.read_text())["grpc"])
+    except (OSError, ValueError, KeyError):
+        return None

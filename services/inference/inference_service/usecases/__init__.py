@@ -1,0 +1,1 @@
+"""What can be done; ports say what is needed for it."""

@@ -1,0 +1,101 @@
+"""Make predictions true: wait for their model, submit, follow and settle their jobs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from servicekit.errors import Code, ServiceError
+
+from inference_service.domain.models import ModelState
+from inference_service.domain.predictions import Prediction, Status
+from inference_service.usecases.ports import InferenceModels, JobRequest, Jobs, Predictions, Workspace
+
+log = logging.getLogger(__name__)
+
+
+class FollowPredictions:
+    """One pass over the active predictions; safe to be killed anywhere and to repeat."""
+
+    def __init__(self, predictions: Predictions, models: InferenceModels, jobs: Jobs, workspace: Workspace) -> None:
+        self._predictions, self._models = predictions, models
+        self._jobs, self._workspace = jobs, workspace
+        self._told_to_stop: set[str] = set()
+
+    async def __call__(self) -> bool:
+        """True when a job was submitted, so that it is looked at again at once."""
+        active = await self._predictions.active()
+        if not active:
+            self._told_to_stop.clear()
+            return False
+        submitted = [each.uid for each in active if not each.accepted and await self._submit(each)]
+        followed = [each for each in active if each.accepted]
+        if followed:
+            await self._follow(followed)
+        return bool(submitted)
+
+    async def _submit(self, prediction: Prediction) -> bool:
+        """True when the job was accepted."""
+        try:
+            changed = await self._advance(prediction)
+        except ServiceError as error:
+            log.warning("cannot submit prediction %s: %s", prediction.name, error.message)
+            if error.code is not Code.INVALID_ARGUMENT:
+                # The peer is away, restarting or in trouble: the next pass tries again.
+                return False
+            prediction.end(Status.FAILED, error.message)
+            changed = True
+        except OSError as error:
+            log.exception("cannot prepare prediction %s", prediction.name)
+            prediction.end(Status.FAILED, f"cannot prepare the prediction: {error}")
+            changed = True
+        if changed:
+            await self._predictions.save_state(prediction)
+        return prediction.accepted
+
+    async def _advance(self, prediction: Prediction) -> bool:
+        if prediction.stop_requested:
+            # A pass before this one may have submitted it and been killed.
+            try:
+                await self._jobs.stop(prediction.job_id)
+                prediction.accepted = True
+            except ServiceError as error:
+                if error.code is not Code.NOT_FOUND:
+                    raise
+                prediction.end(Status.STOPPED, "stopped before it started")
+            return True
+        model = await self._models.find(prediction.model_name)
+        if model is None or model.uid != prediction.model_uid:
+            prediction.end(Status.FAILED, f"inference model {prediction.model_name} was deleted")
+        elif model.state is ModelState.FAILED:
+            prediction.end(Status.FAILED, f"inference model {model.name} failed: {model.status_message}")
+        elif model.state is not ModelState.READY:
+            because = f" ({model.status_message})" if model.status_message else ""
+            return prediction.wait_for(f"inference model {model.name} is {model.state}{because}")
+        else:
+            await self._jobs.submit(await self._request(prediction))
+            prediction.accepted = True
+        return True
+
+    async def _request(self, prediction: Prediction) -> JobRequest:
+        return JobRequest(
+            job_id=prediction.job_id,
+            name=prediction.name,
+            owner=prediction.owner,
+            instance_group=prediction.group.id,
+            command=await self._workspace.prepare(prediction),
+            working_directory=str(self._workspace.folder(prediction.uid)),
+            model=prediction.model_name,
+        )
+
+    async def _follow(self, predictions: Sequence[Prediction]) -> None:
+        jobs = await self._jobs.get([each.job_id for each in predictions])
+        for each in predictions:
+            try:
+                if each.follow(jobs.get(each.job_id)):
+                    await self._predictions.save_state(each)
+                if each.stop_requested and not each.status.is_final and each.uid not in self._told_to_stop:
+                    await self._jobs.stop(each.job_id)
+                    self._told_to_stop.add(each.uid)
+            except Exception:
+                log.exception("cannot follow prediction %s", each.name)

@@ -1,0 +1,227 @@
+"""What the use cases need from outside: storage, disk, Triton and the other services."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from inference_service.domain.models import InferenceModel
+from inference_service.domain.predictions import InstanceGroup, JobFacts, Prediction, Sample, SampleResult
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model as the models service tells it."""
+
+    uid: str
+    name: str
+    owner: str
+    type: str
+    path: str
+    template_name: str
+    framework: str
+    dataset: str
+    instance_group: str
+    weights_folder: str = ""
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """A training as the training service tells it; `code_path` and `checkpoints_path` are its folders."""
+
+    uid: str
+    name: str
+    status: str
+    code_path: str
+    checkpoints_path: str
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What is asked of the scheduling service."""
+
+    job_id: str
+    name: str
+    owner: str
+    instance_group: str
+    command: Sequence[str]
+    working_directory: str
+    model: str
+
+
+class Catalog(Protocol):
+    """The models service, asked with the current identity."""
+
+    async def get(self, name: str) -> ModelFacts:
+        """404 when there is no such model, 403 when it is another user's."""
+
+    async def find(self, name: str) -> ModelFacts | None:
+        """As `get`, None when there is none."""
+
+    async def create_inference(self, model: InferenceModel, description: str) -> None:
+        """Make the model of type Inference; 409 when the name is taken."""
+
+    async def describe(self, name: str, description: str) -> None:
+        """Change the description."""
+
+
+class Trainings(Protocol):
+    """The training service, asked with the current identity."""
+
+    async def get(self, model_name: str, name: str) -> TrainingFacts:
+        """404 when there is no such training, 403 when it is another user's."""
+
+
+class Jobs(Protocol):
+    """The scheduling service. Every call may be repeated; 503 when the service is away."""
+
+    async def submit(self, request: JobRequest) -> None:
+        """400 when the job can never run."""
+
+    async def get(self, job_ids: Sequence[str]) -> Mapping[str, JobFacts]:
+        """The jobs that are known; unknown ids are left out."""
+
+    async def stop(self, job_id: str) -> None:
+        """404 when the job was never submitted."""
+
+    async def delete(self, job_id: str) -> None:
+        """Forget an ended job; unknown is fine."""
+
+    async def instance_group(self, name_or_id: str, field: str) -> InstanceGroup:
+        """400 naming `field` and listing the known when unknown."""
+
+
+class ServerAwayError(Exception):
+    """The inference server cannot be asked now; the text says why."""
+
+
+class LoadRefusedError(Exception):
+    """The inference server cannot serve the model; its own words."""
+
+
+class ModelServer(Protocol):
+    """Triton. Every call raises ServerAwayError when it cannot be reached."""
+
+    def require(self) -> None:
+        """TritonUnavailableError when there is none and there will be none."""
+
+    async def loaded(self) -> set[str]:
+        """Names of the models that it serves now."""
+
+    async def load(self, name: str) -> None:
+        """Load from the repository, again when it is loaded; LoadRefusedError."""
+
+    async def unload(self, name: str) -> None:
+        """Serve it no more; unknown is fine."""
+
+    async def probe(self, name: str) -> None:
+        """One inference with zeros; LoadRefusedError unless the answer is probabilities."""
+
+
+class Repository(Protocol):
+    """The model repository on disk."""
+
+    async def publish(self, model: InferenceModel) -> None:
+        """Put the model's entry there, whole or not at all; repeatable. ExportRefusedError when it cannot be made."""
+
+    async def remove(self, name: str) -> None:
+        """Remove the entry; unknown is fine."""
+
+    async def entries(self) -> set[str]:
+        """Names of all entries."""
+
+    def supports(self, framework: str) -> bool:
+        """Whether a training of this framework can be served."""
+
+    @property
+    def frameworks(self) -> Sequence[str]:
+        """Those that can be served."""
+
+
+class ExportRefusedError(Exception):
+    """The training cannot be served; the text says what is missing."""
+
+
+class InferenceModels(Protocol):
+    """Stored inference models. Each call is one transaction."""
+
+    async def add(self, model: InferenceModel) -> None:
+        """409 when the name is taken."""
+
+    async def find(self, name: str) -> InferenceModel | None:
+        """By name."""
+
+    async def all(self) -> list[InferenceModel]:
+        """All, oldest first."""
+
+    async def save(self, model: InferenceModel) -> None:
+        """Write state, message and catalog uid."""
+
+    async def note_listed(self, model: InferenceModel) -> None:
+        """Write the catalog uid only: the loop may have moved the state on."""
+
+    async def delete(self, uid: str) -> None:
+        """Remove the row."""
+
+
+class Predictions(Protocol):
+    """Stored predictions. Each call is one transaction."""
+
+    async def add(self, prediction: Prediction) -> None:
+        """409 when the name is taken."""
+
+    async def find(self, name: str) -> Prediction | None:
+        """By name."""
+
+    async def all(self, model_name: str | None = None) -> list[Prediction]:
+        """All, or those of a model, oldest first."""
+
+    async def active(self) -> list[Prediction]:
+        """Those without a final status, oldest first."""
+
+    async def save_state(self, prediction: Prediction) -> None:
+        """Write what the reconcile loop decides (never `stop_requested`)."""
+
+    async def request_stop(self, uid: str) -> None:
+        """Write that a stop was asked for."""
+
+    async def delete(self, uid: str) -> None:
+        """Remove the row."""
+
+    async def uids(self) -> set[str]:
+        """Of all."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A part of the upload that is not a field: what the client called it, and where its bytes lie."""
+
+    name: str
+    path: Path
+
+
+class Workspace(Protocol):
+    """The folders of predictions on disk."""
+
+    def folder(self, uid: str) -> Path:
+        """Of the prediction with this uid; it need not exist."""
+
+    def input_folder(self, uid: str) -> Path:
+        """Where its images are."""
+
+    async def keep(self, uid: str, uploads: Sequence[Upload]) -> list[Sample]:
+        """Move spooled files into the input folder under safe names."""
+
+    async def prepare(self, prediction: Prediction) -> Sequence[str]:
+        """Write the worker's specification; the worker's command. Repeatable."""
+
+    async def results(self, prediction: Prediction) -> list[SampleResult]:
+        """Of a finished prediction."""
+
+    async def remove(self, uid: str) -> None:
+        """Remove the folder; unknown is fine."""
+
+    async def remove_strays(self, known: set[str]) -> None:
+        """Remove folders of uploads that never became a prediction (old ones: one may be arriving)."""

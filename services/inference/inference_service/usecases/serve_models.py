@@ -1,0 +1,146 @@
+"""Make inference models true: export, load, probe; load again what Triton lost; remove what was deleted."""
+
+from __future__ import annotations
+
+import logging
+
+from servicekit.errors import Code, ServiceError
+from servicekit.identity import Identity, acting_as
+
+from inference_service.domain.models import InferenceModel, ModelState
+from inference_service.usecases.create_model import ensure_listed
+from inference_service.usecases.ports import (
+    Catalog,
+    ExportRefusedError,
+    InferenceModels,
+    LoadRefusedError,
+    ModelServer,
+    Predictions,
+    Repository,
+    ServerAwayError,
+    Workspace,
+)
+
+log = logging.getLogger(__name__)
+
+# A model that takes Triton down with it must not do so for ever.
+MAX_CRASHES = 3
+
+
+class ServeModels:
+    """One pass over the inference models; safe to be killed anywhere and to repeat."""
+
+    def __init__(self, models: InferenceModels, catalog: Catalog, repository: Repository, server: ModelServer) -> None:
+        self._models, self._catalog = models, catalog
+        self._repository, self._server = repository, server
+        self._crashes: dict[str, int] = {}
+
+    async def __call__(self) -> bool:
+        """True when a model moved on, so that it is looked at again at once."""
+        models = [model for model in await self._models.all() if model.state is not ModelState.FAILED]
+        exported = [model for model in models if model.state is ModelState.EXPORTING and await self._export(model)]
+        waiting = [model for model in models if model.state in (ModelState.LOADING, ModelState.READY)]
+        if not waiting:
+            return bool(exported)
+        try:
+            loaded = await self._server.loaded()
+            for model in waiting:
+                if model.state is ModelState.LOADING or model.name not in loaded:
+                    await self._load(model)
+        except ServerAwayError as error:
+            for model in waiting:
+                if model.state is ModelState.LOADING and model.status_message != str(error):
+                    model.status_message = str(error)
+                    await self._models.save(model)
+            return False
+        return bool(exported)
+
+    async def _export(self, model: InferenceModel) -> bool:
+        try:
+            await ensure_listed(self._catalog, model)
+            await self._repository.publish(model)
+        except ServiceError as error:
+            if error.code is Code.UNAVAILABLE:
+                return False
+            await self._fail(model, error.message)
+        except (ExportRefusedError, OSError) as error:
+            await self._fail(model, f"cannot export training {model.training_name}: {error}")
+        else:
+            model.exported()
+            await self._models.save(model)
+        return True
+
+    async def _load(self, model: InferenceModel) -> None:
+        try:
+            await self._server.load(model.name)
+            await self._server.probe(model.name)
+        except LoadRefusedError as error:
+            await self._fail(model, f"Triton cannot serve it: {error}")
+            return
+        except ServerAwayError as error:
+            self._crashes[model.uid] = self._crashes.get(model.uid, 0) + 1
+            if self._crashes[model.uid] < MAX_CRASHES:
+                raise
+            await self._fail(model, f"Triton ended {MAX_CRASHES} times while loading it: {error}")
+            return
+        self._crashes.pop(model.uid, None)
+        if model.state is ModelState.LOADING:
+            model.served()
+            await self._models.save(model)
+        log.info("Triton serves %s", model.name)
+
+    async def _fail(self, model: InferenceModel, message: str) -> None:
+        log.warning("inference model %s failed: %s", model.name, message)
+        model.fail(message)
+        await self._models.save(model)
+        if not model.catalog_uid:
+            return
+        try:
+            # Inference models have no detail of their own; GET /models/{name} is where people look.
+            with acting_as(Identity(user=model.owner, is_admin=True)):
+                await self._catalog.describe(model.name, f"FAILED: {message}"[:2000])
+        except ServiceError as error:
+            log.warning("cannot note the failure of %s: %s", model.name, error.message)
+
+
+class RemoveDeleted:
+    """One pass that removes what is left of deleted models, and of uploads that never became a prediction."""
+
+    def __init__(
+        self,
+        models: InferenceModels,
+        predictions: Predictions,
+        catalog: Catalog,
+        repository: Repository,
+        server: ModelServer,
+        workspace: Workspace,
+    ) -> None:
+        self._models, self._predictions, self._catalog = models, predictions, catalog
+        self._repository, self._server, self._workspace = repository, server, workspace
+
+    async def __call__(self) -> bool:
+        # Listed before the rows: an entry is only made for a row that exists.
+        entries = await self._repository.entries()
+        models = await self._models.all()
+        for name in entries - {model.name for model in models}:
+            await self._repository.remove(name)
+        for model in models:
+            if model.catalog_uid:
+                await self.remove_if_deleted(model)
+        await self._workspace.remove_strays(await self._predictions.uids())
+        return False
+
+    async def remove_if_deleted(self, model: InferenceModel) -> bool:
+        """True when the models service no longer has the model and nothing of it is left here either."""
+        with acting_as(Identity.service("inference")):
+            listed = await self._catalog.find(model.name)
+        if listed is not None and listed.uid == model.catalog_uid:
+            return False
+        try:
+            await self._server.unload(model.name)
+        except ServerAwayError as error:
+            # What does not run serves nothing, and when it comes back the model is not loaded again.
+            log.info("%s is not unloaded: %s", model.name, error)
+        await self._repository.remove(model.name)
+        await self._models.delete(model.uid)
+        return True

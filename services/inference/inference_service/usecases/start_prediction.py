@@ -1,0 +1,117 @@
+"""Queue a prediction of uploaded images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from servicekit.errors import already_exists, invalid
+from servicekit.identity import current_identity
+from servicekit.names import check_name
+from servicekit.times import utc_now
+
+from inference_service.domain.models import InferenceModel, ModelState
+from inference_service.domain.predictions import RESERVED_NAMES, InstanceGroup, Prediction
+from inference_service.usecases.ports import InferenceModels, Jobs, ModelServer, Predictions, Upload, Workspace
+
+
+@dataclass(frozen=True)
+class PredictionRequest:
+    """The parts of the upload; the files lie in the folder that was given to receive them."""
+
+    name: str
+    model_name: str
+    threshold: str
+    uploads: Sequence[Upload]
+    group_id: str = ""
+    group_name: str = ""
+    master_url: str = ""
+
+
+Receive = Callable[[Path], Awaitable[PredictionRequest]]
+
+
+class StartPrediction:
+    """Callable with what receives the upload into a folder; nothing is left of what is refused."""
+
+    def __init__(
+        self,
+        predictions: Predictions,
+        models: InferenceModels,
+        jobs: Jobs,
+        server: ModelServer,
+        workspace: Workspace,
+        wake: Callable[[], None],
+    ) -> None:
+        self._predictions, self._models, self._jobs = predictions, models, jobs
+        self._server, self._workspace, self._wake = server, workspace, wake
+
+    async def __call__(self, receive: Receive) -> Prediction:
+        uid = uuid4().hex
+        try:
+            request = await receive(self._workspace.folder(uid) / "spool")
+            prediction = await self._check(uid, request)
+            prediction.samples = await self._workspace.keep(uid, request.uploads)
+            await self._predictions.add(prediction)
+        except BaseException:
+            await self._workspace.remove(uid)
+            raise
+        self._wake()
+        return prediction
+
+    async def _check(self, uid: str, request: PredictionRequest) -> Prediction:
+        check_name("predictname", request.name, RESERVED_NAMES)
+        if await self._predictions.find(request.name) is not None:
+            raise already_exists("prediction", request.name)
+        if not request.uploads:
+            raise invalid("image0", "", "one image file or more")
+        _check_threshold(request.threshold)
+        model = await self._model(request.model_name)
+        self._server.require()
+        return Prediction(
+            uid=uid,
+            name=request.name,
+            owner=current_identity().user,
+            model_uid=model.uid,
+            model_name=model.name,
+            group=await self._group(request, model),
+            created_at=utc_now(),
+            job_id=uuid4().hex,
+            threshold=request.threshold,
+        )
+
+    async def _model(self, name: str) -> InferenceModel:
+        model = await self._models.find(name) if name else None
+        if model is None:
+            # The operation documents no 404.
+            identity = current_identity()
+            known = [each.name for each in await self._models.all() if identity.may_access(each.owner)]
+            raise invalid("modelname", name, f"an inference model (POST /inferences makes one); known: {known}")
+        current_identity().require_access("model", name, model.owner)
+        if model.state is ModelState.FAILED:
+            raise invalid("modelname", name, f"an inference model that can be served; {model.status_message}")
+        return model
+
+    async def _group(self, request: PredictionRequest, model: InferenceModel) -> InstanceGroup:
+        asked = [
+            (field, text) for field, text in (("sigid", request.group_id), ("signame", request.group_name)) if text
+        ]
+        groups = [await self._jobs.instance_group(text, field) for field, text in asked]
+        if len({group.id for group in groups}) > 1:
+            raise invalid("signame", request.group_name, f"{groups[0].name}, which sigid names")
+        group = groups[0] if groups else await self._jobs.instance_group(model.instance_group, "modelname")
+        if request.master_url and request.master_url != group.master_url:
+            raise invalid("masterUrl", request.master_url, f"{group.master_url}, that of instance group {group.name}")
+        return group
+
+
+def _check_threshold(text: str) -> None:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value <= 1.0:
+        raise invalid("threshold", text, "a number from 0 to 1")

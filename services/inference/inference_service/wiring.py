@@ -1,0 +1,108 @@
+"""What is made of what."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from dlmesh.inference.v1 import inference_pb2_grpc
+from servicekit.channels import Channels
+from servicekit.database import Database
+from servicekit.reconcile import ReconcileLoop
+from servicekit.server import Application
+from servicekit.settings import ServiceSettings
+
+from inference_service.api.servicers import InferenceServicer
+from inference_service.clients.peers import CatalogClient, TrainingsClient
+from inference_service.clients.scheduling import JobsClient
+from inference_service.clients.triton import NoTriton, TritonClient
+from inference_service.settings import TritonSettings
+from inference_service.storage import MIGRATIONS
+from inference_service.storage.repository import DiskRepository
+from inference_service.storage.rows import SqlInferenceModels, SqlPredictions
+from inference_service.storage.workspace import DiskWorkspace
+from inference_service.triton.server import TritonServer, read_grpc_address, write_addresses
+from inference_service.usecases.create_model import CreateInferenceModel
+from inference_service.usecases.follow_predictions import FollowPredictions
+from inference_service.usecases.ports import Catalog, Jobs, ModelServer, Trainings
+from inference_service.usecases.predictions import PredictionQueries
+from inference_service.usecases.serve_models import RemoveDeleted, ServeModels
+from inference_service.usecases.start_prediction import StartPrediction
+
+SERVE_IDLE_SECONDS = 0.5
+REMOVE_IDLE_SECONDS = 5.0
+
+
+def build(
+    settings: ServiceSettings,
+    triton: TritonSettings | None = None,
+    *,
+    catalog: Catalog | None = None,
+    trainings: Trainings | None = None,
+    jobs: Jobs | None = None,
+    server: ModelServer | None = None,
+) -> Application:
+    """The service on `settings`; a peer (or a model server) that is given is used instead of the real one."""
+    triton = triton or TritonSettings.from_environment()
+    database = Database(settings.database_url, "inference")
+    channels = Channels(settings)
+    catalog = catalog or CatalogClient(channels)
+    trainings = trainings or TrainingsClient(channels)
+    jobs = jobs or JobsClient(channels)
+    repository, workspace = DiskRepository(settings.home), DiskWorkspace(settings.home)
+    models, predictions = SqlInferenceModels(database), SqlPredictions(database)
+
+    loops: list[ReconcileLoop] = []
+    shutdown: list[Callable[[], Awaitable[None]]] = []
+    if server is None:
+        server = _model_server(settings.home, triton, loops, shutdown)
+    serve = ReconcileLoop("models", ServeModels(models, catalog, repository, server), SERVE_IDLE_SECONDS)
+    follow = ReconcileLoop("predictions", FollowPredictions(predictions, models, jobs, workspace))
+    remove = ReconcileLoop(
+        "removals",
+        RemoveDeleted(models, predictions, catalog, repository, server, workspace),
+        idle_seconds=REMOVE_IDLE_SECONDS,
+    )
+    servicer = InferenceServicer(
+        CreateInferenceModel(models, catalog, trainings, repository, server, serve.wake),
+        StartPrediction(predictions, models, jobs, server, workspace, follow.wake),
+        PredictionQueries(predictions, models, catalog, jobs, workspace, follow.wake),
+        workspace.folder,
+        triton.max_image_bytes,
+    )
+    return Application(
+        name="inference",
+        servicers=[
+            (
+                inference_pb2_grpc.add_InferenceServiceServicer_to_server,
+                servicer,
+                "dlmesh.inference.v1.InferenceService",
+            )
+        ],
+        loops=[*loops, serve, follow, remove],
+        databases=[database],
+        channels=[channels],
+        startup=[functools.partial(database.migrate, MIGRATIONS)],
+        shutdown=shutdown,
+    )
+
+
+def _model_server(
+    home: Path, triton: TritonSettings, loops: list[ReconcileLoop], shutdown: list[Callable[[], Awaitable[None]]]
+) -> ModelServer:
+    """A client of the Triton that the settings name; one of our own is kept by a loop and ended at shutdown."""
+    address_file = home / "run" / "triton.json"
+    if triton.url:
+        write_addresses(address_file, {"http": triton.url, "grpc": triton.grpc})
+    elif not triton.enabled:
+        return NoTriton("Triton is switched off (DLMESH_TRITON=0)")
+    elif triton.installation is None:
+        return NoTriton("Triton is not installed: run make setup")
+    else:
+        child = TritonServer(triton.installation, home)
+        loops.append(ReconcileLoop("triton", child.step))
+        shutdown.append(child.stop)
+    client = TritonClient(lambda: read_grpc_address(address_file))
+    shutdown.insert(0, client.close)
+    return client
