@@ -139,7 +139,7 @@ class Demo:
             ]
             confusion.add_row(label, *cells)
 
-        answers = Table(title="Ten images that were in no split, answered by Triton", title_justify="left")
+        answers = Table(title="Ten unseen images, answered by Triton", title_justify="left")
         for column in ("image", "label", "probability", "truth"):
             answers.add_column(column)
         right = 0

@@ -81,7 +81,7 @@ def when_healthy(client: Client, action: Callable[[], object]) -> None:
 
 
 def test_the_main_job_survives(platform: RunningPlatform, admin: Client) -> None:
-    job = MainJob(admin, "digits", prefix="chaos", epochs=120, seconds=180)
+    job = MainJob(admin, "digits", prefix="chaos", epochs=50, seconds=240)
     killed: list[str] = []
 
     job.create_dataset()

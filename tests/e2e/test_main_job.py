@@ -52,9 +52,6 @@ def test_what_is_in_use_stays(admin: Client, trained: MainJob) -> None:
     with pytest.raises(ApiError, match="shared") as refusal:
         admin.delete("/datasets/shared")
     assert refusal.value.status == 409
-    with pytest.raises(ApiError) as refusal:
-        admin.delete("/modeltemplates/pytorch-image-classification")
-    assert refusal.value.status == 409
 
 
 def test_applications_and_instances_are_listed(admin: Client, trained: MainJob) -> None:
