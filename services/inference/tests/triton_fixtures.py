@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import random
+import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+import requests
 import torch
 from inference_service.clients.triton import TritonClient
 from inference_service.domain.models import InferenceModel
 from inference_service.storage.repository import DiskRepository
-from inference_service.triton.installation import Installation
-from inference_service.triton.server import TritonServer, read_grpc_address
+from inference_service.triton.installation import Ports, find_installation
+from inference_service.triton.server import PORTS, SHARED_MEMORY, is_free, publish_addresses, read_grpc_address
 from servicekit.times import utc_now
 
 LABELS = ["cat", "dog", "owl"]
@@ -76,42 +82,66 @@ def make_model(name: str, code: Path, checkpoints: Path, **changes: Any) -> Infe
     return InferenceModel(**(values | changes))
 
 
-class RealTriton:
-    """A supervised server of its own home; `keep` runs its loop as long as the block lasts."""
+class ServedHome:
+    """A home whose model repository a real Triton serves."""
 
-    def __init__(self, installation: Installation, home: Path) -> None:
+    def __init__(self, home: Path) -> None:
         self.home = home
         self.repository = DiskRepository(home)
-        self.server = TritonServer(installation, home)
         self.address_file = home / "run" / "triton.json"
-        self.client = TritonClient(lambda: read_grpc_address(self.address_file))
 
-    async def __aenter__(self) -> RealTriton:
-        self._loop = asyncio.create_task(self._keep())
-        return self
+    def client(self) -> TritonClient:
+        """Close it in the loop that used it."""
+        return TritonClient(lambda: read_grpc_address(self.address_file))
 
-    async def __aexit__(self, *_: object) -> None:
-        self._loop.cancel()
-        await self.client.close()
-        await self.server.stop()
+    async def serve(self, name: str, seed: int = 0) -> Path:
+        """Export and load a tiny model; returns its checkpoints."""
+        code, checkpoints = write_training(self.home / "trainings" / name, seed)
+        await self.repository.publish(make_model(name, code, checkpoints))
+        client = self.client()
+        await client.load(name)
+        await client.close()
+        return checkpoints
 
-    async def until_ready(self, name: str, seconds: float = 60) -> None:
-        """Load the model as soon as the server answers."""
-        await until(lambda: self._try_load(name), seconds)
 
-    async def _try_load(self, name: str) -> bool:
-        from inference_service.usecases.ports import ServerAwayError
+@contextlib.contextmanager
+def served(home: Path) -> Iterator[ServedHome]:
+    """A Triton without supervision; skips when none is installed."""
+    installation = find_installation()
+    if installation is None:
+        pytest.skip("Triton is not installed: run make setup")
+    room = ServedHome(home)
+    repository = home / "inference" / "repository"
+    repository.mkdir(parents=True)
+    ports = Ports(*_three_free())
+    publish_addresses(room.address_file, ports)
+    prefix = f"dlmesh_test_{os.getpid()}_"
+    with (home / "triton.log").open("wb") as log:
+        process = subprocess.Popen(
+            installation.command(repository, ports, prefix), env=installation.environment(), stdout=log, stderr=log
+        )
+    try:
+        _await_ready(process, f"http://127.0.0.1:{ports.http}/v2/health/ready")
+        yield room
+    finally:
+        process.terminate()
+        process.wait(15)
+        for region in SHARED_MEMORY.glob(f"{prefix}*"):
+            region.unlink()
 
-        try:
-            await self.client.load(name)
-        except ServerAwayError:
-            return False
-        return True
 
-    async def _keep(self) -> None:
-        while True:
-            await self.server.step()
-            await asyncio.sleep(0.05)
+def _three_free() -> list[int]:
+    return [port for port in random.sample(PORTS, 50) if is_free(port)][:3]
+
+
+def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError):
+            requests.get(url, timeout=1).raise_for_status()
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"Triton did not come up: {process.poll()}")
 
 
 async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 20) -> Any:

@@ -1,0 +1,82 @@
+"""Entries of the model repository: what is in them, and that they are whole or not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from inference_service.backends.registry import BACKENDS, make_backend
+from inference_service.storage.repository import DiskRepository
+from inference_service.usecases.ports import ExportRefusedError
+from triton_fixtures import LABELS, make_model, write_training
+
+
+@pytest.mark.parametrize("framework", BACKENDS)
+def test_every_listed_backend_can_be_made(framework: str) -> None:
+    assert make_backend(framework).__class__.__doc__
+
+
+async def test_an_entry_has_all_that_triton_needs(tmp_path: Path) -> None:
+    code, checkpoints = write_training(tmp_path / "training")
+    (code / "__pycache__").mkdir()
+    (code / "notes").mkdir()
+    (code / "notes" / "layers.py").write_text("")
+    repository = DiskRepository(tmp_path)
+    await repository.publish(make_model("tiny-online", code, checkpoints))
+    entry = tmp_path / "inference" / "repository" / "tiny-online"
+    config = (entry / "config.pbtxt").read_text()
+    assert 'name: "tiny-online"' in config
+    assert "dims: [ 1, 4, 6 ]" in config
+    assert "dims: [ 3 ]" in config
+    assert (entry / "labels.txt").read_text().split() == LABELS
+    assert "class TritonPythonModel" in (entry / "1" / "model.py").read_text()
+    files = {str(path.relative_to(entry / "1" / "bundle")) for path in (entry / "1" / "bundle").rglob("*")}
+    assert files == {"model.py", "model_epoch_final.pth", "serving.json", "notes", "notes/layers.py"}
+    assert await repository.entries() == {"tiny-online"}
+    assert list((tmp_path / "inference" / "drafts").iterdir()) == []
+
+
+async def test_publishing_again_changes_nothing_but_a_new_model_replaces(tmp_path: Path) -> None:
+    code, checkpoints = write_training(tmp_path / "training")
+    repository = DiskRepository(tmp_path)
+    model = make_model("tiny", code, checkpoints)
+    await repository.publish(model)
+    mark = tmp_path / "inference" / "repository" / "tiny" / "mark"
+    mark.touch()
+    await repository.publish(model)
+    assert mark.exists()
+    await repository.publish(make_model("tiny", code, checkpoints, uid="later"))
+    assert not mark.exists()
+    await repository.remove("tiny")
+    await repository.remove("tiny")
+    assert await repository.entries() == set()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda code, checkpoints: (checkpoints / "serving.json").unlink(), "serving.json"),
+        (lambda code, checkpoints: (checkpoints / "serving.json").write_text("{"), "serving.json"),
+        (lambda code, checkpoints: (checkpoints / "serving.json").write_text('{"labels": []}'), "channels"),
+        (lambda code, checkpoints: (checkpoints / "model_epoch_final.pth").unlink(), "model_epoch_final.pth"),
+        (lambda code, checkpoints: (code / "model.py").unlink(), "model.py"),
+    ],
+)
+async def test_what_is_missing_is_named_and_nothing_stays(tmp_path: Path, spoil, words: str) -> None:  # type: ignore[no-untyped-def]
+    code, checkpoints = write_training(tmp_path / "training")
+    spoil(code, checkpoints)
+    repository = DiskRepository(tmp_path)
+    with pytest.raises(ExportRefusedError, match=words):
+        await repository.publish(make_model("tiny", code, checkpoints))
+    assert await repository.entries() == set()
+
+
+async def test_labels_and_names_are_text_not_configuration(tmp_path: Path) -> None:
+    code, checkpoints = write_training(tmp_path / "training")
+    serving = json.loads((checkpoints / "serving.json").read_text())
+    serving["labels"] = ['a"b', "c\nd", "{e}"]
+    (checkpoints / "serving.json").write_text(json.dumps(serving))
+    await DiskRepository(tmp_path).publish(make_model("tiny", code, checkpoints))
+    entry = tmp_path / "inference" / "repository" / "tiny"
+    assert (entry / "labels.txt").read_text() == 'a"b\nc d\n{e}\n'

@@ -1,0 +1,153 @@
+"""A real Triton serves what the exporter makes: right values, words on refusal, and it comes back when killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.grpc as tritongrpc
+from inference_service.clients.triton import TritonClient
+from inference_service.storage.repository import DiskRepository
+from inference_service.triton.installation import find_installation
+from inference_service.triton.server import TritonServer, read_grpc_address
+from inference_service.usecases.ports import LoadRefusedError, ServerAwayError
+from servicekit.reconcile import ReconcileLoop
+from triton_fixtures import LABELS, SHAPE, ServedHome, expected, make_model, until, write_training
+
+pytestmark = pytest.mark.triton
+
+
+def infer(address_file: Path, name: str, inputs: Any, classes: int = 0) -> Any:
+    with tritongrpc.InferenceServerClient(read_grpc_address(address_file)) as client:
+        tensor = tritongrpc.InferInput("INPUT__0", list(inputs.shape), "FP32")
+        tensor.set_data_from_numpy(inputs)
+        output = tritongrpc.InferRequestedOutput("OUTPUT__0", class_count=classes)
+        return client.infer(name, [tensor], outputs=[output]).as_numpy("OUTPUT__0")
+
+
+def random_inputs(count: int) -> Any:
+    return np.random.default_rng(7).random((count, *SHAPE), np.float32)
+
+
+async def test_values_are_those_of_torch_in_this_process(triton: ServedHome) -> None:
+    first, second = await triton.serve("values-a", seed=1), await triton.serve("values-b", seed=2)
+    inputs = random_inputs(9)
+    for name, checkpoints in (("values-a", first), ("values-b", second)):
+        answers = await asyncio.to_thread(infer, triton.address_file, name, inputs)
+        np.testing.assert_allclose(answers, expected(checkpoints, inputs), rtol=1e-5)
+    assert not np.allclose(expected(first, inputs), expected(second, inputs))
+
+
+async def test_batched_callers_each_get_their_own_answer(triton: ServedHome) -> None:
+    checkpoints = await triton.serve("batched")
+    inputs = random_inputs(24)
+    answers = await asyncio.gather(
+        *(asyncio.to_thread(infer, triton.address_file, "batched", inputs[i : i + 1]) for i in range(len(inputs)))
+    )
+    np.testing.assert_allclose(np.concatenate(answers), expected(checkpoints, inputs), rtol=1e-5)
+
+
+async def test_triton_knows_the_labels(triton: ServedHome) -> None:
+    checkpoints = await triton.serve("labelled")
+    inputs = random_inputs(1)
+    best = await asyncio.to_thread(infer, triton.address_file, "labelled", inputs, 1)
+    assert best.item().decode().split(":")[-1] == LABELS[int(expected(checkpoints, inputs).argmax())]
+
+
+async def test_load_probe_unload(triton: ServedHome) -> None:
+    client = triton.client()
+    await triton.serve("come-and-go")
+    await client.probe("come-and-go")
+    assert "come-and-go" in await client.loaded()
+    await client.load("come-and-go")
+    await client.unload("come-and-go")
+    await client.unload("never-was")
+
+    async def gone() -> bool:
+        return "come-and-go" not in await client.loaded()
+
+    await until(gone)
+    with pytest.raises(LoadRefusedError):
+        await client.probe("come-and-go")
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("import not_there", "not_there"),
+        ("def build_model(**_):\n    raise ValueError('no such shape')", "build_model|no such shape"),
+        ("from torch import nn\ndef build_model(n, **_):\n    return nn.Linear(1, n)", "state_dict"),
+    ],
+)
+async def test_a_program_that_does_not_load_is_refused_with_its_own_words(
+    triton: ServedHome, program: str, words: str
+) -> None:
+    name = f"bad-{abs(hash(program)) % 10**6}"
+    code, checkpoints = write_training(triton.home / "trainings" / name)
+    (code / "model.py").write_text(program)
+    await triton.repository.publish(make_model(name, code, checkpoints))
+    client = triton.client()
+    with pytest.raises(LoadRefusedError, match=words):
+        await client.load(name)
+    await client.close()
+
+
+async def test_nobody_there_is_away() -> None:
+    for address in (None, "127.0.0.1:1"):
+        client = TritonClient(lambda address=address: address)  # type: ignore[misc]
+        with pytest.raises(ServerAwayError):
+            await client.loaded()
+        await client.close()
+
+
+async def test_killed_it_comes_back_on_its_ports_and_serves(tmp_path: Path) -> None:
+    installation = find_installation()
+    if installation is None:
+        pytest.skip("Triton is not installed: run make setup")
+    code, checkpoints = write_training(tmp_path / "training")
+    await DiskRepository(tmp_path).publish(make_model("tiny", code, checkpoints))
+    server = TritonServer(installation, tmp_path)
+    loop = ReconcileLoop("triton", server.step, idle_seconds=0.05)
+    running = asyncio.create_task(loop.run())
+    address_file = tmp_path / "run" / "triton.json"
+    client = TritonClient(lambda: read_grpc_address(address_file))
+    inputs = random_inputs(3)
+
+    async def loads() -> bool:
+        try:
+            await client.load("tiny")
+        except ServerAwayError:
+            return False
+        return True
+
+    try:
+        addresses, family = "", []
+        for _ in range(2):
+            await until(loads, 60)
+            answers = await asyncio.to_thread(infer, address_file, "tiny", inputs)
+            np.testing.assert_allclose(answers, expected(checkpoints, inputs), rtol=1e-5)
+            assert addresses in ("", address_file.read_text())
+            addresses = address_file.read_text()
+            assert server.pid is not None
+            family += [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+            os.kill(server.pid, signal.SIGKILL)
+        assert len(family) >= 4, "a server and a stub, twice"
+        await until(loads, 60)
+        assert (tmp_path / "log" / "triton.log").stat().st_mode & 0o077 == 0
+    finally:
+        loop.stop()
+        await running
+        await client.close()
+        await server.stop()
+
+    async def nothing_is_left() -> bool:
+        return not any(process.is_running() for process in family) and server.pid is None
+
+    await until(nothing_is_left)
