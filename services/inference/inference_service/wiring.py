@@ -59,13 +59,12 @@ def build(
         server = _model_server(settings.home, triton, loops, shutdown)
     serve = ReconcileLoop("models", ServeModels(models, catalog, repository, server), SERVE_IDLE_SECONDS)
     follow = ReconcileLoop("predictions", FollowPredictions(predictions, models, jobs, workspace))
-    remove = ReconcileLoop(
-        "removals",
-        RemoveDeleted(models, predictions, catalog, repository, server, workspace),
-        idle_seconds=REMOVE_IDLE_SECONDS,
-    )
+    remove_deleted = RemoveDeleted(models, predictions, catalog, repository, server, workspace)
+    remove = ReconcileLoop("removals", remove_deleted, REMOVE_IDLE_SECONDS)
     servicer = InferenceServicer(
-        CreateInferenceModel(models, catalog, trainings, repository, server, serve.wake),
+        CreateInferenceModel(
+            models, catalog, trainings, repository, server, remove_deleted.remove_if_deleted, serve.wake
+        ),
         StartPrediction(predictions, models, jobs, server, workspace, follow.wake),
         PredictionQueries(predictions, models, catalog, jobs, workspace, follow.wake),
         workspace.folder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -34,10 +34,12 @@ class CreateInferenceModel:
         trainings: Trainings,
         repository: Repository,
         server: ModelServer,
+        remove_if_deleted: Callable[[InferenceModel], Awaitable[bool]],
         wake: Callable[[], None],
     ) -> None:
         self._models, self._catalog, self._trainings = models, catalog, trainings
-        self._repository, self._server, self._wake = repository, server, wake
+        self._repository, self._server = repository, server
+        self._remove_if_deleted, self._wake = remove_if_deleted, wake
 
     async def __call__(self, request: InferenceModelRequest) -> InferenceModel:
         for field, value in (("modelName", request.model_name), ("trainName", request.training_name)):
@@ -66,6 +68,10 @@ class CreateInferenceModel:
             checkpoints_path=training.checkpoints_path,
             created_at=utc_now(),
         )
+        former = await self._models.find(name)
+        if former is not None and former.catalog_uid:
+            # Deleted a moment ago, and the loop has not come by yet: the name is free.
+            await self._remove_if_deleted(former)
         await self._models.add(model)
         try:
             await ensure_listed(self._catalog, model)

@@ -1,0 +1,174 @@
+"""Fakes at this service's own ports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from inference_service.domain.models import InferenceModel, TritonUnavailableError
+from inference_service.domain.predictions import InstanceGroup, JobFacts
+from inference_service.usecases.ports import JobRequest, LoadRefusedError, ModelFacts, ServerAwayError, TrainingFacts
+from servicekit.errors import Code, ServiceError, already_exists, invalid, not_found
+from servicekit.identity import current_identity
+
+GROUP = InstanceGroup("group-1", "local", "local://here")
+OTHER_GROUP = InstanceGroup("group-2", "big", "local://there")
+
+
+def away() -> ServiceError:
+    return ServiceError(Code.UNAVAILABLE, "UNAVAILABLE", "the peer is away")
+
+
+class FakeCatalog:
+    """The models service."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, ModelFacts] = {}
+        self.descriptions: dict[str, str] = {}
+        self.is_away = False
+        self.count = 0
+
+    def add(self, name: str, owner: str = "alice", **facts: Any) -> None:
+        self.count += 1
+        values = {
+            "uid": f"model-{self.count}",
+            "name": name,
+            "owner": owner,
+            "type": "Training",
+            "path": "",
+            "template_name": "template",
+            "framework": "PyTorch",
+            "dataset": "data",
+            "instance_group": "local",
+        }
+        self.known[name] = ModelFacts(**(values | facts))
+
+    async def get(self, name: str) -> ModelFacts:
+        if self.is_away:
+            raise away()
+        if name not in self.known:
+            raise not_found("model", name)
+        current_identity().require_access("model", name, self.known[name].owner)
+        return self.known[name]
+
+    async def find(self, name: str) -> ModelFacts | None:
+        if self.is_away:
+            raise away()
+        return self.known.get(name)
+
+    async def create_inference(self, model: InferenceModel, description: str) -> None:
+        if self.is_away:
+            raise away()
+        if model.name in self.known:
+            raise already_exists("model", model.name)
+        owner = current_identity().user
+        self.add(model.name, owner, type="Inference", weights_folder=model.checkpoints_path)
+        self.descriptions[model.name] = description
+
+    async def describe(self, name: str, description: str) -> None:
+        self.descriptions[name] = description
+
+
+class FakeTrainings:
+    """The training service."""
+
+    def __init__(self, code_path: str, checkpoints_path: str) -> None:
+        self.training = TrainingFacts("t1", "first", "FINISHED", code_path, checkpoints_path)
+
+    async def get(self, model_name: str, name: str) -> TrainingFacts:
+        if name != self.training.name:
+            raise not_found("training", name)
+        return self.training
+
+
+class FakeJobs:
+    """A scheduling service whose jobs only move when a test says so."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, JobRequest] = {}
+        self.facts: dict[str, JobFacts] = {}
+        self.submissions = 0
+        self.stopped: list[str] = []
+        self.deleted: list[str] = []
+        self.refusal: ServiceError | None = None
+        self.is_away = False
+        self.unanswered = 0
+
+    def _answer(self) -> None:
+        if self.is_away:
+            self.unanswered += 1
+            raise away()
+
+    async def submit(self, request: JobRequest) -> None:
+        self._answer()
+        if self.refusal:
+            raise self.refusal
+        self.submissions += 1
+        self.requests[request.job_id] = request
+        self.facts.setdefault(request.job_id, JobFacts(request.job_id, "SUBMITTED", "waiting for a slot"))
+
+    async def get(self, job_ids: Sequence[str]) -> Mapping[str, JobFacts]:
+        self._answer()
+        return {job_id: self.facts[job_id] for job_id in job_ids if job_id in self.facts}
+
+    async def stop(self, job_id: str) -> None:
+        self._answer()
+        if job_id not in self.facts:
+            raise not_found("job", job_id)
+        self.stopped.append(job_id)
+
+    async def delete(self, job_id: str) -> None:
+        self._answer()
+        self.deleted.append(job_id)
+
+    async def instance_group(self, name_or_id: str, field: str) -> InstanceGroup:
+        for group in (GROUP, OTHER_GROUP):
+            if name_or_id in (group.id, group.name):
+                return group
+        raise invalid(field, name_or_id, [GROUP.name, OTHER_GROUP.name])
+
+    def move(self, job_id: str, state: str, **facts: Any) -> None:
+        self.facts[job_id] = replace(self.facts[job_id], state=state, **facts)
+
+
+class FakeServer:
+    """A Triton that serves what it is told to."""
+
+    def __init__(self) -> None:
+        self.serving: set[str] = set()
+        self.loads: list[str] = []
+        self.is_away = False
+        self.refusal = ""
+        self.dies_on_load = False
+        self.missing = ""
+
+    def require(self) -> None:
+        if self.missing:
+            raise TritonUnavailableError(self.missing)
+
+    def _answer(self) -> None:
+        if self.is_away:
+            raise ServerAwayError("Triton does not answer")
+
+    async def loaded(self) -> set[str]:
+        self._answer()
+        return set(self.serving)
+
+    async def load(self, name: str) -> None:
+        self._answer()
+        self.loads.append(name)
+        if self.dies_on_load:
+            raise ServerAwayError("Socket closed")
+        if self.refusal:
+            raise LoadRefusedError(self.refusal)
+        self.serving.add(name)
+
+    async def unload(self, name: str) -> None:
+        self._answer()
+        self.serving.discard(name)
+
+    async def probe(self, name: str) -> None:
+        self._answer()
+        if name not in self.serving:
+            raise LoadRefusedError(f"{name} is not loaded")
