@@ -35,13 +35,19 @@ def find(platform: RunningPlatform, name: str) -> int | None:
     return None
 
 
-def kill(platform: RunningPlatform, name: str) -> None:
-    """SIGKILL, then wait until a successor runs."""
+def kill(platform: RunningPlatform, name: str) -> int:
+    """SIGKILL as soon as it runs; the process id."""
     deadline = time.monotonic() + RECOVERY_SECONDS
     while (victim := find(platform, name)) is None:
         assert time.monotonic() < deadline, f"{name} does not run"
         time.sleep(0.05)
     os.kill(victim, signal.SIGKILL)
+    return victim
+
+
+def await_successor(platform: RunningPlatform, name: str, victim: int) -> None:
+    """Until another process does its work."""
+    deadline = time.monotonic() + RECOVERY_SECONDS
     while find(platform, name) in (victim, None):
         assert time.monotonic() < deadline, f"{name} was not started again"
         time.sleep(0.05)
@@ -51,6 +57,7 @@ def kill(platform: RunningPlatform, name: str) -> None:
 def killing(platform: RunningPlatform, names: Sequence[str], killed: list[str]) -> Iterator[None]:
     """Kill `names` one after the other beside what the block does; the names are noted in `killed`."""
     errors: list[BaseException] = []
+    victims: list[tuple[str, int]] = []
     over = threading.Event()
 
     def run() -> None:
@@ -58,8 +65,9 @@ def killing(platform: RunningPlatform, names: Sequence[str], killed: list[str]) 
             for name in names:
                 if over.is_set():
                     return
-                kill(platform, name)
+                victims.append((name, kill(platform, name)))
                 killed.append(name)
+                time.sleep(0.2)
         except BaseException as error:
             errors.append(error)
 
@@ -72,6 +80,8 @@ def killing(platform: RunningPlatform, names: Sequence[str], killed: list[str]) 
         thread.join(RECOVERY_SECONDS + 5)
     if errors:
         raise errors[0]
+    for name, victim in victims:
+        await_successor(platform, name, victim)
 
 
 def when_healthy(client: Client, action: Callable[[], object]) -> None:
@@ -81,7 +91,7 @@ def when_healthy(client: Client, action: Callable[[], object]) -> None:
 
 
 def test_the_main_job_survives(platform: RunningPlatform, admin: Client) -> None:
-    job = MainJob(admin, "digits", prefix="chaos", epochs=50, seconds=240)
+    job = MainJob(admin, "digits", prefix="chaos", epochs=30, seconds=240)
     killed: list[str] = []
 
     job.create_dataset()
