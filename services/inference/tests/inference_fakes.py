@@ -26,7 +26,8 @@ class FakeCatalog:
     def __init__(self) -> None:
         self.known: dict[str, ModelFacts] = {}
         self.descriptions: dict[str, str] = {}
-        self.is_away = False
+        # True: goes away after the first question of a create request.
+        self.lists_nothing = False
         self.count = 0
 
     def add(self, name: str, owner: str = "alice", **facts: Any) -> None:
@@ -45,21 +46,17 @@ class FakeCatalog:
         self.known[name] = ModelFacts(**(values | facts))
 
     async def get(self, name: str) -> ModelFacts:
-        if self.is_away:
-            raise away()
         if name not in self.known:
             raise not_found("model", name)
         current_identity().require_access("model", name, self.known[name].owner)
         return self.known[name]
 
     async def find(self, name: str) -> ModelFacts | None:
-        if self.is_away:
+        if self.lists_nothing:
             raise away()
         return self.known.get(name)
 
     async def create_inference(self, model: InferenceModel, description: str) -> None:
-        if self.is_away:
-            raise away()
         if model.name in self.known:
             raise already_exists("model", model.name)
         owner = current_identity().user
@@ -137,6 +134,7 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.serving: set[str] = set()
+        self.dead: set[str] = set()
         self.loads: list[str] = []
         self.is_away = False
         self.refusal = ""
@@ -163,6 +161,7 @@ class FakeServer:
         if self.refusal:
             raise LoadRefusedError(self.refusal)
         self.serving.add(name)
+        self.dead.discard(name)
 
     async def unload(self, name: str) -> None:
         self._answer()
@@ -172,3 +171,7 @@ class FakeServer:
         self._answer()
         if name not in self.serving:
             raise LoadRefusedError(f"{name} is not loaded")
+
+    async def has_died(self, name: str) -> bool:
+        self._answer()
+        return name in self.dead

@@ -13,10 +13,12 @@ import pytest
 from dlmesh.inference.v1 import inference_pb2 as pb
 from dlmesh.inference.v1 import inference_pb2_grpc
 from google.api.httpbody_pb2 import HttpBody
-from inference_fakes import FakeCatalog, FakeJobs, FakeServer, FakeTrainings, away
+from inference_fakes import FakeCatalog, FakeJobs, FakeServer, FakeTrainings
+from inference_service import wiring
 from inference_service.domain.predictions import SampleResult, Score
 from inference_service.domain.specs import PredictionSpec, write_results
 from inference_service.settings import TritonSettings
+from inference_service.usecases import serve_models
 from inference_service.wiring import build
 from servicekit.errors import invalid
 from servicekit.identity import acting_as
@@ -131,7 +133,8 @@ def application(room: Room | None, tmp_path: Path) -> tuple[Application, Room]:
 
 
 @pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Room]:
+async def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
+    monkeypatch.setattr(wiring, "REMOVE_IDLE_SECONDS", 0.2)
     built, room = application(None, tmp_path)
     async with running(built, room.settings) as room.client:
         with acting_as(ALICE):
@@ -332,8 +335,10 @@ async def test_predictions_wait_for_their_model_and_say_so(room: Room) -> None:
 
 async def test_a_model_that_fails_fails_its_predictions_with_tritons_words(room: Room) -> None:
     room.server.refusal = "RuntimeError: Missing key(s) in state_dict"
+    room.server.is_away = True
     await room.create()
     await room.start()
+    room.server.is_away = False
     assert "Missing key(s)" in (await room.settled("FAILED")).status_message
     code, words = await refused(room.stub.GetPredictionResult(pb.GetPredictionResultRequest(name="p")))
     assert (code, "Missing key(s)" in words) == (grpc.StatusCode.ABORTED, True)
@@ -344,17 +349,21 @@ async def test_a_model_that_fails_fails_its_predictions_with_tritons_words(room:
 
 async def test_a_training_that_cannot_be_exported_fails(room: Room) -> None:
     (Path(room.trainings.training.checkpoints_path) / "serving.json").unlink()
+    room.catalog.lists_nothing = True
     await room.create()
     await room.start()
+    room.catalog.lists_nothing = False
     assert "serving.json" in (await room.settled("FAILED")).status_message
 
 
 async def test_a_model_that_takes_triton_down_is_given_up(room: Room) -> None:
     room.server.dies_on_load = True
+    room.server.is_away = True
     await room.create()
     await room.start()
-    assert "3 times" in (await room.settled("FAILED")).status_message
-    assert room.server.loads == ["online"] * 3
+    room.server.is_away = False
+    assert "5 times" in (await room.settled("FAILED")).status_message
+    assert room.server.loads == ["online"] * 5
 
 
 async def test_what_triton_lost_is_loaded_again(room: Room) -> None:
@@ -367,6 +376,19 @@ async def test_what_triton_lost_is_loaded_again(room: Room) -> None:
     await room.serving("two")
     await room.start(modelname="one")
     await room.submitted()
+
+
+async def test_a_model_whose_process_died_is_loaded_again(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_models, "HEALTH_SECONDS", 0.05)
+    await room.create()
+    await room.serving()
+    room.server.dead.add("online")
+
+    async def revived() -> bool:
+        return not room.server.dead
+
+    await until(revived)
+    assert room.server.loads == ["online", "online"]
 
 
 async def test_stop_before_and_after_the_job_exists(room: Room) -> None:
@@ -482,17 +504,11 @@ async def test_a_new_process_goes_on_where_the_old_one_ended(tmp_path: Path) -> 
     assert room.jobs.submissions == 1
 
 
-async def test_the_models_service_may_be_away(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the row and the listing: the loop lists it later, with the owner's name."""
-    original = room.catalog.find
-
-    async def find(name: str) -> Any:
-        raise away()
-
-    monkeypatch.setattr(room.catalog, "find", find)
+async def test_the_models_service_may_be_away_between_the_row_and_the_listing(room: Room) -> None:
+    room.catalog.lists_nothing = True
     await room.create()
     assert "online" not in room.catalog.known
-    monkeypatch.setattr(room.catalog, "find", original)
+    room.catalog.lists_nothing = False
     await room.serving()
     assert room.catalog.known["online"].owner == "alice"
 

@@ -78,6 +78,27 @@ async def test_load_probe_unload(triton: ServedHome) -> None:
     await client.close()
 
 
+async def test_a_model_whose_process_was_killed_is_noticed_and_loading_heals_it(triton: ServedHome) -> None:
+    await triton.serve("killed")
+    client = triton.client()
+    assert not await client.has_died("killed")
+    entry = str(triton.home / "inference" / "repository" / "killed")
+    [stub] = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(argument.startswith(entry) for argument in process.info["cmdline"] or ())
+    ]
+    stub.kill()
+
+    async def noticed() -> bool:
+        return await client.has_died("killed")
+
+    await until(noticed)
+    await client.load("killed")
+    await client.probe("killed")
+    await client.close()
+
+
 @pytest.mark.parametrize(
     ("program", "words"),
     [

@@ -11,8 +11,11 @@ from inference_service.usecases.ports import LoadRefusedError, ServerAwayError
 Result = TypeVar("Result")
 
 CALL_SECONDS = 10.0
+PROBE_SECONDS = 60.0
 # Importing torch on a busy machine, and weights of gigabytes.
 LOAD_SECONDS = 600.0
+# The Python process of a model was killed, by the kernel for its memory say; Triton itself never starts it again.
+DEAD_STUB = "is not healthy"
 AWAY = {"StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", "StatusCode.DEADLINE_EXCEEDED"}
 
 
@@ -45,11 +48,18 @@ class TritonClient:
         shape = [1, *metadata.inputs[0].shape[1:]]
         zeros = InferInput(metadata.inputs[0].name, shape, "FP32")
         zeros.set_data_from_numpy(numpy.zeros(shape, numpy.float32))
-        answer = await self._call(lambda client: client.infer(name, [zeros], client_timeout=LOAD_SECONDS))
+        answer = await self._call(lambda client: client.infer(name, [zeros], client_timeout=PROBE_SECONDS))
         values = answer.as_numpy(metadata.outputs[0].name)
         # The values and not the shape: a server that mistakes its numpy answers zeros of the right shape.
         if not numpy.isfinite(values).all() or abs(float(values.sum()) - 1.0) > 1e-3:
             raise LoadRefusedError(f"its probabilities for an empty image are {values.ravel()[:5].tolist()}...")
+
+    async def has_died(self, name: str) -> bool:
+        try:
+            await self.probe(name)
+        except LoadRefusedError as error:
+            return DEAD_STUB in str(error)
+        return False
 
     async def close(self) -> None:
         """Close the channel."""
@@ -103,6 +113,9 @@ class NoTriton:
         raise ServerAwayError(self._reason)
 
     async def probe(self, name: str) -> None:
+        raise ServerAwayError(self._reason)
+
+    async def has_died(self, name: str) -> bool:
         raise ServerAwayError(self._reason)
 
     async def close(self) -> None:

@@ -119,6 +119,9 @@ class ModelServer(Protocol):
     async def probe(self, name: str) -> None:
         """One inference with zeros; LoadRefusedError unless the answer is probabilities."""
 
+    async def has_died(self, name: str) -> bool:
+        """Whether it counts as loaded although the process that ran it is gone; loading it again helps."""
+
 
 class Repository(Protocol):
     """The model repository on disk."""

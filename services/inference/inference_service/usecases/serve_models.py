@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Sequence
 
 from servicekit.errors import Code, ServiceError
 from servicekit.identity import Identity, acting_as
@@ -24,7 +26,8 @@ from inference_service.usecases.ports import (
 log = logging.getLogger(__name__)
 
 # A model that takes Triton down with it must not do so for ever.
-MAX_CRASHES = 3
+MAX_CRASHES = 5
+HEALTH_SECONDS = 5.0
 
 
 class ServeModels:
@@ -34,6 +37,7 @@ class ServeModels:
         self._models, self._catalog = models, catalog
         self._repository, self._server = repository, server
         self._crashes: dict[str, int] = {}
+        self._looked_at = time.monotonic()
 
     async def __call__(self) -> bool:
         """True when a model moved on, so that it is looked at again at once."""
@@ -47,6 +51,8 @@ class ServeModels:
             for model in waiting:
                 if model.state is ModelState.LOADING or model.name not in loaded:
                     await self._load(model)
+            if time.monotonic() - self._looked_at > HEALTH_SECONDS:
+                await self._revive([model for model in waiting if model.name in loaded])
         except ServerAwayError as error:
             for model in waiting:
                 if model.state is ModelState.LOADING and model.status_message != str(error):
@@ -88,6 +94,13 @@ class ServeModels:
             model.served()
             await self._models.save(model)
         log.info("Triton serves %s", model.name)
+
+    async def _revive(self, models: Sequence[InferenceModel]) -> None:
+        for model in models:
+            if model.state is ModelState.READY and await self._server.has_died(model.name):
+                log.warning("the process of %s has gone; it is loaded again", model.name)
+                await self._load(model)
+        self._looked_at = time.monotonic()
 
     async def _fail(self, model: InferenceModel, message: str) -> None:
         log.warning("inference model %s failed: %s", model.name, message)

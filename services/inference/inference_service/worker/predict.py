@@ -155,8 +155,9 @@ class Client:
 
 
 def _is_passing(error: InferenceServerException) -> bool:
-    # A stub that was killed under a living server: Triton starts it again at the next load.
-    return error.status() in PASSING or "not ready" in str(error.message())
+    # "not healthy": the process of the model was killed under a living server; the service loads it again.
+    message = str(error.message())
+    return error.status() in PASSING or "not ready" in message or "not healthy" in message
 
 
 def _batches(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
