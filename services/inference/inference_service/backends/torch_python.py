@@ -11,7 +11,7 @@ from inference_service.backends.base import Backend, ExportError, Serving, Sourc
 RUNNER = Path(__file__).with_name("torch_runner.py")
 WEIGHTS = "model_epoch_final.pth"
 MAX_BATCH_SIZE = 64
-MAX_QUEUE_MICROSECONDS = 1000
+MAX_QUEUE_MICROSECONDS = 0
 # KIND_AUTO is one instance on each GPU where there are GPUs, else one on the CPU.
 CONFIG = """\
 name: {name}
