@@ -250,7 +250,8 @@ def _timed_model(platform: RunningPlatform) -> MainJob:
             "hyperparameter": {"solvertype": "Adam", "learningrate": 0.001, "lrpolicy": "fixed", "epoch": EPOCHS},
         },
     )
-    return MainJob(client, "digits", prefix="timed")
+    # Seldom: on a small machine each look takes time from the ranks.
+    return MainJob(client, "digits", prefix="timed", poll_seconds=2.0)
 
 
 def _platform_run(platform: RunningPlatform, job: MainJob, name: str) -> tuple[Timing, dict[str, Any]]:

@@ -77,6 +77,7 @@ class MainJob:
     prefix: str = "digits"
     epochs: int = 15
     seconds: float = 240.0
+    poll_seconds: float = 0.3
 
     @property
     def model_path(self) -> str:
@@ -202,5 +203,7 @@ class MainJob:
             percent = 100.0 if detail.get("status") == "FINISHED" else float(detail.get("progress") or 0)
             progress(percent, str(detail.get("status", "")))
 
-        detail: dict[str, Any] = self.client.wait(fetch, seconds=self.seconds, on_change=report)
+        detail: dict[str, Any] = self.client.wait(
+            fetch, seconds=self.seconds, on_change=report, interval_seconds=self.poll_seconds
+        )
         return detail

@@ -54,7 +54,10 @@ def build(
     metrics = SqlMetrics(database)
     collect = CollectMetrics(metrics, DiskMetricSpool())
     follow_trainings = ReconcileLoop(
-        "trainings", FollowJobs(trainings, jobs, workspace, environment=handed_on, settle=collect)
+        # Trainings are long, and every look takes time from the ranks on this machine.
+        "trainings",
+        FollowJobs(trainings, jobs, workspace, environment=handed_on, settle=collect),
+        idle_seconds=0.5,
     )
     follow_validations = ReconcileLoop("validations", FollowJobs(validations, jobs, workspace))
     model_trainings = ModelTrainings(trainings, validations, models, jobs, workspace, follow_trainings.wake)

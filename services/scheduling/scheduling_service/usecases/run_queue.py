@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 LEASE_SECONDS = 10.0
 TAIL_LINES = 20
 POLL_SECONDS = 0.05
+# Of jobs that have run for a while: on a machine full of ranks every look takes time from them.
+LONG_POLL_SECONDS, LONG_AFTER_SECONDS = 0.3, 5.0
 
 
 class RunQueue:
@@ -48,9 +50,12 @@ class RunQueue:
                 # One bad job must not hold up the queue.
                 log.exception("job %s could not be tended", job.id)
         changed = await self._start(active) or changed
-        if not changed and any(job.state is State.RUNNING for job in active):
+        running = [job for job in active if job.state is State.RUNNING]
+        if not changed and running:
             # Looking at a gang costs a few stats of files, and a short job should not seem long.
-            await asyncio.sleep(POLL_SECONDS)
+            settled = self._now() - timedelta(seconds=LONG_AFTER_SECONDS)
+            is_long = all(job.started_at and job.started_at < settled for job in running)
+            await asyncio.sleep(LONG_POLL_SECONDS if is_long else POLL_SECONDS)
             return True
         return changed
 
