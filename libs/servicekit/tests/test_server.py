@@ -145,8 +145,6 @@ async def test_a_peer_that_stays_away_is_unavailable(tmp_path: Path) -> None:
     client = Client("datasets", 1)
     stub = client.stub(datasets_pb2_grpc.DatasetServiceStub)
     with pytest.raises(ServiceError) as caught:
-        await call_peer(
-            lambda: stub.CreateDataset(datasets_pb2.CreateDatasetRequest(name="d")), patience_seconds=0.2
-        )
+        await call_peer(lambda: stub.CreateDataset(datasets_pb2.CreateDatasetRequest(name="d")), patience_seconds=0.2)
     assert caught.value.code is Code.UNAVAILABLE
     await client.close()
