@@ -288,9 +288,7 @@ def _timing(note: dict[str, Any], submitted: float) -> Timing:
 
 def write_report(rows: list[Row]) -> None:
     """Replace what stands between the markers."""
-    versions = (
-        f"Python {machine.python_version()}, {os.cpu_count()} CPUs, {machine.machine()}, Linux {machine.release()}"
-    )
+    versions = f"Python {machine.python_version()}, {os.cpu_count()} CPUs, {machine.system()} {machine.machine()}"
     lines = [
         f"Measured {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())} with `make bench`; {versions}.",
         "",
