@@ -51,9 +51,8 @@ class Demo:
                 if entry.name != "run":
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         data = self._home / "data"
-        environment = {"DLMESH_DATA_ROOTS": str(data), "DLMESH_ADMIN_USER": "Admin"}
-        if port := os.environ.get("DLMESH_HTTP_PORT"):
-            environment["DLMESH_HTTP_PORT"] = port
+        port = os.environ.get("DLMESH_HTTP_PORT")
+        environment = {"DLMESH_HTTP_PORT": port} if port else {}
         with self._progress:
             held_out = self._step("write 1787 training images", lambda _: self._write_images(data))
             with self._platform(environment) as platform:
@@ -76,8 +75,7 @@ class Demo:
             manager.__exit__(None, None, None)
 
     def _main_job(self, platform: RunningPlatform, held_out: list[Path]) -> tuple[Validation, list[Prediction]]:
-        password = os.environ.get("DLMESH_ADMIN_PASSWORD")
-        job = MainJob(platform.client(password=password), "digits")
+        job = MainJob(platform.client(), "digits")
 
         def dataset(watch: Callable[[float, str], None]) -> None:
             job.create_dataset()

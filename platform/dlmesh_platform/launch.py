@@ -51,7 +51,10 @@ class RunningPlatform:
 
 
 def start(home: Path, environment: Mapping[str, str] | None = None, *, seconds: float = 120.0) -> RunningPlatform:
-    """Start `dlmesh serve` on `home` and wait until it is healthy; on a free port unless DLMESH_HTTP_PORT is given."""
+    """Start `dlmesh serve` on `home` and wait until it is healthy; on a free port unless DLMESH_HTTP_PORT is given.
+
+    Of our own environment no DLMESH_ variable reaches it: it shares no database with the platform of the user.
+    """
     home = home.resolve()
     home.mkdir(parents=True, exist_ok=True)
     wanted = dict(environment or {})
@@ -60,10 +63,11 @@ def start(home: Path, environment: Mapping[str, str] | None = None, *, seconds: 
     output.parent.mkdir(exist_ok=True)
     ready = home / "run" / "ready"
     ready.unlink(missing_ok=True)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DLMESH_")}
     with output.open("ab") as file:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "dlmesh_platform.cli", "serve"],
-            env={**os.environ, **wanted, "DLMESH_HOME": str(home), "COLUMNS": "140"},
+            env={**inherited, **wanted, "DLMESH_HOME": str(home), "COLUMNS": "140"},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

@@ -72,7 +72,8 @@ class Platform:
     @property
     def url(self) -> str:
         """Where the REST API is."""
-        return f"http://{self.host}:{self.port}"
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
+        return f"http://{host}:{self.port}"
 
     @property
     def data_roots(self) -> list[str]:
@@ -172,9 +173,7 @@ class Supervisor:
         deadline = time.monotonic() + 3.0
         while not is_free(self._platform.port, self._platform.host):
             if time.monotonic() > deadline:
-                raise PortInUseError(
-                    f"port {self._platform.port} is in use; choose another one: DLMESH_HTTP_PORT=9380 dlmesh serve"
-                )
+                raise PortInUseError(f"port {self._platform.port} is in use; choose another one with DLMESH_HTTP_PORT")
             time.sleep(0.1)
 
     def _start_due(self) -> None:
