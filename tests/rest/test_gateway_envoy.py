@@ -411,6 +411,14 @@ def test_malformed_json_is_400_with_the_reason(platform: Platform, text: str) ->
     assert_error(answer, 400, 3)
 
 
+def test_a_wrong_type_names_the_field_as_it_was_sent(platform: Platform) -> None:
+    client, url = platform.client(), platform.url(f"{API}/datasets")
+    body = assert_error(client.post(url, json={"dbbackend": 5}), 400, 3)
+    assert body["message"].startswith("dbbackend: invalid value 5")
+    body = assert_error(client.post(url, json={"imagedetail": {"valpercentage": "many"}}), 400, 3)
+    assert body["message"].startswith("imagedetail.valpercentage: invalid value")
+
+
 def test_unknown_paths_verbs_and_query_parameters(platform: Platform) -> None:
     client = platform.client()
     assert_error(client.get(platform.url("/nope")), 404, 5)

@@ -110,7 +110,7 @@ def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str
             _filter(
                 "envoy.filters.http.lua",
                 "envoy.extensions.filters.http.lua.v3.Lua",
-                default_source_code={"inline_string": _lua_source(settings, cache_salt)},
+                default_source_code={"inline_string": _lua_source(settings, cache_salt, surface.wire_names)},
             ),
             _authorization(settings),
             # The transcoder makes one message of a JSON body however long it is.
@@ -165,12 +165,14 @@ def _remove_prefixed(prefix: str) -> Json:
     return {"remove_on_match": {"key_matcher": {"prefix": prefix}}}
 
 
-def _lua_source(settings: GatewaySettings, cache_salt: str) -> str:
+def _lua_source(settings: GatewaySettings, cache_salt: str, wire_names: dict[str, str]) -> str:
     source = resources.files("gateway_service.envoy").joinpath("gateway.lua").read_text()
+    names = ", ".join(f'["{name}"] = "{wire}"' for name, wire in wire_names.items())
     constants = (
         f'local SALT = "{cache_salt}"\n'
         f"local TTL_MILLISECONDS = {settings.credential_cache_seconds * 1000:.0f}\n"
         f"local MAX_ENTRIES = {MAX_CACHED_CREDENTIALS}\n"
+        f"local WIRE_NAMES = {{ {names} }}\n"
     )
     return constants + source
 

@@ -2,7 +2,7 @@
 --   request:  recognise credentials that the gateway service verified a moment ago, so that it is not asked again;
 --   response: remember what it verified, and apply the HTTP status that the contract asks for.
 -- One table for each Envoy worker thread. Keys are SHA-256 digests under a salt drawn at start; no credential is kept.
--- `SALT`, `TTL_MILLISECONDS` and `MAX_ENTRIES` are set above by the renderer.
+-- `SALT`, `TTL_MILLISECONDS`, `MAX_ENTRIES` and `WIRE_NAMES` are set above by the renderer.
 
 local bit = require("bit")
 local band, bnot, bxor, rrotate, rshift, tobit = bit.band, bit.bnot, bit.bxor, bit.ror, bit.rshift, bit.tobit
@@ -132,6 +132,23 @@ local function remember_verdict(handle)
   remember(digest, { user = verdict.user, admin = verdict.admin, expires = own.asked.at + lifetime })
 end
 
+-- A body that does not fit its message is refused by the transcoder, which calls the field by its proto name
+-- ("image_options.height: invalid value ..."): call it as the client did.
+local function name_field_as_sent(handle)
+  local body = handle:body()
+  if body == nil then
+    return
+  end
+  local text = body:getBytes(0, body:length())
+  local start, field, rest = text:match('^({"code":3,"details":%[%],"message":")([%w_%.%[%]]+)(: .*)$')
+  if field == nil then
+    return
+  end
+  field = field:gsub("[%w_]+", function(name) return WIRE_NAMES[name] end)
+  local size = body:setBytes(start .. field .. rest)
+  handle:headers():replace("content-length", tostring(size))
+end
+
 function envoy_on_response(handle)
   remember_verdict(handle)
   local headers = handle:headers()
@@ -148,6 +165,10 @@ function envoy_on_response(handle)
   headers:remove("grpc-accept-encoding")
   if code ~= nil then
     headers:replace(":status", code)
+  end
+  if headers:get(":status") == "400" and code == nil then
+    name_field_as_sent(handle)
+    return
   end
   if empty ~= nil or code == "204" then
     local body = handle:body()

@@ -58,6 +58,34 @@ class PublicSurface:
         names = {name for template in templates for name in re.findall(r"\{([a-z0-9_]+)", template)}
         return tuple(sorted(names | {re.sub(r"_([a-z0-9])", lambda m: m[1].upper(), name) for name in names}))
 
+    @property
+    def wire_names(self) -> dict[str, str]:
+        """JSON name by proto name where they differ, for the fields of JSON bodies.
+
+        The transcoder complains of a field by its proto name, which no REST client has seen. A proto name that has
+        several JSON names keeps its own when that is one of them, else all are given.
+        """
+        files = descriptor_pb2.FileDescriptorSet.FromString(self.descriptor_path.read_bytes()).file
+        messages = {f".{file.package}.{message.name}": message for file in files for message in file.message_type}
+        frontier = {
+            method.input_type
+            for file in files
+            for service in file.service
+            for method in service.method
+            if method.options.Extensions[annotations_pb2.http].body and not method.client_streaming
+        }
+        found: dict[str, set[str]] = {}
+        seen: set[str] = set()
+        while frontier:
+            seen |= frontier
+            fields = [field for name in frontier if name in messages for field in messages[name].field]
+            for field in fields:
+                found.setdefault(field.name, set()).add(field.json_name)
+            frontier = {field.type_name for field in fields if field.type_name} - seen
+        return {
+            name: " or ".join(sorted(spellings)) for name, spellings in sorted(found.items()) if name not in spellings
+        }
+
     @classmethod
     def from_contracts(cls) -> PublicSurface:
         """The surface of the installed contracts."""

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 # A training continues from its newest checkpoint, a validation starts again.
 MAX_RESTARTS = 2
-GRACE_SECONDS = 20.0
+GRACE_SECONDS = 8.0
 
 
 class FollowJobs(Generic[R]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,3 +26,10 @@ def run_program(code: str | Path, file: str, arguments: Sequence[str]) -> None:
     except SystemExit as exit_:
         if exit_.code:
             raise
+    except Exception as error:
+        # From the program's own frames on: what called it tells its author nothing.
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename != file:
+            trace = trace.tb_next
+        traceback.print_exception(error.with_traceback(trace))
+        sys.exit(1)
