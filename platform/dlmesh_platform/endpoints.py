@@ -53,7 +53,7 @@ def internal_addresses(home: Path, environ: Mapping[str, str] = os.environ) -> d
     """host:port of each service: from DLMESH_<SERVICE>_ADDRESS, else as last time, else a free port."""
     file = home / "run" / "endpoints.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
-    addresses, taken = {}, set[int]()
+    addresses, taken = {}, {public_address(environ)[1]}
     for name in SERVICES:
         address = environ.get(f"DLMESH_{name.upper()}_ADDRESS") or kept.get(name)
         if address is None or (address == kept.get(name) and not becomes_free(int(address.rpartition(":")[2]))):
