@@ -14,8 +14,13 @@ from typing import Any
 import grpc
 import pytest
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc, scheduling_pb2, scheduling_pb2_grpc
-from scheduling_service.wiring import LocalSettings, build
+from scheduling_service.domain.job import Job, Spec
+from scheduling_service.storage.jobs import SqlJobs
+from scheduling_service.usecases.ports import Query, SortKey
+from scheduling_service.wiring import MIGRATIONS, LocalSettings, build
+from servicekit.database import Database
 from servicekit.identity import job_token
+from servicekit.times import utc_now
 from testkit.services import ADMIN, ALICE, BOB, SECRET, acting_as, collect, running, settings_for
 
 JobStub = jobs_pb2_grpc.JobServiceStub
@@ -217,9 +222,13 @@ async def test_applications_are_filtered_sorted_paged_and_private(tmp_path: Path
             assert await ids(application_id="j0,j2", sort="submittedtime") == ["j0", "j2"]
             assert await ids(state="finished", search="JOB-1") == ["j1"]
             assert await ids(state="RUNNING") == []
+            assert await ids(driver_id="driver-j1") == ["j1"]
+            assert await ids(driver_id="driver-j1", application_id="j0") == []
+            assert await ids(search="100%") == []
             for query, code in (
                 ({"start": 4}, grpc.StatusCode.OUT_OF_RANGE),
                 ({"start": -1}, grpc.StatusCode.OUT_OF_RANGE),
+                ({"length": -2}, grpc.StatusCode.OUT_OF_RANGE),
                 ({"sort": "colour"}, grpc.StatusCode.INVALID_ARGUMENT),
                 ({"state": "ASLEEP"}, grpc.StatusCode.INVALID_ARGUMENT),
                 ({"sig_id": "moon"}, grpc.StatusCode.INVALID_ARGUMENT),
@@ -232,6 +241,23 @@ async def test_applications_are_filtered_sorted_paged_and_private(tmp_path: Path
         with acting_as(ALICE):
             (group,) = await collect(platform.scheduler.ListInstanceGroups(scheduling_pb2.ListInstanceGroupsRequest()))
         assert (group.name, group.state) == ("local", "STARTED")
+
+
+async def test_a_page_of_many_jobs_reads_only_the_page(tmp_path: Path, database_url: str) -> None:
+    database = Database(database_url, "scheduling")
+    await database.migrate(MIGRATIONS)
+    jobs = SqlJobs(database)
+    now = utc_now()
+    for number in range(30):
+        await jobs.add(Job(f"j{number}", Spec(f"job {number % 3}", "exec", "ann", number % 2 + 1, ["true"]), "g", now))
+    page, total = await jobs.search(Query(start=5, length=10))
+    assert [job.id for job in page] == [f"j{number}" for number in range(24, 14, -1)]
+    assert total == 30
+    page, total = await jobs.search(Query(owner="ann", search="JOB 2", sort=SortKey.SLOTS, descending=False, length=6))
+    assert total == 10
+    assert [job.spec.ranks for job in page] == [1, 1, 1, 1, 1, 2]
+    assert (await jobs.search(Query(owner="bob")))[1] == 0
+    await database.close()
 
 
 async def test_exec_tasks_say_that_they_are_not_built(tmp_path: Path) -> None:

@@ -96,6 +96,11 @@ def driver_id(job: Job) -> str:
     return f"driver-{job.id}"
 
 
+def job_of_driver(driver: str) -> str:
+    """The job whose driver this is."""
+    return driver.removeprefix("driver-")
+
+
 def job_to_application(job: Job, group: InstanceGroup, host: str, attempt: Path) -> scheduling_pb2.ApplicationDetail:
     """A job as an application; what is not known is left unset."""
     running = job.state is State.RUNNING

@@ -12,8 +12,8 @@ from servicekit.errors import not_built
 from servicekit.identity import current_identity
 
 from scheduling_service.api import mapping
-from scheduling_service.usecases.list_applications import ListApplications, Query
-from scheduling_service.usecases.ports import Groups, RunDirectories
+from scheduling_service.usecases.list_applications import ListApplications, sort_order, states
+from scheduling_service.usecases.ports import Groups, Query, RunDirectories
 
 
 class SchedulerServicer(scheduling_pb2_grpc.SchedulerServiceServicer):
@@ -31,20 +31,25 @@ class SchedulerServicer(scheduling_pb2_grpc.SchedulerServiceServicer):
     async def ListApplications(
         self, request: scheduling_pb2.ListApplicationsRequest, context: Any
     ) -> AsyncIterator[scheduling_pb2.ApplicationDetail]:
+        sort, descending = sort_order(request.sort, request.order)
+        ids = _words(request.application_id)
+        if request.driver_id:
+            of_driver = mapping.job_of_driver(request.driver_id)
+            # A driver that is not of these applications matches nothing.
+            ids = [of_driver] if not ids or of_driver in ids else [""]
         query = Query(
-            ids=_words(request.application_id),
+            ids=ids,
             name=request.application_name,
-            driver_id=request.driver_id,
             search=request.search,
-            states=_words(request.state),
-            sort=request.sort,
-            order=request.order,
+            states=states(_words(request.state)),
+            group_id=self._groups.get(request.sig_id).id if request.sig_id else None,
+            sort=sort,
+            descending=descending,
             start=request.start,
-            length=request.length if request.HasField("length") else -1,
+            length=request.length if request.HasField("length") else None,
         )
-        group_id = self._groups.get(request.sig_id).id if request.sig_id else None
         groups = {group.id: group for group in self._groups.all()}
-        for job in await self._list_applications(current_identity(), query, group_id):
+        for job in await self._list_applications(current_identity(), query):
             attempt = self._directories.attempt(job)
             yield mapping.job_to_application(job, groups[job.group_id], socket.gethostname(), attempt)
 

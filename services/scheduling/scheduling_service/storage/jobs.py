@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -14,8 +14,25 @@ from sqlalchemy.exc import IntegrityError
 
 from scheduling_service.domain.job import Job, Progress, Rank, Spec, State
 from scheduling_service.storage.tables import JOBS, LEASES
+from scheduling_service.usecases.ports import Query, SortKey
 
 _ACTIVE = (State.SUBMITTED.value, State.RUNNING.value)
+# Fixed at submission, or written by users and workers while the loop works.
+_NOT_THE_LOOPS = (
+    *("id", "owner", "spec", "group_id", "created_at", "name", "model", "dataset", "slots"),
+    *("stop_requested", "progress", "result_json"),
+)
+_SORT_COLUMNS = {
+    SortKey.ID: JOBS.c.id,
+    SortKey.NAME: JOBS.c.name,
+    SortKey.STATE: JOBS.c.state,
+    SortKey.OWNER: JOBS.c.owner,
+    SortKey.SUBMITTED: JOBS.c.sequence,
+    SortKey.ENDED: JOBS.c.ended_at,
+    SortKey.SLOTS: JOBS.c.slots,
+    SortKey.MODEL: JOBS.c.model,
+    SortKey.DATASET: JOBS.c.dataset,
+}
 
 
 class SqlJobs:
@@ -44,13 +61,22 @@ class SqlJobs:
     async def active(self) -> Sequence[Job]:
         return await self._select(JOBS.c.state.in_(_ACTIVE))
 
-    async def search(self, owner: str | None) -> Sequence[Job]:
-        return await self._select(sa.true() if owner is None else JOBS.c.owner == owner, newest_first=True)
+    async def search(self, query: Query) -> tuple[Sequence[Job], int]:
+        condition = sa.and_(sa.true(), *_conditions(query))
+        column = _SORT_COLUMNS[query.sort]
+        order = [column.desc() if query.descending else column, JOBS.c.sequence.desc()]
+        page = sa.select(JOBS).where(condition).order_by(*order).offset(query.start)
+        if query.length is not None:
+            page = page.limit(query.length)
+        async with self._database.session(read_only=True) as session:
+            total = await session.scalar(sa.select(sa.func.count()).select_from(JOBS).where(condition))
+            rows = (await session.execute(page)).mappings().all()
+        return [_job(dict(row)) for row in rows], total or 0
 
     async def save(self, job: Job) -> None:
         values = _row(job)
-        for theirs in ("id", "owner", "spec", "group_id", "created_at", "stop_requested", "progress", "result_json"):
-            del values[theirs]
+        for fixed_or_theirs in _NOT_THE_LOOPS:
+            del values[fixed_or_theirs]
         async with self._database.session() as session:
             await session.execute(sa.update(JOBS).where(JOBS.c.id == job.id).values(**values))
 
@@ -79,11 +105,27 @@ class SqlJobs:
         async with self._database.session() as session:
             return await claim(session, LEASES, "queue", holder, seconds, now)
 
-    async def _select(self, condition: sa.ColumnElement[bool], *, newest_first: bool = False) -> Sequence[Job]:
-        order = JOBS.c.sequence.desc() if newest_first else JOBS.c.sequence
+    async def _select(self, condition: sa.ColumnElement[bool]) -> Sequence[Job]:
+        query = sa.select(JOBS).where(condition).order_by(JOBS.c.sequence)
         async with self._database.session(read_only=True) as session:
-            rows = (await session.execute(sa.select(JOBS).where(condition).order_by(order))).mappings().all()
+            rows = (await session.execute(query)).mappings().all()
         return [_job(dict(row)) for row in rows]
+
+
+def _conditions(query: Query) -> Iterator[sa.ColumnElement[bool]]:
+    if query.owner is not None:
+        yield JOBS.c.owner == query.owner
+    if query.ids:
+        yield JOBS.c.id.in_(list(query.ids))
+    if query.name:
+        yield JOBS.c.name == query.name
+    if query.states:
+        yield JOBS.c.state.in_(list(query.states))
+    if query.group_id is not None:
+        yield JOBS.c.group_id == query.group_id
+    if query.search:
+        columns = (JOBS.c.name, JOBS.c.id, JOBS.c.model)
+        yield sa.or_(*(column.icontains(query.search, autoescape=True) for column in columns))
 
 
 def _row(job: Job) -> dict[str, Any]:
@@ -92,6 +134,10 @@ def _row(job: Job) -> dict[str, Any]:
         "owner": job.spec.owner,
         "group_id": job.group_id,
         "spec": {**asdict(job.spec), "command": list(job.spec.command), "environment": dict(job.spec.environment)},
+        "name": job.spec.application_name or job.spec.name,
+        "model": job.spec.model,
+        "dataset": job.spec.dataset,
+        "slots": job.spec.ranks,
         "state": job.state.value,
         "reason": job.reason,
         "attempt": job.attempt,
@@ -110,7 +156,8 @@ def _row(job: Job) -> dict[str, Any]:
 
 
 def _job(row: dict[str, Any]) -> Job:
-    del row["sequence"], row["owner"]
+    for shadow in ("sequence", "owner", "name", "model", "dataset", "slots"):
+        del row[shadow]
     row["spec"] = Spec(**row["spec"])
     row["state"] = State(row["state"])
     row["progress"] = Progress(**row["progress"])

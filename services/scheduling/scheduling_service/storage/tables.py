@@ -16,6 +16,11 @@ JOBS = sa.Table(
     sa.Column("owner", sa.String(128), nullable=False),
     sa.Column("group_id", sa.String(64), nullable=False),
     sa.Column("spec", sa.JSON, nullable=False),
+    # Of the spec, for lists that are filtered and sorted by them.
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("dataset", sa.Text, nullable=False),
+    sa.Column("slots", sa.Integer, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),

@@ -3,11 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
 from scheduling_service.domain.job import InstanceGroup, Job, Progress
+
+
+class SortKey(StrEnum):
+    """What a list may be sorted by, in the spelling of the REST reference."""
+
+    ID = "applicationid"
+    NAME = "applicationname"
+    STATE = "state"
+    OWNER = "username"
+    SUBMITTED = "submittedtime"
+    ENDED = "endtime"
+    SLOTS = "slots"
+    MODEL = "model"
+    DATASET = "dataset"
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which jobs, in which order, which page; None and empty match everything, `search` looks into name, id, model."""
+
+    owner: str | None = None
+    ids: Sequence[str] = ()
+    name: str = ""
+    search: str = ""
+    states: Sequence[str] = ()
+    group_id: str | None = None
+    sort: SortKey = SortKey.SUBMITTED
+    descending: bool = True
+    start: int = 0
+    length: int | None = None
 
 
 class Jobs(Protocol):
@@ -34,8 +66,8 @@ class Jobs(Protocol):
     async def delete(self, job_id: str) -> None:
         """Remove the row."""
 
-    async def search(self, owner: str | None) -> Sequence[Job]:
-        """All jobs of `owner`, or of everyone for None, newest first."""
+    async def search(self, query: Query) -> tuple[Sequence[Job], int]:
+        """The page that `query` asks for, and how many jobs match without the page."""
 
     async def lead(self, holder: str, seconds: float, now: datetime) -> bool:
         """Take or keep the lease of the loop; False when another machine has it."""
