@@ -66,6 +66,14 @@ async def until(platform: Any, job_id: str, *states: str) -> jobs_pb2.Job:
             await asyncio.sleep(0.02)
 
 
+async def reason_of(platform: Any, job_id: str) -> str:
+    """Why a job waits, once the queue has said so."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not (job := await until(platform, job_id, "SUBMITTED")).reason:
+            await asyncio.sleep(0.02)
+    return job.reason
+
+
 async def test_jobs_end_as_their_programs_do(tmp_path: Path, database_url: str) -> None:
     async with service(tmp_path, database_url) as platform:
         await submit(platform, "good", spec(tmp_path, "print('made it')", ranks=2))
@@ -110,11 +118,8 @@ async def test_a_full_queue_says_why_and_a_stop_ends_waiting_and_running_jobs(tm
         await until(platform, "first", "RUNNING")
         await submit(platform, "gang", spec(tmp_path, "pass", ranks=2, name="gang"))
         await submit(platform, "last", spec(tmp_path, "pass", name="last"))
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while not (gang := await until(platform, "gang", "SUBMITTED")).reason:
-                await asyncio.sleep(0.02)
-        assert gang.reason == "needs 2 slots at once, 1 of 2 are free; runs next"
-        assert (await until(platform, "last", "SUBMITTED")).reason == "behind gang, which runs next"
+        assert await reason_of(platform, "gang") == "needs 2 slots at once, 1 of 2 are free; runs next"
+        assert await reason_of(platform, "last") == "behind gang, which runs next"
         await platform.jobs.StopJob(jobs_pb2.StopJobRequest(job_id="gang"))
         assert (await until(platform, "gang", "KILLED")).attempt == 0
         await until(platform, "last", "FINISHED")
@@ -159,6 +164,18 @@ async def test_a_lost_gang_is_started_again_without_counting_as_a_failure(tmp_pa
         os.kill(json.loads(keeper.read_text())["pid"], signal.SIGKILL)
         job = await until(platform, "j1", "FINISHED", "ERROR")
         assert (job.state, job.attempt) == ("FINISHED", 2)
+
+
+async def test_a_result_of_a_failed_attempt_is_not_taken_for_the_next_ones(tmp_path: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "if os.environ['DLMESH_JOB_ATTEMPT'] == '1':\n"
+        "    open(os.environ['DLMESH_JOB_DIR'] + '/report.json', 'w').write('{\"result\": 1}'); sys.exit(3)\n"
+    )
+    async with service(tmp_path) as platform:
+        await submit(platform, "j1", spec(tmp_path, program, max_restarts=1))
+        job = await until(platform, "j1", "FINISHED", "ERROR")
+        assert (job.state, job.attempt, job.result_json) == ("FINISHED", 2, "")
 
 
 async def test_workers_report_for_their_own_job_and_attempt_only(tmp_path: Path) -> None:

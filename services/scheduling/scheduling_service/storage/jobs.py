@@ -73,12 +73,18 @@ class SqlJobs:
             rows = (await session.execute(page)).mappings().all()
         return [_job(dict(row)) for row in rows], total or 0
 
+    async def begin(self, job: Job) -> None:
+        await self._save(job, result_json="")
+
     async def save(self, job: Job) -> None:
+        await self._save(job)
+
+    async def _save(self, job: Job, **more: str) -> None:
         values = _row(job)
         for fixed_or_theirs in _NOT_THE_LOOPS:
             del values[fixed_or_theirs]
         async with self._database.session() as session:
-            await session.execute(sa.update(JOBS).where(JOBS.c.id == job.id).values(**values))
+            await session.execute(sa.update(JOBS).where(JOBS.c.id == job.id).values(**values, **more))
 
     async def request_stop(self, job_id: str) -> None:
         async with self._database.session() as session:

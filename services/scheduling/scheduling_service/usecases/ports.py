@@ -57,6 +57,9 @@ class Jobs(Protocol):
     async def save(self, job: Job) -> None:
         """Write what the loop decides: everything but the stop request and the worker's reports."""
 
+    async def begin(self, job: Job) -> None:
+        """As `save`, for a new attempt: a result that an earlier one reported is forgotten."""
+
     async def request_stop(self, job_id: str) -> None:
         """Write that a stop was asked for."""
 

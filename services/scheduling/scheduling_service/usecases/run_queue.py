@@ -126,7 +126,7 @@ class RunQueue:
                 job = waiting[job_id]
                 job.start(now)
                 # The row first: after a kill here the next step finds the attempt UNKNOWN and launches it.
-                await self._jobs.save(job)
+                await self._jobs.begin(job)
                 await self._runner.launch(job)
                 started = True
             for job_id, reason in decided.reasons.items():
