@@ -19,7 +19,7 @@ from workerkit.spool import REPORT_FILE, append_metrics, write_atomically
 
 log = logging.getLogger(__name__)
 
-SPOOL_SECONDS = 0.2
+SPOOL_SECONDS = 0.5
 FLUSH_SECONDS = 5.0
 
 
