@@ -13,8 +13,8 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class ImageExample:
-    """One image: `encoded` is a whole file in `format` (jpeg or png), sizes are pixels, `label` is the label's index and
-    `text` its name. `label` is -1 when the record has none; `vector` is the target vector when there is one."""
+    """One image: `encoded` is a whole file in `format` (jpeg or png), sizes are pixels, `label` is the label's index
+    and `text` its name. `label` is -1 when the record has none; `vector` is the target vector when there is one."""
 
     encoded: bytes
     format: str
@@ -48,10 +48,10 @@ class ImageExample:
         return message.SerializeToString(deterministic=True)
 
     @classmethod
-    def parse(cls, record: bytes | memoryview) -> ImageExample:
+    def parse(cls, record: bytes) -> ImageExample:
         """Decode a record; ValueError when it is no tf.train.Example or has no image."""
         try:
-            feature = records_pb2.Example.FromString(bytes(record)).features.feature
+            feature = records_pb2.Example.FromString(record).features.feature
         except DecodeError as error:
             raise ValueError(f"not a tf.train.Example: {error}") from error
         if "image/encoded" not in feature:

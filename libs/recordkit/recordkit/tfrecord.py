@@ -13,7 +13,7 @@ import numpy as np
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 OVERHEAD_BYTES = _HEADER.size + _FOOTER.size
-_GZIP, _ZLIB = b"\x1f\x8b", b"\x78"
+_COMPRESSED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x9c", b"\x78\xda")  # gzip, zlib
 
 
 class CorruptRecordError(ValueError):
@@ -47,18 +47,18 @@ class TFRecordFile:
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def __getitem__(self, number: int) -> memoryview:
-        """The bytes of a record, in the mapped file; CorruptRecordError when they were damaged."""
+    def __getitem__(self, number: int) -> bytes:
+        """The bytes of a record; CorruptRecordError when they were damaged."""
         offset = int(self.offsets[number])
         length = _length_at(self._map, offset, self.path)
         start = offset + _HEADER.size
-        record = memoryview(self._map)[start : start + length]
+        record = self._map[start : start + length]
         (crc,) = _FOOTER.unpack_from(self._map, start + length)
         if crc != _masked_crc(record):
             raise CorruptRecordError(f"{self.path}: the record at byte {offset} does not match its checksum")
         return record
 
-    def __iter__(self) -> Iterator[memoryview]:
+    def __iter__(self) -> Iterator[bytes]:
         return (self[number] for number in range(len(self)))
 
     def _indexed_offsets(self) -> np.ndarray:
@@ -88,13 +88,12 @@ def _length_at(content: mmap.mmap | bytes, offset: int, path: Path) -> int:
             if offset + OVERHEAD_BYTES + length <= len(content):
                 return int(length)
             raise CorruptRecordError(f"{path}: the record at byte {offset} is cut short")
-    if offset == 0 and content[:2] == _GZIP or content[:1] == _ZLIB:
+    if offset == 0 and content[:2] in _COMPRESSED:
         raise CorruptRecordError(f"{path}: compressed TFRecords cannot be read in any order; write them uncompressed")
     what = "is no TFRecord file" if offset == 0 else f"is damaged at byte {offset}"
     raise CorruptRecordError(f"{path}: {what}")
 
 
-def _masked_crc(data: bytes | memoryview) -> int:
-    # The library takes only bytes.
-    crc = google_crc32c.value(bytes(data))
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
