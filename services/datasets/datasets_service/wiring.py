@@ -14,6 +14,9 @@ from servicekit.settings import ServiceSettings
 from datasets_service.api.servicer import DatasetServicer
 from datasets_service.clients.models import ModelsClient
 from datasets_service.clients.scheduling import JobsClient
+from datasets_service.domain.request import DatasetRequest, ImportOptions
+from datasets_service.domain.words import SourceType
+from datasets_service.importers.registry import importer_for
 from datasets_service.storage import MIGRATIONS
 from datasets_service.storage.files import DiskFiles, DiskSources
 from datasets_service.storage.repository import SqlStorage
@@ -41,8 +44,13 @@ def build(settings: ServiceSettings, *, jobs: Jobs | None = None, models: Models
     imports = ReconcileLoop("imports", FollowImports(storage, jobs, files))
     removals = ReconcileLoop("removals", RemoveDeleted(storage, files, jobs), REMOVALS_IDLE_SECONDS)
     get_dataset = GetDataset(storage)
+    sources = DiskSources(settings.data_roots)
+
+    def check(source_type: SourceType, request: DatasetRequest) -> ImportOptions:
+        return importer_for(source_type).check(request, sources)
+
     servicer = DatasetServicer(
-        create=CreateDataset(storage, DiskSources(settings.data_roots), jobs, imports.wake),
+        create=CreateDataset(storage, check, jobs, imports.wake),
         get=get_dataset,
         list_visible=ListDatasets(storage),
         stop=StopDataset(storage, get_dataset, imports.wake),

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets_service.domain.dataset import Dataset, ImageOptions, InstanceGroup, JobFacts
-from datasets_service.domain.words import ColorMode
+from datasets_service.domain.dataset import Dataset, InstanceGroup, JobFacts
+from datasets_service.domain.request import ImageOptions, ImportOptions
+from datasets_service.domain.words import Backend, ColorMode, SourceType
 from datasets_service.usecases.ports import JobRequest
 from PIL import Image
 from servicekit.errors import Code, ServiceError, invalid, not_found
@@ -37,7 +38,11 @@ def make_dataset(**changes: Any) -> Dataset:
             "created_at": utc_now(),
             "job_id": "j" * 32,
             "group": GROUP,
-            "images": ImageOptions(train_path="/data/digits", color_mode=ColorMode.GRAY, width=8, height=8),
+            "source_type": SourceType.IMAGES_FOR_CLASSIFICATION,
+            "backend": Backend.LMDB,
+            "options": ImportOptions(
+                images=ImageOptions(train_path="/data/digits", color_mode=ColorMode.GRAY, width=8, height=8)
+            ),
             **changes,
         }
     )

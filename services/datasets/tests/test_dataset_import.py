@@ -1,4 +1,4 @@
-"""The import worker on real images."""
+"""Imports of images, on real images and real record files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,53 @@ import numpy as np
 import pytest
 from dataset_fakes import write_images
 from datasets_service.domain.import_spec import ImportSpec
-from datasets_service.domain.words import ColorMode, ResizeMode
-from datasets_service.worker import import_images as worker
-from datasets_service.worker import pixels
-from datasets_service.worker.datum import encode_datum
-from datasets_service.worker.import_images import ImportRefusedError, import_images, make_plan
-from datasets_service.worker.pixels import PixelOptions, UnreadableImageError, read_pixels, resize
-from datasets_service.worker.splitting import hold_out
+from datasets_service.domain.request import ImageOptions, ImportOptions
+from datasets_service.domain.words import Backend, ColorMode, SourceType
+from datasets_service.images import image_import
+from datasets_service.importers.base import ImportRefusedError
+from datasets_service.worker.import_dataset import import_dataset
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
+from recordkit.example import ImageExample
+from recordkit.tfrecord import TFRecordFile, index_file
 
 
 def make_spec(tmp_path: Path, **changes: Any) -> ImportSpec:
-    spec = ImportSpec(
-        uid="d" * 32,
-        name="digits",
-        sources={"train": str(tmp_path / "images")},
-        data_roots=(str(tmp_path),),
+    """An import of tmp_path/images; `changes` are of the spec, its options or its image options, by their names."""
+    images = ImageOptions(
+        train_path=str(tmp_path / "images"),
         color_mode=ColorMode.GRAY,
         width=8,
         height=8,
-        resize_mode=ResizeMode.SQUASH,
         validation_percentage=10,
         test_percentage=20,
+    )
+    of_images = {key: changes.pop(key) for key in list(changes) if key in asdict(images)}
+    of_options = {key: changes.pop(key) for key in list(changes) if key in asdict(ImportOptions())}
+    spec = ImportSpec(
+        uid="d" * 32,
+        name="digits",
+        source_type=SourceType.IMAGES_FOR_CLASSIFICATION,
+        backend=Backend.LMDB,
+        options=ImportOptions(images=replace(images, **of_images), **of_options),
+        data_roots=(str(tmp_path),),
         staging=str(tmp_path / "home" / "importing" / "d"),
         target=str(tmp_path / "home" / "d"),
     )
-    return replace(spec, **changes)
+    spec = replace(spec, **changes)
+    Path(spec.staging).mkdir(parents=True, exist_ok=True)
+    return spec
 
 
-def silent(done: int, total: int) -> None:
-    """Nobody watches."""
+def run(spec: ImportSpec) -> dict[str, Any]:
+    return import_dataset(spec, lambda done, total: None)
+
+
+def elsewhere(tmp_path: Path, spec: ImportSpec, name: str = "e") -> ImportSpec:
+    """The same import with another staging and target."""
+    staging = tmp_path / "home" / "importing" / name
+    staging.mkdir(parents=True)
+    return replace(spec, uid=name, staging=str(staging), target=str(tmp_path / "home" / name))
 
 
 def read_records(folder: str) -> list[tuple[bytes, bytes]]:
@@ -54,52 +70,45 @@ def read_records(folder: str) -> list[tuple[bytes, bytes]]:
         return list(transaction.cursor())
 
 
-@pytest.fixture(scope="module")
-def datum_class() -> Any:
-    """Caffe's message, from its published definition."""
-    file = descriptor_pb2.FileDescriptorProto(name="datum.proto", package="caffe", syntax="proto2")
-    message = file.message_type.add(name="Datum")
+def message_class(name: str, fields: list[tuple[int, str, str]], floats: int) -> Any:
+    """One of Caffe's messages, from its published definition."""
     kinds = descriptor_pb2.FieldDescriptorProto
-    for number, name, kind in (
-        (1, "channels", kinds.TYPE_INT32),
-        (2, "height", kinds.TYPE_INT32),
-        (3, "width", kinds.TYPE_INT32),
-        (4, "data", kinds.TYPE_BYTES),
-        (5, "label", kinds.TYPE_INT32),
-        (7, "encoded", kinds.TYPE_BOOL),
-    ):
-        message.field.add(name=name, number=number, type=kind, label=kinds.LABEL_OPTIONAL)
+    file = descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", package="caffe", syntax="proto2")
+    message = file.message_type.add(name=name)
+    for number, field, kind in fields:
+        message.field.add(name=field, number=number, type=getattr(kinds, f"TYPE_{kind}"), label=kinds.LABEL_OPTIONAL)
+    field = "float_data" if name == "Datum" else "data"
+    message.field.add(name=field, number=floats, type=kinds.TYPE_FLOAT, label=kinds.LABEL_REPEATED)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("caffe.Datum"))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}"))
 
 
-@pytest.mark.parametrize(
-    ("shape", "label"), [((1, 2, 3), 0), ((3, 300, 200), 70000), ((1, 1, 1), 127), ((1, 128, 1), 128)]
-)
-def test_a_datum_reads_as_protobuf_wrote_it(datum_class: Any, shape: tuple[int, int, int], label: int) -> None:
-    values = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    datum = datum_class.FromString(encode_datum(values, label))
-    assert (datum.channels, datum.height, datum.width, datum.label, datum.encoded) == (*shape, label, False)
-    assert datum.data == values.tobytes()
+@pytest.fixture(scope="module")
+def datum_class() -> Any:
+    fields = [(1, "channels", "INT32"), (2, "height", "INT32"), (3, "width", "INT32"), (4, "data", "BYTES")]
+    return message_class("Datum", [*fields, (5, "label", "INT32"), (7, "encoded", "BOOL")], 6)
+
+
+def labels_of(description: dict[str, Any]) -> dict[str, dict[str, int]]:
+    return {name: split["labels"] for name, split in description["splits"].items()}
+
+
+def names_in(description: dict[str, Any], split: str) -> set[str]:
+    return {key.decode().split("_", 1)[1] for key, _ in read_records(description["splits"][split]["path"])}
 
 
 def test_an_import_publishes_records_labels_mean_and_description(tmp_path: Path, datum_class: Any) -> None:
     write_images(tmp_path / "images", {"b": 20, "a": 10})
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[float, float]] = []
     spec = make_spec(tmp_path)
-    description = import_images(spec, 1, lambda done, total: seen.append((done, total)))
+    description = import_dataset(spec, lambda done, total: seen.append((done, total)))
     target = Path(spec.target)
     assert json.loads((target / "dataset.json").read_text()) == description
     assert (target / "labels.txt").read_text() == "a\nb\n"
     assert seen[0] == (0, 30)
     assert seen[-1] == (30, 30)
-    assert not list(Path(spec.staging).iterdir())
-    assert {name: split["labels"] for name, split in description["splits"].items()} == {
-        "train": {"a": 7, "b": 14},
-        "val": {"a": 1, "b": 2},
-        "test": {"a": 2, "b": 4},
-    }
+    assert labels_of(description) == {"train": {"a": 7, "b": 14}, "val": {"a": 1, "b": 2}, "test": {"a": 2, "b": 4}}
     total, names = np.zeros((1, 8, 8)), set()
     for split in description["splits"].values():
         for index, (key, record) in enumerate(read_records(split["path"])):
@@ -124,132 +133,307 @@ def test_color_records_are_bgr(tmp_path: Path, datum_class: Any) -> None:
         (tmp_path / "images" / label).mkdir(parents=True)
         Image.new("RGB", (4, 4), (10, 20, 30)).save(tmp_path / "images" / label / "x.png")
     spec = make_spec(tmp_path, color_mode=ColorMode.COLOR, validation_percentage=0, test_percentage=0)
-    description = import_images(spec, 1, silent)
+    description = run(spec)
     datum = datum_class.FromString(read_records(description["splits"]["train"]["path"])[0][1])
     assert datum.data == bytes([30] * 64 + [20] * 64 + [10] * 64)
     assert list(description["splits"]) == ["train"]
 
 
-def test_the_same_images_and_options_have_the_same_hash(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", {"a": 12, "b": 12})
-    first = import_images(make_spec(tmp_path), 1, silent)
-    again = import_images(
-        make_spec(tmp_path, uid="e", name="other", target=str(tmp_path / "home" / "e"), staging=str(tmp_path / "s")),
-        1,
-        silent,
+def test_tfrecords_hold_the_same_images_in_the_shards_that_were_asked_for(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", {"b": 20, "a": 10})
+    description = run(make_spec(tmp_path, backend=Backend.TFRECORDS, shards=4))
+    assert labels_of(description)["train"] == {"a": 7, "b": 14}
+    for split, count in (("train", 21), ("val", 3), ("test", 6)):
+        folder = Path(description["splits"][split]["path"])
+        files = sorted(folder.iterdir())
+        shards = min(4, count)
+        assert [file.name for file in files] == [f"{split}-{n:05d}-of-{shards:05d}.tfrecord" for n in range(shards)]
+        assert sum(len(TFRecordFile(file)) for file in files) == count
+        for file in files:
+            records = TFRecordFile(file)
+            places = [f"{offset} {len(record) + 16}" for offset, record in zip(records.offsets, records, strict=True)]
+            assert index_file(file).read_text().splitlines() == places
+            for example in map(ImageExample.parse, records):
+                truth = np.asarray(Image.open(tmp_path / "images" / example.filename))
+                # What came without loss is kept without loss.
+                assert example.format == "png"
+                assert np.array_equal(np.asarray(example.image()), truth)
+                assert (example.text, example.label) == (example.filename[0], "ab".index(example.filename[0]))
+                assert (example.height, example.width, example.channels) == (8, 8, 1)
+
+
+def test_tfrecords_by_class_hold_one_class_a_file(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", {"a b": 6, "c/../d"[:1]: 4})
+    spec = make_spec(
+        tmp_path, backend=Backend.TFRECORDS, shards=2, by_class=True, validation_percentage=0, test_percentage=0
     )
-    assert again["content_hash"] == first["content_hash"]
-    other = make_spec(tmp_path, target=str(tmp_path / "home" / "f"), staging=str(tmp_path / "s"), seed=1)
-    assert import_images(other, 1, silent)["content_hash"] != first["content_hash"]
+    folder = Path(run(spec)["splits"]["train"]["path"])
+    texts = {file.name: {ImageExample.parse(record).text for record in TFRecordFile(file)} for file in folder.iterdir()}
+    assert texts == {
+        "train-00000-a_b-00000-of-00002.tfrecord": {"a b"},
+        "train-00000-a_b-00001-of-00002.tfrecord": {"a b"},
+        "train-00001-c-00000-of-00002.tfrecord": {"c"},
+        "train-00001-c-00001-of-00002.tfrecord": {"c"},
+    }
 
 
-def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", [Backend.LMDB, Backend.TFRECORDS])
+def test_the_same_images_and_options_have_the_same_hash(tmp_path: Path, backend: Backend) -> None:
+    write_images(tmp_path / "images", {"a": 12, "b": 12})
+    spec = make_spec(tmp_path, backend=backend, split_seed=3)
+    first = run(spec)["content_hash"]
+    assert run(elsewhere(tmp_path, replace(spec, name="other")))["content_hash"] == first
+    other = make_spec(tmp_path, backend=backend, split_seed=4)
+    assert run(elsewhere(tmp_path, other, "f"))["content_hash"] != first
+
+
+@pytest.mark.parametrize("backend", [Backend.LMDB, Backend.TFRECORDS])
+def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
     write_images(tmp_path / "images", {"a": 30, "b": 30})
-    alone = import_images(make_spec(tmp_path), 1, silent)
-    monkeypatch.setattr(worker, "PARALLEL_FROM_IMAGES", 10)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(worker, "BLOCK_IMAGES", 7)
-    together = import_images(make_spec(tmp_path, target=str(tmp_path / "home" / "e")), 1, silent)
+    monkeypatch.setattr(image_import, "PART_IMAGES", 7)
+    spec = make_spec(tmp_path, backend=backend, shards=2)
+    alone = run(spec)
+    monkeypatch.setattr(image_import, "PARALLEL_FROM_IMAGES", 10)
+    together = run(elsewhere(tmp_path, spec))
     assert together["content_hash"] == alone["content_hash"]
+    for one in Path(alone["splits"]["train"]["path"]).iterdir():
+        assert one.read_bytes() == (tmp_path / "home" / "e" / "train" / one.name).read_bytes()
 
 
-def test_the_split_is_stratified_reproducible_and_leaves_training_something() -> None:
-    images = {"a": [f"{n}" for n in range(100)], "b": [f"{n}" for n in range(50)], "c": ["only"]}
-    parts = hold_out(images, {"val": 10, "test": 20}, seed=0)
-    counts = {split: {label: len(paths) for label, paths in classes.items()} for split, classes in parts.items()}
-    assert counts == {
+def test_the_split_is_stratified_and_leaves_training_something(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", {"a": 100, "b": 50, "c": 1})
+    assert labels_of(run(make_spec(tmp_path))) == {
         "train": {"a": 70, "b": 35, "c": 1},
         "val": {"a": 10, "b": 5, "c": 0},
         "test": {"a": 20, "b": 10, "c": 0},
     }
-    for label, paths in images.items():
-        assert sorted(paths) == sorted(path for classes in parts.values() for path in classes[label])
-    turned = {label: paths[::-1] for label, paths in images.items()}
-    assert hold_out(turned, {"val": 10, "test": 20}, seed=0) == parts
-    assert hold_out(images, {"val": 10, "test": 20}, seed=1) != parts
 
 
-def test_small_classes_together_make_up_a_split() -> None:
-    images = {f"{label}": [f"{n}" for n in range(4)] for label in range(10)}
-    parts = hold_out(images, {"val": 10}, seed=0)
-    assert sum(map(len, parts["val"].values())) == 4
-    assert max(map(len, parts["val"].values())) == 1
+def test_small_classes_together_make_up_a_split(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", {f"{label}": 4 for label in range(10)})
+    counts = labels_of(run(make_spec(tmp_path, test_percentage=0)))["val"].values()
+    assert (sum(counts), max(counts)) == (4, 1)
+
+
+def test_a_random_split_takes_its_percentage_of_all(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", {"a": 60, "b": 40})
+    splits = run(make_spec(tmp_path, split_algorithm="random"))["splits"]
+    assert {name: split["count"] for name, split in splits.items()} == {"train": 70, "val": 10, "test": 20}
+
+
+def test_the_folds_of_k_fold_cover_everything_once(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", {"a": 20, "b": 10, **{f"c{n}": 4 for n in range(5)}})
+    spec = make_spec(tmp_path, validation_percentage=0)
+    folds, tests = [], set()
+    for fold in (1, 2, 3, 4):
+        images = replace(spec.options.images, split_algorithm=f"k-fold {fold}/4")
+        description = run(
+            elsewhere(tmp_path, replace(spec, options=replace(spec.options, images=images)), f"fold{fold}")
+        )
+        folds.append(names_in(description, "val"))
+        tests.add(frozenset(names_in(description, "test")))
+        assert not folds[-1] & names_in(description, "train")
+    assert len(tests) == 1
+    assert sum(map(len, folds)) == len(set().union(*folds)) == 50 - 10
+    assert max(map(len, folds)) - min(map(len, folds)) <= 2
+
+
+def test_by_name_reads_the_split_from_file_names(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        write_images(tmp_path / "images", {label: 5})
+        for number, word in enumerate(("val", "Test", "validation")):
+            (tmp_path / "images" / label / f"{number:04d}.png").rename(
+                tmp_path / "images" / label / f"{word}_{number}.png"
+            )
+    spec = make_spec(tmp_path, split_algorithm="by-name", validation_percentage=0, test_percentage=0)
+    assert labels_of(run(spec)) == {"train": {"a": 2, "b": 2}, "val": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}}
+
+
+def test_by_name_reads_the_split_from_folders_above_the_classes(tmp_path: Path) -> None:
+    write_images(tmp_path / "images" / "training", {"a": 4, "b": 3})
+    write_images(tmp_path / "images" / "val", {"a": 1}, first=10)
+    write_images(tmp_path / "images" / "test", {"b": 2}, first=20)
+    spec = make_spec(tmp_path, split_algorithm="by-name", validation_percentage=0, test_percentage=0)
+    description = run(spec)
+    assert labels_of(description) == {"train": {"a": 4, "b": 3}, "val": {"a": 1, "b": 0}, "test": {"a": 0, "b": 2}}
+    assert names_in(description, "val") == {"val/a/0010.png"}
 
 
 def test_own_validation_and_test_folders_are_used(tmp_path: Path) -> None:
     write_images(tmp_path / "images", {"a": 10, "b": 10})
     write_images(tmp_path / "val", {"a": 3}, first=100)
     write_images(tmp_path / "test", {"a": 1, "b": 2}, first=200)
-    sources = {"train": str(tmp_path / "images"), "val": str(tmp_path / "val"), "test": str(tmp_path / "test")}
-    spec = make_spec(tmp_path, sources=sources, validation_percentage=0, test_percentage=0)
-    splits = import_images(spec, 1, silent)["splits"]
-    assert {name: split["labels"] for name, split in splits.items()} == {
+    spec = make_spec(
+        tmp_path,
+        validation_path=str(tmp_path / "val"),
+        test_path=str(tmp_path / "test"),
+        validation_percentage=0,
+        test_percentage=0,
+    )
+    # These are fields of the options as well: what is meant here are folders of images.
+    images = replace(spec.options.images, validation_path=str(tmp_path / "val"), test_path=str(tmp_path / "test"))
+    spec = replace(spec, options=ImportOptions(images=images))
+    assert labels_of(run(spec)) == {
         "train": {"a": 10, "b": 10},
         "val": {"a": 3, "b": 0},
         "test": {"a": 1, "b": 2},
     }
-    write_images(tmp_path / "test", {"z": 1})
-    with pytest.raises(ImportRefusedError, match="classes that training has not: z"):
-        make_plan(spec)
 
 
-WIDE = np.array([[10, 20, 30, 40, 50, 60, 70, 80], [15, 25, 35, 45, 55, 65, 75, 85]], np.uint8)
+def write_list(tmp_path: Path, name: str, lines: list[str]) -> str:
+    (tmp_path / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return str(tmp_path / name)
+
+
+def list_spec(tmp_path: Path, lines: list[str], labels: list[str] | None = None, **changes: Any) -> ImportSpec:
+    write_images(tmp_path / "images", {"x": 10, "y": 10})
+    lists = {"train_list": write_list(tmp_path, "train.txt", lines)}
+    if labels is not None:
+        lists["label_list"] = write_list(tmp_path, "labels.txt", labels)
+    return make_spec(
+        tmp_path, **{"validation_percentage": 0, "test_percentage": 0, "uses_text_lists": True, **lists, **changes}
+    )
+
+
+LINES = [*(f"x/{n:04d}.png 0" for n in range(10)), *(f"y/{n:04d}.png 1" for n in range(10))]
 
 
 @pytest.mark.parametrize(
-    ("mode", "frame", "expected"),
+    ("lines", "labels", "expected"),
     [
-        # An image that is as large as the frame in one axis is not scaled, so that pixels can be told exactly.
-        (ResizeMode.CROP, (2, 2), [[40, 50], [45, 55]]),
-        (ResizeMode.FILL, (8, 4), [[0] * 8, WIDE[0], WIDE[1], [0] * 8]),
-        (ResizeMode.SQUASH, (8, 2), WIDE),
-        # Scales 0.5 and 1.5: between them is 1.
-        (ResizeMode.HALF_CROP_HALF_FILL, (4, 3), [[30, 40, 50, 60], [35, 45, 55, 65], [0] * 4]),
+        (LINES, ["cat", "dog"], {"cat": 10, "dog": 10}),
+        (LINES, None, {"0": 10, "1": 10}),
+        ([line.replace(" 0", "\tbig cat").replace(" 1", "\tdog") for line in LINES], None, {"big cat": 10, "dog": 10}),
+        ([line.replace(" 0", " dog").replace(" 1", " cat") for line in LINES], ["cat", "dog"], {"cat": 10, "dog": 10}),
     ],
 )
-def test_resize_modes_to_the_pixel(mode: ResizeMode, frame: tuple[int, int], expected: Any) -> None:
-    options = PixelOptions(ColorMode.GRAY, *frame, mode)
-    assert np.array_equal(np.asarray(resize(Image.fromarray(WIDE), options)), np.array(expected, np.uint8))
+def test_text_lists(tmp_path: Path, lines: list[str], labels: list[str] | None, expected: dict[str, int]) -> None:
+    assert labels_of(run(list_spec(tmp_path, lines, labels)))["train"] == expected
 
 
-def test_squash_scales_both_axes() -> None:
-    squashed = resize(Image.fromarray(WIDE), PixelOptions(ColorMode.GRAY, 2, 2, ResizeMode.SQUASH))
-    expected = Image.fromarray(WIDE).resize((2, 2), Image.Resampling.BILINEAR)
-    assert np.array_equal(np.asarray(squashed), np.asarray(expected))
+def test_lists_of_their_own_for_validation_and_test(tmp_path: Path) -> None:
+    spec = list_spec(
+        tmp_path,
+        LINES[:8] + LINES[10:18],
+        ["cat", "dog"],
+        validation_list=write_list(tmp_path, "val.txt", LINES[8:9]),
+        test_list=write_list(tmp_path, "test.txt", LINES[18:]),
+    )
+    assert labels_of(run(spec)) == {
+        "train": {"cat": 8, "dog": 8},
+        "val": {"cat": 1, "dog": 0},
+        "test": {"cat": 0, "dog": 2},
+    }
 
 
-@pytest.mark.parametrize("mode", ResizeMode)
-@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (7, 5), (1, 1)])
-def test_every_shape_becomes_the_frame(mode: ResizeMode, size: tuple[int, int]) -> None:
-    assert resize(Image.new("RGB", size), PixelOptions(ColorMode.COLOR, 16, 9, mode)).size == (16, 9)
+@pytest.mark.parametrize(
+    ("lines", "labels", "message"),
+    [
+        ([*LINES, "x/0000.png"], None, "train.txt, line 21: 'x/0000.png' has no label"),
+        ([*LINES, "x/0000.png 2"], ["cat", "dog"], "train.txt, line 21: label '2' is none of cat, dog"),
+        ([*LINES, "../secret.png 0"], ["cat", "dog"], "line 21: '../secret.png' lies outside the data roots"),
+        ([*LINES, "/etc/passwd 0"], ["cat", "dog"], "line 21: '/etc/passwd' lies outside the data roots"),
+        ([*LINES, "x 0"], ["cat", "dog"], "line 21: 'x' is not a file"),
+        (LINES[:10], ["cat", "dog"], "training has no image of these labels: dog"),
+        (LINES, ["cat", "dog", "cow"], "training has no image of these labels: cow"),
+        (LINES, ["cat", "cat"], "labels.txt, line 2: label 'cat' is there twice"),
+        (LINES, ["cat"], "labels.txt has 1 labels"),
+        ([], None, "0 labels"),
+        ([*LINES, *(f"gone{n}.png 0" for n in range(2))], None, "more than 5% of 22 images could not be read"),
+        ([*LINES, "a\0b 0"], None, "line 21: not text"),
+    ],
+)
+def test_wrong_lists_are_refused_with_file_and_line(
+    tmp_path: Path, lines: list[str], labels: list[str] | None, message: str
+) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "secret.png")
+    spec = replace(list_spec(tmp_path, lines, labels), data_roots=(str(tmp_path / "images"),))
+    with pytest.raises(ImportRefusedError) as caught:
+        run(spec)
+    assert message in str(caught.value)
+    assert not Path(spec.target).exists()
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA", "CMYK"])
-def test_every_kind_of_image_is_read(tmp_path: Path, mode: str) -> None:
-    file = tmp_path / ("x.tiff" if mode == "CMYK" else "x.png")
-    Image.new(mode, (5, 4)).save(file)
-    for color, channels in ((ColorMode.GRAY, 1), (ColorMode.COLOR, 3)):
-        assert read_pixels(str(file), PixelOptions(color, 3, 2, ResizeMode.SQUASH)).shape == (channels, 2, 3)
+def test_vectors_are_kept_with_their_images(tmp_path: Path, datum_class: Any) -> None:
+    write_images(tmp_path / "images", {"x": 10})
+    truth = {f"x/{n:04d}.png": [n / 4, -1.5, 1e-3] for n in range(10)}
+    lines = [f"{name} {' '.join(map(str, vector))}" for name, vector in truth.items()]
+    spec = make_spec(
+        tmp_path,
+        source_type=SourceType.IMAGES_TO_VECTOR,
+        backend=Backend.IMAGE_VECTOR,
+        uses_text_lists=True,
+        train_list=write_list(tmp_path, "train.txt", lines),
+    )
+    description = run(spec)
+    assert {split: content["count"] for split, content in description["splits"].items()} == {
+        "train": 7,
+        "val": 1,
+        "test": 2,
+    }
+    for split in description["splits"].values():
+        for key, record in read_records(split["path"]):
+            name, datum = key.decode().split("_", 1)[1], datum_class.FromString(record)
+            np.testing.assert_allclose(list(datum.float_data), truth.pop(name), rtol=1e-6)
+            assert datum.data == np.asarray(Image.open(tmp_path / "images" / name)).tobytes()
+    assert not truth
 
 
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
-    Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(tmp_path / "x.png")
-    values = read_pixels(str(tmp_path / "x.png"), PixelOptions(ColorMode.GRAY, 4, 4, ResizeMode.SQUASH))
-    assert values.max() == values.min() == 0x80
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("x/0000.png", "line 2: 'x/0000.png' has no vector"),
+        ("x/0000.png one", "line 2: could not convert"),
+        ("x/0000.png nan 1", "line 2: 'x/0000.png nan 1' has no vector of finite numbers"),
+        ("x/0000.png 1 2 3", "line 2: 3 values, the lines before have 2"),
+    ],
+)
+def test_wrong_vectors_are_refused_with_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    write_images(tmp_path / "images", {"x": 2})
+    spec = make_spec(
+        tmp_path,
+        source_type=SourceType.IMAGES_TO_VECTOR,
+        backend=Backend.IMAGE_VECTOR,
+        uses_text_lists=True,
+        train_list=write_list(tmp_path, "train.txt", ["x/0001.png 1 2", line]),
+    )
+    with pytest.raises(ImportRefusedError, match=message):
+        run(spec)
 
 
-def test_bombs_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixels, "MAX_IMAGE_PIXELS", 100)
-    Image.new("L", (11, 10)).save(tmp_path / "x.png")
-    with pytest.raises(UnreadableImageError, match="DecompressionBomb"):
-        read_pixels(str(tmp_path / "x.png"), PixelOptions(ColorMode.GRAY, 4, 4, ResizeMode.SQUASH))
+def test_the_mean_is_there_for_caffe_too(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", {"a": 5, "b": 5})
+    description = run(make_spec(tmp_path))
+    blob = message_class(
+        "BlobProto", [(1, "num", "INT32"), (2, "channels", "INT32"), (3, "height", "INT32"), (4, "width", "INT32")], 5
+    ).FromString(Path(description["mean_file"]).with_suffix(".binaryproto").read_bytes())
+    mean = np.array(blob.data, np.float32).reshape(blob.num, blob.channels, blob.height, blob.width)
+    assert np.array_equal(mean[0], np.load(description["mean_file"]))
+
+
+@pytest.mark.parametrize("given", [np.full((1, 8, 8), 7.5, np.float32), np.array([7.5], np.float64)])
+def test_a_mean_that_is_given_is_taken(tmp_path: Path, given: np.ndarray) -> None:
+    write_images(tmp_path / "images", {"a": 5, "b": 5})
+    np.save(tmp_path / "mine.npy", given)
+    description = run(make_spec(tmp_path, mean_file=str(tmp_path / "mine.npy")))
+    assert np.array_equal(np.load(description["mean_file"]), np.full((1, 8, 8), 7.5, np.float32))
+
+
+@pytest.mark.parametrize("name", ["mine.npy", "mine.binaryproto"])
+def test_a_mean_of_another_size_is_refused(tmp_path: Path, name: str) -> None:
+    write_images(tmp_path / "images", {"a": 5, "b": 5})
+    np.save(tmp_path / "mine.npy", np.zeros((3, 9, 9)))
+    (tmp_path / "mine.binaryproto").write_bytes(b"\x08\x01no blob")
+    with pytest.raises(ImportRefusedError, match=r"meanfilepath: .* is no mean of 1 x 8 x 8"):
+        run(make_spec(tmp_path, mean_file=str(tmp_path / name)))
 
 
 def test_a_few_unreadable_images_are_left_out_and_named(tmp_path: Path) -> None:
     write_images(tmp_path / "images", {"a": 30, "b": 30})
     (tmp_path / "images" / "a" / "broken.png").write_bytes(b"no image")
-    description = import_images(make_spec(tmp_path), 1, silent)
-    assert (description["unreadable_count"], description["unreadable"]) == (1, ["a/broken.png"])
+    description = run(make_spec(tmp_path))
+    assert description["unreadable_count"] == 1
+    assert description["unreadable"][0].startswith("a/broken.png (UnidentifiedImageError")
     assert sum(split["count"] for split in description["splits"].values()) == 60
 
 
@@ -259,8 +443,25 @@ def test_many_unreadable_images_refuse_the_import(tmp_path: Path) -> None:
         (tmp_path / "images" / "a" / f"broken{index}.png").write_bytes(b"no image")
     spec = make_spec(tmp_path)
     with pytest.raises(ImportRefusedError, match=r"more than 5% of 23 images could not be read: a/broken\d.png"):
-        import_images(spec, 1, silent)
+        run(spec)
     assert not Path(spec.target).exists()
+
+
+def test_a_label_without_a_readable_image_refuses_the_import(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", {"a": 30, "b": 1})
+    (tmp_path / "images" / "b" / "0000.png").write_bytes(b"no image")
+    with pytest.raises(ImportRefusedError, match="no training image of these labels could be read: b"):
+        run(make_spec(tmp_path))
+
+
+def test_unusual_names_work(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", {"spaced out": 2, "\u732b": 2})
+    odd = os.fsencode(tmp_path / "images" / "spaced out") + b"/caf\xe9 \n'\".png"
+    (tmp_path / "images" / "spaced out" / "0000.png").rename(os.fsdecode(odd))
+    description = run(make_spec(tmp_path, validation_percentage=0, test_percentage=0))
+    assert description["labels"] == ["spaced out", "\u732b"]
+    keys = [key for key, _ in read_records(description["splits"]["train"]["path"])]
+    assert sum(key.endswith(b"caf\xe9 \n'\".png") for key in keys) == 1
 
 
 def test_links_may_not_lead_out_of_the_data_roots(tmp_path: Path) -> None:
@@ -270,20 +471,27 @@ def test_links_may_not_lead_out_of_the_data_roots(tmp_path: Path) -> None:
     (root / "a" / "loop").symlink_to(root)
     (root / "b" / "inside.png").symlink_to(root / "a" / "0000.png")
     (root / "stolen").symlink_to(secret.parent)
-    spec = make_spec(tmp_path, sources={"train": str(root)}, data_roots=(str(tmp_path / "roots"),))
-    plan = make_plan(spec)
-    assert plan.labels == ["a", "b"]
-    names = {path for records in plan.splits.values() for _, path in records}
-    assert names == {"a/0000.png", "a/0001.png", "b/0000.png", "b/0001.png", "b/inside.png"}
+    spec = make_spec(
+        tmp_path,
+        data_roots=(str(tmp_path / "roots"),),
+        validation_percentage=0,
+        test_percentage=0,
+    )
+    spec = replace(spec, options=ImportOptions(images=replace(spec.options.images, train_path=str(root))))
+    description = run(spec)
+    assert description["labels"] == ["a", "b"]
+    assert names_in(description, "train") == {"a/0000.png", "a/0001.png", "b/0000.png", "b/0001.png", "b/inside.png"}
 
 
 KILLED_AT = """
 import os, signal, sys
 from pathlib import Path
 from datasets_service.domain.import_spec import ImportSpec
-from datasets_service.worker import import_images as worker
+from datasets_service.images import image_import, manifest, writers
+from datasets_service.worker import import_dataset as worker
 
-worker.BLOCK_IMAGES = 5
+image_import.PART_IMAGES = 5
+image_import.CHECKPOINT_SECONDS = 0
 point = sys.argv[2]
 
 def die(*arguments):
@@ -293,30 +501,65 @@ def progress(done, total):
     if point == "records" and done >= total // 2:
         die()
 
+save = manifest.Manifest.save
+def save_and_die(self, state, pixel_sum):
+    if point == "commit" and state.position >= 20:
+        die()
+    save(self, state, pixel_sum)
+
+manifest.Manifest.save = save_and_die
+if point == "plan":
+    manifest.Manifest._hold_out = die
 if point == "publish":
     worker._publish = die
 if point == "report":
     publish = worker._publish
     worker._publish = lambda *arguments: (publish(*arguments), die())
-worker.import_images(ImportSpec.read(Path(sys.argv[1])), 1, progress)
+worker.import_dataset(ImportSpec.read(Path(sys.argv[1])), progress)
 """
 
 
-@pytest.mark.parametrize(("point", "published"), [("records", False), ("publish", False), ("report", True)])
-def test_a_kill_never_leaves_what_looks_finished_and_the_next_attempt_ends_it(
-    tmp_path: Path, point: str, published: bool
+@pytest.mark.parametrize("backend", [Backend.LMDB, Backend.TFRECORDS])
+@pytest.mark.parametrize("point", ["plan", "records", "commit", "publish", "report"])
+def test_a_kill_never_leaves_what_looks_finished_and_the_next_attempt_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, backend: Backend
 ) -> None:
     write_images(tmp_path / "images", {"a": 20, "b": 20})
-    spec = make_spec(tmp_path)
+    spec = make_spec(tmp_path, backend=backend, shards=3)
     spec.write(tmp_path / "spec.json")
     code = subprocess.call([sys.executable, "-c", KILLED_AT, tmp_path / "spec.json", point])
     assert code == -signal.SIGKILL
-    assert (Path(spec.staging) / "attempt-1").exists() is not published
-    assert Path(spec.target).exists() is published
-    description = import_images(spec, 2, silent)
-    assert not list(Path(spec.staging).glob("attempt-*"))
-    untouched = make_spec(tmp_path, target=str(tmp_path / "home" / "e"), staging=str(tmp_path / "s"))
-    assert description["content_hash"] == import_images(untouched, 1, silent)["content_hash"]
+    assert Path(spec.target).exists() is (point == "report")
+    monkeypatch.setattr(image_import, "PART_IMAGES", 5)
+    seen: list[float] = []
+    description = import_dataset(spec, lambda done, total: seen.append(done))
+    went_on = {"plan": [0], "records": range(15, 26), "commit": range(10, 20), "publish": [40], "report": []}[point]
+    assert not seen if point == "report" else seen[0] in went_on
+    untouched = run(elsewhere(tmp_path, spec))
+    assert description["content_hash"] == untouched["content_hash"]
+    assert labels_of(description) == labels_of(untouched)
+    assert np.array_equal(np.load(description["mean_file"]), np.load(untouched["mean_file"]))
+    for split in description["splits"]:
+        folder, other = (Path(one["splits"][split]["path"]) for one in (description, untouched))
+        if backend is Backend.LMDB:
+            assert read_records(str(folder)) == read_records(str(other))
+        else:
+            assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
+                file.name: file.read_bytes() for file in other.iterdir()
+            }
+
+
+def test_a_source_that_changes_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "images", {"a": 20, "b": 20})
+    monkeypatch.setattr(image_import, "PART_IMAGES", 5)
+
+    def progress(done: float, total: float) -> None:
+        if done == 0:
+            for file in (tmp_path / "images").rglob("*.png"):
+                os.utime(file, (1, 1))
+
+    with pytest.raises(ImportRefusedError, match=r"\d.png changed while it was imported"):
+        import_dataset(make_spec(tmp_path), progress)
 
 
 def run_worker(tmp_path: Path, spec: ImportSpec) -> tuple[int, dict[str, Any]]:
@@ -328,7 +571,7 @@ def run_worker(tmp_path: Path, spec: ImportSpec) -> tuple[int, dict[str, Any]]:
         "DLMESH_JOB_DIR": str(tmp_path / "job"),
         "DLMESH_JOB_ATTEMPT": "1",
     }
-    command = [sys.executable, "-m", "datasets_service.worker.import_images", tmp_path / "spec.json"]
+    command = [sys.executable, "-m", "datasets_service.worker.import_dataset", tmp_path / "spec.json"]
     code = subprocess.call(command, env=environment)
     return code, json.loads((tmp_path / "job" / "report.json").read_text())
 
@@ -345,18 +588,12 @@ def test_the_worker_reports_why_it_refuses(tmp_path: Path) -> None:
     write_images(tmp_path / "images", {"a": 10})
     code, report = run_worker(tmp_path, make_spec(tmp_path))
     assert code == 1
-    assert "at least 2" in report["result"]["refused"]
+    assert "1 labels" in report["result"]["refused"]
 
 
-def test_the_worker_starts_without_torch_and_grpc() -> None:
+def test_the_worker_starts_without_torch_grpc_and_pandas() -> None:
     code = (
-        "import sys, datasets_service.worker.import_images; print(*{'torch', 'grpc', 'sqlalchemy'} & set(sys.modules))"
+        "import sys, datasets_service.worker.import_dataset, datasets_service.importers.classification;"
+        "print(*{'torch', 'grpc', 'sqlalchemy', 'pandas', 'numpy'} & set(sys.modules))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == []
-
-
-def test_the_map_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets_service.worker.records.FIRST_MAP_BYTES", 65536)
-    write_images(tmp_path / "images", {"a": 20, "b": 20}, size=(64, 64))
-    description = import_images(make_spec(tmp_path, width=100, height=100), 1, silent)
-    assert sum(len(read_records(split["path"])) for split in description["splits"].values()) == 40

@@ -7,8 +7,19 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from dataset_fakes import make_dataset
 from datasets_service.domain.dataset import ImportedRecords, JobFacts, Status
-from datasets_service.domain.words import Backend, ColorMode, ResizeMode, SourceType, read_word, require_built
-from servicekit.errors import Code, ServiceError
+from datasets_service.domain.splitting import SplitAlgorithm
+from datasets_service.domain.words import (
+    BACKENDS,
+    Backend,
+    ColorMode,
+    ResizeMode,
+    SourceType,
+    read_backend,
+    read_word,
+)
+from datasets_service.importers.base import Importer
+from datasets_service.importers.registry import IMPORTERS, importer_for
+from servicekit.errors import ServiceError
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 RECORDS = ImportedRecords("hash", 10, "mean.npy", {}, 2, ("a/1.png", "a/2.png"))
@@ -56,8 +67,37 @@ def test_words_are_read_in_any_spelling() -> None:
         read_word(ResizeMode, "f", "round")
 
 
-def test_what_is_not_built_names_what_is() -> None:
-    require_built(SourceType.IMAGES_FOR_CLASSIFICATION, Backend.LMDB)
-    with pytest.raises(ServiceError, match="built: IMAGEFORCLASSIFICATION with LMDB") as caught:
-        require_built(SourceType.CSV, Backend.CSV)
-    assert caught.value.code is Code.UNIMPLEMENTED
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("", "hold-out"),
+        ("HoldOut", "hold-out"),
+        ("hold_out", "hold-out"),
+        ("random", "random"),
+        ("By Name".replace(" ", "-"), "by-name"),
+        ("k-fold", "k-fold 1/5"),
+        ("KFold 2/3", "k-fold 2/3"),
+        ("k-fold(10/10)", "k-fold 10/10"),
+    ],
+)
+def test_split_algorithms_are_read_and_printed(text: str, printed: str) -> None:
+    assert str(SplitAlgorithm.parse(text)) == printed
+    assert SplitAlgorithm.parse(printed) == SplitAlgorithm.parse(text)
+
+
+@pytest.mark.parametrize("text", ["stratify", "k-fold 0/5", "k-fold 6/5", "k-fold 1/1", "k-fold 1/101", "k-fold 1"])
+def test_other_split_algorithms_are_refused(text: str) -> None:
+    with pytest.raises(ServiceError, match=r"imagedetail.splitalgorithm: .* allowed: .*k-fold F/K"):
+        SplitAlgorithm.parse(text)
+
+
+def test_a_backend_that_a_source_cannot_have_is_refused() -> None:
+    assert read_backend(SourceType.IMAGES_FOR_CLASSIFICATION, "tfrecords") is Backend.TFRECORDS
+    with pytest.raises(ServiceError, match="dbbackend: 'LMDB' is not valid; allowed: one of CSV"):
+        read_backend(SourceType.CSV, "LMDB")
+
+
+def test_every_source_type_has_an_importer() -> None:
+    assert set(IMPORTERS) == set(BACKENDS) == set(SourceType)
+    for source_type in SourceType:
+        assert isinstance(importer_for(source_type), Importer)

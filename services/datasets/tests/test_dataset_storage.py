@@ -43,9 +43,25 @@ async def test_a_dataset_comes_back_as_it_was(storage: SqlStorage) -> None:
         assert found == done
         assert found.records is not None
         assert list(found.records.splits["train"].labels) == ["b", "a"]
-        assert await datasets.list_all() == [done]
+        assert await datasets.list_page("alice", "", 10) == [done]
         assert await datasets.list_active() == []
         assert await datasets.find("other") is None
+
+
+async def test_pages_follow_each_other_by_name(storage: SqlStorage) -> None:
+    names = ["a", "B", "c-1", "c", "z", "é"]
+    async with storage.transaction() as datasets:
+        for number, name in enumerate(names):
+            owner = "bob" if name == "z" else "alice"
+            await datasets.add(make_dataset(uid=str(number), job_id=str(number), name=name, owner=owner))
+    for owner, expected in ((None, set(names)), ("alice", set(names) - {"z"}), ("carol", set())):
+        seen: list[str] = []
+        async with storage.snapshot() as datasets:
+            while page := await datasets.list_page(owner, seen[-1] if seen else "", 2):
+                assert len(page) <= 2
+                seen += [dataset.name for dataset in page]
+        assert len(seen) == len(expected)
+        assert set(seen) == expected
 
 
 async def test_a_name_is_taken_once(storage: SqlStorage) -> None:

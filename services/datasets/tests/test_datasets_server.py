@@ -186,7 +186,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"backend": "Oracle"}, "dbbackend", "TFRecords"),
     ({"instance_group_id": "moon"}, "sigid", "local"),
     ({"instance_group_id": ""}, "sigid", "local"),
-    ({"shards": -1}, "shards", "0 or 1"),
+    ({"backend": "CSV"}, "dbbackend", "LMDB, TFRecords"),
+    ({"shards": -1}, "shards", "0 (one) to 10000"),
     ({"images": {"color_mode": "sepia"}}, "imagedetail.imagetype", "Color, Gray"),
     ({"images": {"width": 0}}, "imagedetail.width", "1 to 4096"),
     ({"images": {"width": -4}}, "imagedetail.width", "1 to 4096"),
@@ -195,7 +196,15 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"images": {"validation_percentage": -1}}, "imagedetail.valpercentage", "0 to 100"),
     ({"images": {"test_percentage": 101}}, "imagedetail.testpercentage", "0 to 100"),
     ({"images": {"validation_percentage": 60, "test_percentage": 40}}, "imagedetail.valpercentage", "less than 100"),
-    ({"images": {"split_algorithm": "k-fold"}}, "imagedetail.splitalgorithm", "hold-out"),
+    ({"images": {"split_algorithm": "bootstrap"}}, "imagedetail.splitalgorithm", "hold-out"),
+    ({"images": {"split_algorithm": "k-fold 1/5"}}, "imagedetail.splitalgorithm", "validates on a fold"),
+    ({"images": {"split_algorithm": "by-name"}}, "imagedetail.splitalgorithm", "reads the file names"),
+    ({"mean_file_path": "nowhere.npy"}, "meanfilepath", "an existing path"),
+    ({"mean_file_path": "digits/0/0000.png"}, "meanfilepath", ".npy or .binaryproto"),
+    ({"images": {"train_list_path": "list.txt"}}, "imagedetail.traintextpath", "isusingtext"),
+    ({"images": {"uses_text_lists": True}}, "imagedetail.traintextpath", "an existing path"),
+    ({"images": {"uses_text_lists": True, "train_list_path": "digits"}}, "imagedetail.traintextpath", "a file"),
+    ({"images": {"train_image_path": "empty"}}, "imagedetail.trainimagepath", "'nothing' holds none"),
     ({"images": {"train_image_path": ""}}, "imagedetail.trainimagepath", "an existing path"),
     ({"images": {"train_image_path": "nowhere"}}, "imagedetail.trainimagepath", "an existing path"),
     ({"images": {"train_image_path": "/etc"}}, "imagedetail.trainimagepath", "an existing path"),
@@ -216,6 +225,7 @@ async def test_a_wrong_field_is_named_with_what_is_allowed(
     room: Room, changes: dict[str, Any], field: str, allowed: str
 ) -> None:
     write_images(room.settings.home / "data" / "other", {"0": 1, "z": 1})
+    write_images(room.settings.home / "data" / "empty", {"0": 1, "nothing": 0})
     code, message, metadata = await refusal(room.stub.CreateDataset(creation(**changes)))
     assert code.name == "INVALID_ARGUMENT"
     assert message.startswith(f"{field}: ")
@@ -224,31 +234,13 @@ async def test_a_wrong_field_is_named_with_what_is_allowed(
     assert await collect(room.stub.ListDatasets(pb.ListDatasetsRequest())) == []
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"source_type": "CSV", "backend": "CSV"},
-        {"backend": "TFRecords"},
-        {"mean_file_path": "mean.npy"},
-        {"shards": 2},
-        {"by_class": True},
-        {"plugin": "reader.py"},
-        {"images": {"uses_text_lists": True}},
-        {"images": {"train_list_path": "list.txt"}},
-    ],
-)
-async def test_what_is_not_built_says_so(room: Room, changes: dict[str, Any]) -> None:
-    code, message, _ = await refusal(room.stub.CreateDataset(creation(**changes)))
-    assert code.name == "UNIMPLEMENTED"
-    assert "is not built" in message
-
-
-async def test_slices_are_not_built_and_ask_for_a_dataset_first(room: Room) -> None:
-    assert (await refusal(room.stub.ReadCsv(pb.ReadCsvRequest(name="digits"))))[0].name == "NOT_FOUND"
-    await room.stub.CreateDataset(creation())
-    assert (await refusal(room.stub.ReadCsv(pb.ReadCsvRequest(name="digits"))))[0].name == "UNIMPLEMENTED"
-    images = room.stub.ListObjectImages(pb.ListObjectImagesRequest(name="digits"))
-    assert (await refusal(collect(images)))[0].name == "UNIMPLEMENTED"
+async def test_what_only_other_backends_have_is_passed_over(room: Room) -> None:
+    await room.stub.CreateDataset(creation(shards=4, by_class=True, plugin="reader.py"))
+    detail = await room.detail()
+    assert (detail.shards, detail.by_class, detail.plugin) == (1, False, "")
+    await room.stub.CreateDataset(creation(name="records", backend="TFRECORDS", shards=4, by_class=True))
+    detail = await room.detail("records")
+    assert (detail.backend, detail.shards, detail.by_class, detail.plugin) == ("TFRecords", 4, True, "")
 
 
 async def test_a_stop_ends_the_job_and_leaves_no_files(room: Room) -> None:

@@ -8,8 +8,8 @@ from dlmesh.datasets.v1 import datasets_pb2
 from google.protobuf.struct_pb2 import ListValue
 from servicekit.times import format_time
 
-from datasets_service.domain.dataset import Dataset, ImageOptions, Split
-from datasets_service.usecases.create_dataset import DatasetRequest
+from datasets_service.domain.dataset import Dataset, Split
+from datasets_service.domain.request import DatasetRequest, ImageOptions
 
 
 def dataset_request(message: datasets_pb2.CreateDatasetRequest) -> DatasetRequest:
@@ -26,12 +26,10 @@ def dataset_request(message: datasets_pb2.CreateDatasetRequest) -> DatasetReques
         train_image_path=images.train_image_path,
         validation_image_path=images.validation_image_path,
         test_image_path=images.test_image_path,
-        text_lists=(
-            images.train_list_path,
-            images.validation_list_path,
-            images.test_list_path,
-            images.label_list_path,
-        ),
+        train_list=images.train_list_path,
+        validation_list=images.validation_list_path,
+        test_list=images.test_list_path,
+        label_list=images.label_list_path,
         uses_text_lists=images.uses_text_lists,
         color_mode=images.color_mode,
         width=images.width,
@@ -40,6 +38,7 @@ def dataset_request(message: datasets_pb2.CreateDatasetRequest) -> DatasetReques
         validation_percentage=images.validation_percentage,
         test_percentage=images.test_percentage,
         split_algorithm=images.split_algorithm,
+        split_seed=images.split_seed,
         shards=message.shards,
         by_class=message.by_class,
         plugin=message.plugin,
@@ -47,16 +46,16 @@ def dataset_request(message: datasets_pb2.CreateDatasetRequest) -> DatasetReques
 
 
 def dataset_detail(dataset: Dataset, now: datetime) -> datasets_pb2.DatasetDetail:
-    records = dataset.records
+    options, records = dataset.options, dataset.records
     splits = records.splits if records else {}
     train, validation, test = (splits.get(name) for name in ("train", "val", "test"))
     return datasets_pb2.DatasetDetail(
         name=dataset.name,
         backend=str(dataset.backend),
-        train_path=train.path if train else "",
-        validation_path=validation.path if validation else "",
-        test_path=test.path if test else "",
-        mean_file_path=records.mean_file if records else "",
+        train_path=train.path if train else options.train_path,
+        validation_path=validation.path if validation else options.validation_path,
+        test_path=test.path if test else options.test_path,
+        mean_file_path=records.mean_file if records else options.mean_file,
         status=str(dataset.status),
         run_duration_seconds=dataset.run_seconds(now),
         instance_group_id=dataset.group.id,
@@ -64,7 +63,7 @@ def dataset_detail(dataset: Dataset, now: datetime) -> datasets_pb2.DatasetDetai
         master_url=dataset.group.master_url,
         driver_id=dataset.driver_id,
         application_id=dataset.job_id,
-        image_options=_image_options(dataset.images),
+        image_options=_image_options(options.images),
         train_labels=_label_pairs(train),
         validation_labels=_label_pairs(validation),
         test_labels=_label_pairs(test),
@@ -72,9 +71,9 @@ def dataset_detail(dataset: Dataset, now: datetime) -> datasets_pb2.DatasetDetai
         submitted_at=format_time(dataset.created_at),
         owner=dataset.owner,
         size_bytes=records.size_bytes if records else 0,
-        shards=1,
-        by_class=False,
-        plugin="",
+        shards=options.shards,
+        by_class=options.by_class,
+        plugin=options.plugin,
         status_message=dataset.status_message,
         content_hash=records.content_hash if records else "",
     )
@@ -82,11 +81,11 @@ def dataset_detail(dataset: Dataset, now: datetime) -> datasets_pb2.DatasetDetai
 
 def _image_options(images: ImageOptions) -> datasets_pb2.ImageOptions:
     return datasets_pb2.ImageOptions(
-        uses_text_lists=False,
-        train_list_path="",
-        validation_list_path="",
-        test_list_path="",
-        label_list_path="",
+        uses_text_lists=images.uses_text_lists,
+        train_list_path=images.train_list,
+        validation_list_path=images.validation_list,
+        test_list_path=images.test_list,
+        label_list_path=images.label_list,
         train_image_path=images.train_path,
         validation_image_path=images.validation_path,
         test_image_path=images.test_path,
@@ -96,7 +95,8 @@ def _image_options(images: ImageOptions) -> datasets_pb2.ImageOptions:
         resize_mode=str(images.resize_mode),
         validation_percentage=images.validation_percentage,
         test_percentage=images.test_percentage,
-        split_algorithm="hold-out",
+        split_algorithm=images.split_algorithm,
+        split_seed=images.split_seed,
     )
 
 

@@ -42,7 +42,7 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
     async def ListDatasets(
         self, request: datasets_pb2.ListDatasetsRequest, context: Context
     ) -> AsyncIterator[datasets_pb2.DatasetDetail]:
-        for dataset in await self._list():
+        async for dataset in self._list():
             yield dataset_detail(dataset, utc_now())
 
     async def GetDataset(self, request: datasets_pb2.GetDatasetRequest, context: Context) -> datasets_pb2.DatasetDetail:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from datasets_service.domain.words import Backend, ColorMode, ResizeMode, SourceType
+from datasets_service.domain.request import ImportOptions
+from datasets_service.domain.words import Backend, SourceType
 
 MAX_MESSAGE_CHARACTERS = 4000
 
@@ -27,27 +28,8 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
-class ImageOptions:
-    """Where the images lie (a folder a class) and what becomes of them.
-
-    `validation_path` and `test_path` are empty when that split is taken from the training images; percentages are of
-    those. Sizes are pixels.
-    """
-
-    train_path: str
-    color_mode: ColorMode
-    width: int
-    height: int
-    resize_mode: ResizeMode = ResizeMode.SQUASH
-    validation_path: str = ""
-    test_path: str = ""
-    validation_percentage: int = 0
-    test_percentage: int = 0
-
-
-@dataclass(frozen=True)
 class Split:
-    """Records of one split: an LMDB folder, how many records, and how many of each label, in label order."""
+    """One split: where it lies, how many records it has, and how many of each label, in label order."""
 
     path: str
     count: int
@@ -101,9 +83,9 @@ class Dataset:
     created_at: datetime
     job_id: str
     group: InstanceGroup
-    images: ImageOptions
-    source_type: SourceType = SourceType.IMAGES_FOR_CLASSIFICATION
-    backend: Backend = Backend.LMDB
+    source_type: SourceType
+    backend: Backend
+    options: ImportOptions
     status: Status = Status.SUBMITTED
     status_message: str = ""
     accepted: bool = False
@@ -124,7 +106,7 @@ class Dataset:
                 self.status, self.status_message = Status.SUBMITTED, job.reason
             case "RUNNING":
                 self.status = Status.RUNNING
-                self.status_message = f"imported {job.done:.0f} of {job.total:.0f} images" if job.total else job.reason
+                self.status_message = self._progress(job) or job.reason
             case "KILLED":
                 self._end(Status.STOPPED, job.reason or "stopped", job.ended_at)
             case "ERROR":
@@ -156,6 +138,13 @@ class Dataset:
         if self.started_at is None:
             return 0.0
         return max(0.0, ((self.ended_at or now) - self.started_at).total_seconds())
+
+    def _progress(self, job: JobFacts) -> str:
+        if not job.total:
+            return ""
+        if self.source_type.name.startswith("IMAGES"):
+            return f"imported {job.done:.0f} of {job.total:.0f} images"
+        return f"imported {job.done / job.total:.0%}"
 
     def _end(self, status: Status, message: str, ended_at: datetime | None) -> None:
         self.status, self.status_message = status, message[-MAX_MESSAGE_CHARACTERS:]

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from datasets_service.domain.words import ColorMode, ResizeMode
+from datasets_service.domain.request import ImportOptions
+from datasets_service.domain.words import Backend, SourceType
 
 
 @dataclass(frozen=True)
 class ImportSpec:
-    """An import of class folders.
+    """One import. Symbolic links in the source may not leave `data_roots`.
 
-    `sources` maps train (and val and test, when they have their own) to folders; symbolic links in them may not leave
-    `data_roots`. The worker writes below `staging` and publishes by renaming one folder to `target`.
+    The worker writes below `staging` and publishes by renaming one folder to `target`.
     """
 
     uid: str
     name: str
-    sources: Mapping[str, str]
+    source_type: SourceType
+    backend: Backend
+    options: ImportOptions
     data_roots: tuple[str, ...]
-    color_mode: ColorMode
-    width: int
-    height: int
-    resize_mode: ResizeMode
-    validation_percentage: int
-    test_percentage: int
     staging: str
     target: str
-    seed: int = 0
 
     def write(self, path: Path) -> None:
         """Write as JSON; the file appears whole."""
@@ -45,8 +39,9 @@ class ImportSpec:
         return cls(
             **{
                 **values,
+                "source_type": SourceType(values["source_type"]),
+                "backend": Backend(values["backend"]),
+                "options": ImportOptions.from_json(values["options"]),
                 "data_roots": tuple(values["data_roots"]),
-                "color_mode": ColorMode(values["color_mode"]),
-                "resize_mode": ResizeMode(values["resize_mode"]),
             }
         )

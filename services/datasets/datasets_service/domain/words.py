@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TypeVar
 
-from servicekit.errors import invalid, not_built
+from servicekit.errors import invalid
 
 
 class SourceType(StrEnum):
@@ -29,6 +29,17 @@ class Backend(StrEnum):
     IMAGE_VECTOR = "ImageVector"
     OBJECT_DETECTION = "ObjectDetection"
     OTHER = "Other"
+
+
+BACKENDS = {
+    SourceType.LMDB: (Backend.LMDB,),
+    SourceType.TFRECORDS: (Backend.TFRECORDS,),
+    SourceType.OTHER: (Backend.OTHER,),
+    SourceType.IMAGES_FOR_CLASSIFICATION: (Backend.LMDB, Backend.TFRECORDS),
+    SourceType.CSV: (Backend.CSV,),
+    SourceType.IMAGES_FOR_DETECTION: (Backend.OBJECT_DETECTION,),
+    SourceType.IMAGES_TO_VECTOR: (Backend.IMAGE_VECTOR,),
+}
 
 
 class ColorMode(StrEnum):
@@ -63,13 +74,12 @@ def read_word(words: type[Word], field: str, text: str) -> Word:
     raise invalid(field, text, [str(word) for word in words])
 
 
-def require_built(source_type: SourceType, backend: Backend) -> None:
-    """501 naming what is built."""
-    if (source_type, backend) != (SourceType.IMAGES_FOR_CLASSIFICATION, Backend.LMDB):
-        raise not_built(
-            f"datasourcetype {source_type} with dbbackend {backend} "
-            f"(built: {SourceType.IMAGES_FOR_CLASSIFICATION} with {Backend.LMDB})"
-        )
+def read_backend(source_type: SourceType, text: str) -> Backend:
+    """The backend that `text` spells, if this source can be stored so."""
+    backend = read_word(Backend, "dbbackend", text)
+    if backend not in BACKENDS[source_type]:
+        raise invalid("dbbackend", text, [str(known) for known in BACKENDS[source_type]])
+    return backend
 
 
 def _plain(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from datasets_service.domain.dataset import Dataset, ImportedRecords
 from datasets_service.domain.import_spec import ImportSpec
 from datasets_service.storage.repository import records_from
 from datasets_service.usecases.ports import JobRequest
-from datasets_service.worker.class_folders import class_names
 
 
 class DiskFiles:
@@ -39,20 +39,15 @@ class DiskFiles:
         await asyncio.to_thread(_remove, self._datasets / uid)
 
     def _prepare(self, dataset: Dataset) -> JobRequest:
-        images, staging = dataset.images, self._staging(dataset.uid)
+        staging = self._staging(dataset.uid)
         staging.mkdir(parents=True, exist_ok=True)
-        sources = {"train": images.train_path, "val": images.validation_path, "test": images.test_path}
         spec = ImportSpec(
             uid=dataset.uid,
             name=dataset.name,
-            sources={split: path for split, path in sources.items() if path},
+            source_type=dataset.source_type,
+            backend=dataset.backend,
+            options=dataset.options,
             data_roots=tuple(str(root.resolve()) for root in self._data_roots),
-            color_mode=images.color_mode,
-            width=images.width,
-            height=images.height,
-            resize_mode=images.resize_mode,
-            validation_percentage=images.validation_percentage,
-            test_percentage=images.test_percentage,
             staging=str(staging),
             target=str(self._datasets / dataset.uid),
         )
@@ -62,7 +57,7 @@ class DiskFiles:
             name=f"import {dataset.name}",
             owner=dataset.owner,
             instance_group=dataset.group.id,
-            command=["python", "-m", "datasets_service.worker.import_images", str(staging / "spec.json")],
+            command=["python", "-m", "datasets_service.worker.import_dataset", str(staging / "spec.json")],
             working_directory=str(staging),
             dataset=dataset.name,
         )
@@ -80,16 +75,30 @@ class DiskSources:
     """`ports.Sources` inside the data roots."""
 
     def __init__(self, data_roots: tuple[Path, ...]) -> None:
-        self._data_roots = tuple(root.resolve() for root in data_roots)
+        self.roots = tuple(root.resolve() for root in data_roots)
+        self._confined = DataRoots(self.roots)
 
-    async def resolve(self, field: str, text: str) -> Path:
-        path = await asyncio.to_thread(DataRoots(self._data_roots).resolve, field, text)
-        if not path.is_dir():
-            raise invalid(field, text, "a folder")
+    def path(self, field: str, text: str) -> Path:
+        path = self._confined.resolve(field, text)
+        if not (path.is_dir() or path.is_file()):
+            raise invalid(field, text, "a file or a folder")
         return path
 
-    async def class_names(self, folder: Path) -> list[str]:
-        return await asyncio.to_thread(class_names, folder, self._data_roots)
+    def folder(self, field: str, text: str) -> Path:
+        path = self._confined.resolve(field, text)
+        if not path.is_dir():
+            raise invalid(field, text, "a folder")
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise invalid(field, text, "a folder that the platform may read")
+        return path
+
+    def file(self, field: str, text: str) -> Path:
+        path = self._confined.resolve(field, text)
+        if not path.is_file():
+            raise invalid(field, text, "a file")
+        if not os.access(path, os.R_OK):
+            raise invalid(field, text, "a file that the platform may read")
+        return path
 
 
 def _remove(folder: Path) -> None:

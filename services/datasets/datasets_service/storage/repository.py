@@ -13,8 +13,9 @@ from servicekit.errors import already_exists
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from datasets_service.domain.dataset import Dataset, ImageOptions, ImportedRecords, InstanceGroup, Split, Status
-from datasets_service.domain.words import Backend, ColorMode, ResizeMode, SourceType
+from datasets_service.domain.dataset import Dataset, ImportedRecords, InstanceGroup, Split, Status
+from datasets_service.domain.request import ImportOptions
+from datasets_service.domain.words import Backend, SourceType
 from datasets_service.storage.tables import DatasetRow, RemovalRow
 from datasets_service.usecases.ports import Datasets, Removal
 
@@ -39,8 +40,11 @@ class SqlDatasets:
         found = await self._select(sa.select(DatasetRow).where(DatasetRow.name == name))
         return found[0] if found else None
 
-    async def list_all(self) -> list[Dataset]:
-        return await self._select(sa.select(DatasetRow).order_by(DatasetRow.name))
+    async def list_page(self, owner: str | None, after: str, limit: int) -> list[Dataset]:
+        query = sa.select(DatasetRow).where(DatasetRow.name > after)
+        if owner is not None:
+            query = query.where(DatasetRow.owner == owner)
+        return await self._select(query.order_by(DatasetRow.name).limit(limit))
 
     async def list_active(self) -> list[Dataset]:
         return await self._select(
@@ -101,18 +105,11 @@ def _to_columns(dataset: Dataset) -> dict[str, Any]:
 
 def _to_dataset(row: DatasetRow) -> Dataset:
     columns = {column.key: getattr(row, column.key) for column in sa.inspect(DatasetRow).column_attrs}
-    images = columns["images"]
     return Dataset(
         **{
             **columns,
             "group": InstanceGroup(**columns["group"]),
-            "images": ImageOptions(
-                **{
-                    **images,
-                    "color_mode": ColorMode(images["color_mode"]),
-                    "resize_mode": ResizeMode(images["resize_mode"]),
-                }
-            ),
+            "options": ImportOptions.from_json(columns["options"]),
             "source_type": SourceType(columns["source_type"]),
             "backend": Backend(columns["backend"]),
             "status": Status(columns["status"]),

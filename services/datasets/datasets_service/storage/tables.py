@@ -18,6 +18,7 @@ class DatasetRow(Base):
     """One dataset."""
 
     __tablename__ = "datasets"
+    __table_args__ = (sa.Index("ix_datasets_owner_name", "owner", "name"),)
 
     uid: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
     name: Mapped[str] = mapped_column(sa.String(128), unique=True)
@@ -25,7 +26,7 @@ class DatasetRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     job_id: Mapped[str] = mapped_column(sa.String(32), unique=True)
     group: Mapped[dict[str, Any]] = mapped_column("instance_group", sa.JSON)
-    images: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    options: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     source_type: Mapped[str] = mapped_column(sa.String(32))
     backend: Mapped[str] = mapped_column(sa.String(32))
     status: Mapped[str] = mapped_column(sa.String(16), index=True)

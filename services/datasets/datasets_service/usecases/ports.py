@@ -41,8 +41,8 @@ class Datasets(Protocol):
     async def find(self, name: str) -> Dataset | None:
         """The dataset of this name."""
 
-    async def list_all(self) -> list[Dataset]:
-        """All, by name."""
+    async def list_page(self, owner: str | None, after: str, limit: int) -> list[Dataset]:
+        """The next `limit` datasets of this owner (of anybody when None) with names beyond `after`, by name."""
 
     async def list_active(self) -> list[Dataset]:
         """Those without a final status, oldest first."""
@@ -90,13 +90,24 @@ class Files(Protocol):
 
 
 class Sources(Protocol):
-    """The folders that a request may import from."""
+    """What a request may point to, looked up while its caller waits.
 
-    async def resolve(self, field: str, text: str) -> Path:
-        """The existing folder `text` names; 400 naming `field` when it is none, or outside the data roots."""
+    Each answers an existing path, links followed; 400 naming `field` when there is none, it is of another kind, or it
+    lies outside the data roots.
+    """
 
-    async def class_names(self, folder: Path) -> list[str]:
-        """Names of the folders below `folder` that hold images, sorted."""
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The data roots."""
+
+    def path(self, field: str, text: str) -> Path:
+        """A file or a folder."""
+
+    def folder(self, field: str, text: str) -> Path:
+        """A folder that can be listed."""
+
+    def file(self, field: str, text: str) -> Path:
+        """A regular file that can be read."""
 
 
 class Jobs(Protocol):

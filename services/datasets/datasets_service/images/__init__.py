@@ -1,0 +1,1 @@
+"""Images to records: finding, splitting, decoding and writing them."""

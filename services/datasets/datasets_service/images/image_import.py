@@ -1,0 +1,184 @@
+"""Images to records with every core: processes decode parts, this one writes them in order and remembers how far it is.
+
+Memory holds a few parts however many images there are. The plan alone decides what a part is, so records and digest do
+not depend on how many processes there are or how often the import was killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from datasets_service.domain.dataset import Split
+from datasets_service.domain.words import Backend
+from datasets_service.images.manifest import Manifest, Part, State
+from datasets_service.images.mean import write_mean
+from datasets_service.images.parts import EncodedPart, Recipe, SourceChangedError, encode_part
+from datasets_service.images.writers import LmdbWriter, TFRecordWriter, Writer
+from datasets_service.importers.base import Description, ImportRefusedError, ImportWork
+
+PART_IMAGES = 512
+PART_BYTES = 32 * 1024 * 1024
+CHECKPOINT_SECONDS = 2.0
+CHECKPOINT_BYTES = 64 * 1024 * 1024
+PARALLEL_FROM_IMAGES = 2000
+MAX_UNREADABLE_PERCENT = 5
+UNREADABLE_SHOWN = 10
+
+Encode = Callable[[Iterator[Part]], Iterator[EncodedPart]]
+
+
+@dataclass
+class ImageImport:
+    """One attempt at writing the records of a plan, from where an earlier one stopped."""
+
+    work: ImportWork
+    manifest: Manifest
+    recipe: Recipe
+    _saved_at: float = field(default_factory=time.monotonic)
+    _unsaved_bytes: int = 0
+
+    def run(self) -> Description:
+        """ImportRefusedError when too many images are unreadable, or the source changes meanwhile."""
+        totals = self.manifest.totals()
+        total = sum(totals.values())
+        state, pixel_sum = self._load()
+        writer = self._writer(totals)
+        record_bytes = int(np.prod(self.recipe.pixels.shape))
+        part_images = max(1, min(PART_IMAGES, PART_BYTES // record_bytes))
+        if following := next(self.manifest.parts(state.position, part_images), None):
+            writer.resume(state.writer, following)
+        self.work.progress(state.position, total)
+        with _encoder(self.work.scratch / "parts", self.recipe, total - state.position) as encode:
+            for encoded in encode(self.manifest.parts(state.position, part_images)):
+                writer.append(encoded)
+                Path(encoded.file).unlink()
+                self._account(state, pixel_sum, encoded, total)
+                self._unsaved_bytes += sum(map(sum, encoded.places))
+                if self._is_due():
+                    self._save(state, pixel_sum, writer)
+                self.work.progress(state.position, total)
+        self._save(state, pixel_sum, writer)
+        writer.close()
+        return self._describe(state, pixel_sum, list(totals))
+
+    def _load(self) -> tuple[State, np.ndarray]:
+        shape = self.recipe.pixels.shape
+        state, pixel_sum = self.manifest.load()
+        if pixel_sum is not None:
+            return state, pixel_sum.reshape(shape)
+        recipe = self.recipe
+        words = [recipe.labels, recipe.backend, recipe.pixels.color_mode, *shape, recipe.pixels.resize_mode]
+        state.digest = hashlib.blake2b(json.dumps(words).encode(), digest_size=32).hexdigest()
+        return state, np.zeros(shape, np.uint64)
+
+    def _writer(self, totals: dict[str, int]) -> Writer:
+        folder, recipe = self.work.records, self.recipe
+        if recipe.backend is Backend.TFRECORDS:
+            return TFRecordWriter(folder, recipe.labels, by_class=self.work.options.by_class)
+        return LmdbWriter(folder, totals, int(np.prod(recipe.pixels.shape)) + recipe.vector_length * 5)
+
+    def _account(self, state: State, pixel_sum: np.ndarray, encoded: EncodedPart, total: int) -> None:
+        part = encoded.part
+        state.position = part.position + len(part.images)
+        state.digest = hashlib.blake2b(bytes.fromhex(state.digest) + encoded.digest, digest_size=32).hexdigest()
+        state.add(part.split, encoded.counts)
+        if encoded.pixel_sum is not None:
+            pixel_sum += encoded.pixel_sum
+        for path, reason in encoded.unreadable:
+            state.unreadable_count += 1
+            if len(state.unreadable) < UNREADABLE_SHOWN:
+                state.unreadable.append(f"{path} ({reason})")
+            print(f"left out {path}: {reason}", file=sys.stderr)
+        if state.unreadable_count * 100 > total * MAX_UNREADABLE_PERCENT:
+            raise ImportRefusedError(
+                f"more than {MAX_UNREADABLE_PERCENT}% of {total} images could not be read: "
+                + ", ".join(state.unreadable)
+            )
+
+    def _is_due(self) -> bool:
+        waited = time.monotonic() - self._saved_at
+        return waited >= CHECKPOINT_SECONDS or self._unsaved_bytes >= CHECKPOINT_BYTES
+
+    def _save(self, state: State, pixel_sum: np.ndarray, writer: Writer) -> None:
+        state.writer = writer.checkpoint()
+        self.manifest.save(state, pixel_sum)
+        self._saved_at, self._unsaved_bytes = time.monotonic(), 0
+
+    def _describe(self, state: State, pixel_sum: np.ndarray, splits: list[str]) -> Description:
+        work, recipe = self.work, self.recipe
+        counts = {split: state.label_counts(split, recipe.labels) for split in splits}
+        records = {split: sum(state.counts.get(split, {}).values()) for split in splits}
+        if empty := [label for label, count in counts["train"].items() if not count]:
+            raise ImportRefusedError(f"no training image of these labels could be read: {', '.join(empty[:10])}")
+        if recipe.labels:
+            lines = "".join(f"{label}\n" for label in recipe.labels)
+            (work.records / "labels.txt").write_text(lines, encoding="utf-8")
+        mean = (pixel_sum / max(1, records["train"])).astype(np.float32)
+        write_mean(work, mean)
+        channels, height, width = recipe.pixels.shape
+        return Description(
+            content_hash=state.digest,
+            splits={split: Split(work.published(split), records[split], counts[split]) for split in splits},
+            labels=recipe.labels,
+            mean_file=work.published("mean.npy"),
+            unreadable_count=state.unreadable_count,
+            unreadable=tuple(state.unreadable),
+            details={"image": {"width": width, "height": height, "channels": channels}},
+        )
+
+
+@contextmanager
+def _encoder(folder: Path, recipe: Recipe, total: int) -> Iterator[Encode]:
+    """Gives a function that encodes parts, in their order, with as many processes as there are cores."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    processes = len(os.sched_getaffinity(0))
+    if total <= PARALLEL_FROM_IMAGES:
+        yield lambda parts: (_explained(partial(encode_part, part, recipe, str(folder))) for part in parts)
+        return
+    # Not forked: the reporter has a thread. A decoder that crashes breaks the pool instead of hanging it.
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_die_with_parent)
+
+    def encode(parts: Iterator[Part]) -> Iterator[EncodedPart]:
+        ahead: deque[Future[EncodedPart]] = deque()
+        for part in parts:
+            ahead.append(pool.submit(encode_part, part, recipe, str(folder)))
+            # One more than are decoding waits, so that no process does.
+            if len(ahead) > 2 * processes:
+                yield _explained(ahead.popleft().result)
+        while ahead:
+            yield _explained(ahead.popleft().result)
+
+    try:
+        yield encode
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _explained(encode: Callable[[], EncodedPart]) -> EncodedPart:
+    try:
+        return encode()
+    except SourceChangedError as error:
+        raise ImportRefusedError(str(error)) from error
+
+
+def _die_with_parent() -> None:
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -1,0 +1,134 @@
+"""The work of one decoding process: a part of the manifest becomes a file of ready records."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from recordkit.datum import encode_datum
+from recordkit.example import ImageExample
+from recordkit.tfrecord import frame
+
+from datasets_service.domain.words import Backend
+from datasets_service.images.manifest import Part, PlannedImage
+from datasets_service.images.pixels import (
+    MAX_FILE_BYTES,
+    PixelOptions,
+    UnreadableImageError,
+    encode,
+    is_jpeg,
+    read_pixels,
+)
+
+MAX_KEY_NAME_BYTES = 480
+
+
+class SourceChangedError(Exception):
+    """An image is no longer what it was when the import was planned; names it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How images become records: the same for all parts. `folders` by split; `labels` in label order."""
+
+    backend: Backend
+    pixels: PixelOptions
+    folders: dict[str, str]
+    labels: list[str]
+    # Values of the target vector that is recorded instead of a label.
+    vector_length: int = 0
+
+
+@dataclass(frozen=True)
+class EncodedPart:
+    """Ready records lie one after the other in `file`; `places` are (bytes of key, bytes of record).
+
+    `digest` is of keys and records; `unreadable` are (path, why). `pixel_sum` is uint64 [channels, height, width] of
+    training records, None for others.
+    """
+
+    part: Part
+    file: str
+    places: list[tuple[int, int]]
+    digest: bytes
+    counts: dict[int, int]
+    unreadable: list[tuple[str, str]]
+    pixel_sum: np.ndarray | None
+
+
+def encode_part(part: Part, recipe: Recipe, folder: str) -> EncodedPart:
+    """Decode, resize and encode; SourceChangedError when an image changed since it was planned."""
+    file = os.path.join(folder, f"{part.position:010d}")  # noqa: PTH118
+    places: list[tuple[int, int]] = []
+    unreadable: list[tuple[str, str]] = []
+    counts: Counter[int] = Counter()
+    digest = hashlib.blake2b(digest_size=32)
+    pixel_sum = np.zeros(recipe.pixels.shape, np.uint64) if part.split == "train" else None
+    with open(file, "wb") as output:  # noqa: PTH123
+        for image in part.images:
+            try:
+                content = _read(f"{recipe.folders[part.split]}/{image.path}", image)
+                pixels = read_pixels(content, recipe.pixels)
+            except UnreadableImageError as error:
+                unreadable.append((image.path, str(error)))
+                continue
+            if recipe.backend is Backend.TFRECORDS:
+                key, record = b"", frame(_example(image, recipe, pixels, lossy=is_jpeg(content)))
+            else:
+                key = b"%08d_" % image.number + os.fsencode(image.path)[-MAX_KEY_NAME_BYTES:]
+                record = _datum(image, pixels)
+            output.write(key)
+            output.write(record)
+            digest.update(key)
+            digest.update(record)
+            places.append((len(key), len(record)))
+            counts[image.label] += 1
+            if pixel_sum is not None:
+                pixel_sum += _channels_first(pixels)
+    return EncodedPart(part, file, places, digest.digest(), dict(counts), unreadable, pixel_sum)
+
+
+def _read(path: str, image: PlannedImage) -> bytes:
+    if image.size > MAX_FILE_BYTES:
+        raise UnreadableImageError(f"{image.size} bytes; at most {MAX_FILE_BYTES} are read")
+    try:
+        with Path(path).open("rb") as file:
+            found = os.fstat(file.fileno())
+            if (found.st_size, found.st_mtime_ns) != (image.size, image.modified_ns):
+                raise SourceChangedError(f"{path} changed while it was imported; import again when it is at rest")
+            return file.read()
+    except FileNotFoundError as error:
+        if image.size >= 0:
+            raise SourceChangedError(f"{path} vanished while it was imported") from error
+        raise UnreadableImageError("there is no such file") from error
+    except OSError as error:
+        raise UnreadableImageError(str(error.strerror)) from error
+
+
+def _datum(image: PlannedImage, pixels: np.ndarray) -> bytes:
+    vector = np.frombuffer(image.vector, np.float32).tolist() if image.vector else ()
+    planes = _channels_first(pixels)
+    # Caffe's order of channels is BGR.
+    return encode_datum(planes[::-1] if len(planes) == 3 else planes, image.label, vector)
+
+
+def _example(image: PlannedImage, recipe: Recipe, pixels: np.ndarray, *, lossy: bool) -> bytes:
+    encoded, image_format = encode(pixels, lossy=lossy)
+    return ImageExample(
+        encoded=encoded,
+        format=image_format,
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        channels=recipe.pixels.color_mode.channels,
+        label=image.label,
+        text=recipe.labels[image.label],
+        filename=image.path,
+    ).serialize()
+
+
+def _channels_first(pixels: np.ndarray) -> np.ndarray:
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
