@@ -14,6 +14,7 @@ from servicekit.settings import ServiceSettings
 from datasets_service.api.servicer import DatasetServicer
 from datasets_service.clients.models import ModelsClient
 from datasets_service.clients.scheduling import JobsClient
+from datasets_service.detection.records import DiskObjectImages
 from datasets_service.domain.request import DatasetRequest, ImportOptions
 from datasets_service.domain.words import SourceType
 from datasets_service.importers.registry import importer_for
@@ -25,6 +26,7 @@ from datasets_service.usecases.delete_dataset import DeleteDataset
 from datasets_service.usecases.follow_imports import FollowImports
 from datasets_service.usecases.get_dataset import GetDataset
 from datasets_service.usecases.list_datasets import ListDatasets
+from datasets_service.usecases.list_object_images import ListObjectImages
 from datasets_service.usecases.ports import Jobs, Models
 from datasets_service.usecases.remove_deleted import RemoveDeleted
 from datasets_service.usecases.stop_dataset import StopDataset
@@ -55,6 +57,7 @@ def build(settings: ServiceSettings, *, jobs: Jobs | None = None, models: Models
         list_visible=ListDatasets(storage),
         stop=StopDataset(storage, get_dataset, imports.wake),
         delete=DeleteDataset(storage, get_dataset, models, removals.wake),
+        list_object_images=ListObjectImages(get_dataset, DiskObjectImages()),
     )
     return Application(
         name="datasets",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 
 from dlmesh.datasets.v1 import datasets_pb2
@@ -9,6 +10,7 @@ from google.protobuf.struct_pb2 import ListValue
 from servicekit.times import format_time
 
 from datasets_service.domain.dataset import Dataset, Split
+from datasets_service.domain.object_image import ObjectImage
 from datasets_service.domain.request import DatasetRequest, ImageOptions
 
 
@@ -77,6 +79,11 @@ def dataset_detail(dataset: Dataset, now: datetime) -> datasets_pb2.DatasetDetai
         status_message=dataset.status_message,
         content_hash=records.content_hash if records else "",
     )
+
+
+def object_image(image: ObjectImage) -> datasets_pb2.ObjectImage:
+    labels = [{"label": box.label, "bbox": box.bbox} for box in image.boxes]
+    return datasets_pb2.ObjectImage(name=image.name, path=image.path, labels=json.dumps(labels, ensure_ascii=False))
 
 
 def _image_options(images: ImageOptions) -> datasets_pb2.ImageOptions:

@@ -11,11 +11,12 @@ from google.protobuf.empty_pb2 import Empty
 from servicekit.errors import not_built
 from servicekit.times import utc_now
 
-from datasets_service.api.mapping import dataset_detail, dataset_request
+from datasets_service.api.mapping import dataset_detail, dataset_request, object_image
 from datasets_service.usecases.create_dataset import CreateDataset
 from datasets_service.usecases.delete_dataset import DeleteDataset
 from datasets_service.usecases.get_dataset import GetDataset
 from datasets_service.usecases.list_datasets import ListDatasets
+from datasets_service.usecases.list_object_images import ListObjectImages
 from datasets_service.usecases.stop_dataset import StopDataset
 
 Context: TypeAlias = grpc.aio.ServicerContext
@@ -31,9 +32,11 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         list_visible: ListDatasets,
         stop: StopDataset,
         delete: DeleteDataset,
+        list_object_images: ListObjectImages,
     ) -> None:
         self._create, self._get, self._list = create, get, list_visible
         self._stop, self._delete = stop, delete
+        self._list_object_images = list_object_images
 
     async def CreateDataset(self, request: datasets_pb2.CreateDatasetRequest, context: Context) -> Empty:
         await self._create(dataset_request(request))
@@ -63,6 +66,7 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
     async def ListObjectImages(
         self, request: datasets_pb2.ListObjectImagesRequest, context: Context
     ) -> AsyncIterator[datasets_pb2.ObjectImage]:
-        await self._get(request.name)
-        raise not_built("listing images of detection datasets")
-        yield  # makes it a stream
+        start = request.start if request.HasField("start") else None
+        length = request.length if request.HasField("length") else None
+        async for image in self._list_object_images(request.name, request.split, start, length):
+            yield object_image(image)

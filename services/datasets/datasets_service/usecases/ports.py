@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from datasets_service.domain.dataset import Dataset, ImportedRecords, InstanceGroup, JobFacts
+from datasets_service.domain.object_image import ObjectImage
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,16 @@ class Sources(Protocol):
 
     def file(self, field: str, text: str) -> Path:
         """A regular file that can be read."""
+
+
+class ObjectImages(Protocol):
+    """The images of detection datasets."""
+
+    def read(self, folder: str, start: int, length: int) -> AsyncIterator[ObjectImage]:
+        """Images `start` to `start + length` of the split at `folder`, as many of them as there are.
+
+        FileNotFoundError when it is gone.
+        """
 
 
 class Jobs(Protocol):
