@@ -136,6 +136,7 @@ def test_color_records_are_bgr(tmp_path: Path, datum_class: Any) -> None:
     description = run(spec)
     datum = datum_class.FromString(read_records(description["splits"]["train"]["path"])[0][1])
     assert datum.data == bytes([30] * 64 + [20] * 64 + [10] * 64)
+    assert np.load(description["mean_file"])[:, 0, 0].tolist() == [30, 20, 10]
     assert list(description["splits"]) == ["train"]
 
 
@@ -587,7 +588,8 @@ def test_the_worker_reports_progress_and_result(tmp_path: Path) -> None:
 def test_the_worker_reports_why_it_refuses(tmp_path: Path) -> None:
     write_images(tmp_path / "images", {"a": 10})
     code, report = run_worker(tmp_path, make_spec(tmp_path))
-    assert code == 1
+    # The queue does not try again.
+    assert code == os.EX_DATAERR
     assert "1 labels" in report["result"]["refused"]
 
 

@@ -71,6 +71,13 @@ def test_program_failures_are_retried_as_often_as_asked_then_an_error() -> None:
     assert (it.state, it.reason, it.ended_at) == (State.ERROR, "rank 0 exited with code 3", NOW)
 
 
+def test_a_final_failure_is_not_retried() -> None:
+    it = job(max_restarts=2)
+    it.start(NOW)
+    it.fail_program("rank 0 exited with code 65", NOW, NOW, final=True)
+    assert (it.state, it.reason, it.ended_at) == (State.ERROR, "rank 0 exited with code 65", NOW)
+
+
 def test_losses_of_the_platform_do_not_count_as_failures_but_are_bounded() -> None:
     it = job()
     for _ in range(MAX_PLATFORM_LOSSES):

@@ -178,6 +178,13 @@ async def test_a_result_of_a_failed_attempt_is_not_taken_for_the_next_ones(tmp_p
         assert (job.state, job.attempt, job.result_json) == ("FINISHED", 2, "")
 
 
+async def test_a_program_that_refuses_its_input_is_not_tried_again(tmp_path: Path) -> None:
+    async with service(tmp_path) as platform:
+        await submit(platform, "j1", spec(tmp_path, "import os, sys; sys.exit(os.EX_DATAERR)", max_restarts=2))
+        job = await until(platform, "j1", "FINISHED", "ERROR")
+        assert (job.state, job.attempt, job.reason) == ("ERROR", 1, "rank 0 exited with code 65")
+
+
 async def test_workers_report_for_their_own_job_and_attempt_only(tmp_path: Path) -> None:
     async with service(tmp_path) as platform:
         await submit(platform, "j1", spec(tmp_path, "import time; time.sleep(600)"))

@@ -85,7 +85,7 @@ class ImageImport:
             return state, pixel_sum.reshape(shape)
         recipe = self.recipe
         words = [recipe.labels, recipe.backend, recipe.pixels.color_mode, *shape, recipe.pixels.resize_mode]
-        state.digest = hashlib.blake2b(json.dumps(words).encode(), digest_size=32).hexdigest()
+        state.digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()
         return state, np.zeros(shape, np.uint64)
 
     def _writer(self, totals: dict[str, int]) -> Writer:
@@ -97,7 +97,7 @@ class ImageImport:
     def _account(self, state: State, pixel_sum: np.ndarray, encoded: EncodedPart, total: int) -> None:
         part = encoded.part
         state.position = part.position + len(part.images)
-        state.digest = hashlib.blake2b(bytes.fromhex(state.digest) + encoded.digest, digest_size=32).hexdigest()
+        state.digest = hashlib.sha256(bytes.fromhex(state.digest) + encoded.digest).hexdigest()
         state.add(part.split, encoded.counts)
         if encoded.pixel_sum is not None:
             pixel_sum += encoded.pixel_sum

@@ -47,8 +47,8 @@ class Recipe:
 class EncodedPart:
     """Ready records lie one after the other in `file`; `places` are (bytes of key, bytes of record).
 
-    `digest` is of keys and records; `unreadable` are (path, why). `pixel_sum` is uint64 [channels, height, width] of
-    training records, None for others.
+    `digest` is of keys and records; `unreadable` are (path, why). `pixel_sum` is uint32 [channels, height, width] of
+    training records (BGR when there are three channels), None for others.
     """
 
     part: Part
@@ -66,8 +66,10 @@ def encode_part(part: Part, recipe: Recipe, folder: str) -> EncodedPart:
     places: list[tuple[int, int]] = []
     unreadable: list[tuple[str, str]] = []
     counts: Counter[int] = Counter()
-    digest = hashlib.blake2b(digest_size=32)
-    pixel_sum = np.zeros(recipe.pixels.shape, np.uint64) if part.split == "train" else None
+    digest = hashlib.sha256()
+    channels, height, width = recipe.pixels.shape
+    # 32 bits hold the sum of a part.
+    pixel_sum = np.zeros((height, width, channels), np.uint32)
     with open(file, "wb") as output:  # noqa: PTH123
         for image in part.images:
             try:
@@ -87,9 +89,10 @@ def encode_part(part: Part, recipe: Recipe, folder: str) -> EncodedPart:
             digest.update(record)
             places.append((len(key), len(record)))
             counts[image.label] += 1
-            if pixel_sum is not None:
-                pixel_sum += _channels_first(pixels)
-    return EncodedPart(part, file, places, digest.digest(), dict(counts), unreadable, pixel_sum)
+            if part.split == "train":
+                pixel_sum += pixels.reshape(pixel_sum.shape)
+    summed = pixel_sum[:, :, ::-1].transpose(2, 0, 1) if part.split == "train" else None
+    return EncodedPart(part, file, places, digest.digest(), dict(counts), unreadable, summed)
 
 
 def _read(path: str, image: PlannedImage) -> bytes:
@@ -111,9 +114,9 @@ def _read(path: str, image: PlannedImage) -> bytes:
 
 def _datum(image: PlannedImage, pixels: np.ndarray) -> bytes:
     vector = np.frombuffer(image.vector, np.float32).tolist() if image.vector else ()
-    planes = _channels_first(pixels)
-    # Caffe's order of channels is BGR.
-    return encode_datum(planes[::-1] if len(planes) == 3 else planes, image.label, vector)
+    # Caffe's order of channels is BGR. Copied by numpy: the bytes of a view are gathered one by one.
+    planes = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, ::-1].transpose(2, 0, 1))
+    return encode_datum(planes, image.label, vector)
 
 
 def _example(image: PlannedImage, recipe: Recipe, pixels: np.ndarray, *, lossy: bool) -> bytes:
@@ -129,6 +132,3 @@ def _example(image: PlannedImage, recipe: Recipe, pixels: np.ndarray, *, lossy: 
         filename=image.path,
     ).serialize()
 
-
-def _channels_first(pixels: np.ndarray) -> np.ndarray:
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -71,7 +71,7 @@ def _sync(path: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The job: 0 when the dataset is published, 1 when its source was refused."""
+    """The job: 0 when the dataset is published, 65 (EX_DATAERR: trying again is no use) when its source was refused."""
     spec = ImportSpec.read(Path(arguments[0]))
     with Reporter.from_environment() as reporter:
         try:
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         except ImportRefusedError as refusal:
             print(refusal, file=sys.stderr)
             reporter.result({"refused": str(refusal)})
-            return 1
+            return os.EX_DATAERR
         reporter.result({key: content[key] for key in ("uid", "content_hash", "size_bytes")})
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -105,7 +106,10 @@ class RunQueue:
         elif phase == "FAILED":
             failed = seen.failed_rank if seen.failed_rank is not None else 0
             job.log_tail = await asyncio.to_thread(self._directories.tail, job, failed, TAIL_LINES)
-            job.fail_program(seen.reason or "the program failed", self._retry_at(job, now), now)
+            # By its exit code a program says that its input will not do: it would fail again.
+            final = any(rank.exit_code == os.EX_DATAERR for rank in job.ranks)
+            reason = seen.reason or "the program failed"
+            job.fail_program(reason, self._retry_at(job, now), now, final=final)
         else:  # LOST, or stopped by somebody else than us: a machine going down, say
             job.lose(seen.reason or "the ranks were stopped from outside", self._retry_at(job, now), now)
         await self._jobs.save(job)
