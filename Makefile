@@ -45,8 +45,8 @@ format: setup ## format and fix what can be fixed
 protos: setup ## generate the stubs again
 	@$(BIN)/python platform/dlmesh_platform/bootstrap.py stubs
 
-bench: setup ## measure; writes docs/benchmarks.md
-	@exec $(BIN)/python bench/measure.py
+bench: setup ## measure; writes docs/benchmarks.md (ONLY=datasets: one section)
+	@exec $(BIN)/python bench/measure.py $(ONLY)
 
 clean: ## remove what set-up made (state in .dlmesh stays)
 	rm -rf .venv .triton .setup libs/contracts/dlmesh libs/contracts/descriptors.binpb
