@@ -73,7 +73,7 @@ def recognise(path: Path, data_roots: Sequence[Path]) -> VocRoot | CocoFiles:
     if path.is_file():
         if not _is_coco(path, data_roots):
             raise UnknownLayoutError("it is no COCO JSON file")
-        return CocoFiles(path.parent.parent if path.parent.name == "annotations" else path.parent, {"": path})
+        return CocoFiles(_root_of(path.parent), {"": path})
     voc = VocRoot(path)
     if voc.images.is_dir() and voc.annotations.is_dir():
         for folder in (voc.images, voc.annotations):
@@ -83,13 +83,17 @@ def recognise(path: Path, data_roots: Sequence[Path]) -> VocRoot | CocoFiles:
     if found := _coco_files(path, "", data_roots):
         if len(found) > 1:
             raise UnknownLayoutError(f"it holds several COCO files: {', '.join(file.name for file in found)}")
-        return CocoFiles(path, {"": found[0]})
+        return CocoFiles(_root_of(path), {"": found[0]})
     instances = _coco_files(path / "annotations", "instances_", data_roots)
     if len(instances) == 1:
         return CocoFiles(path, {"": instances[0]})
     if instances:
         return CocoFiles(path, _by_split(instances))
     raise UnknownLayoutError("it is neither")
+
+
+def _root_of(folder: Path) -> Path:
+    return folder.parent if folder.name == "annotations" else folder
 
 
 def _coco_files(folder: Path, prefix: str, data_roots: Sequence[Path]) -> list[Path]:
