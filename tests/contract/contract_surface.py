@@ -20,6 +20,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DESCRIPTORS = ROOT / "libs" / "contracts" / "descriptors.binpb"
 BASE = "/platform/rest/deeplearning/v1"
+# What an operation declares as long as a part of it is not built.
+NOT_BUILT = 501
 
 TYPE_OF_KIND = {
     FieldDescriptor.TYPE_STRING: "string",

@@ -110,7 +110,7 @@ class Models(models_pb2_grpc.ModelServiceServicer):
 class Datasets(datasets_pb2_grpc.DatasetServiceServicer):
     async def GetDataset(self, request: Any, context: Any) -> Any:
         return datasets_pb2.DatasetDetail(
-            name=request.name, train_path="/h/datasets/u1/train", test_path="/h/datasets/u1/test", status="FINISHED"
+            uid="u1", name=request.name, train_path="/data/my/train", test_path="/data/my/test", status="FINISHED"
         )
 
 
@@ -131,5 +131,5 @@ async def test_models_and_datasets(tmp_path: Path) -> None:
         assert (await models.uid_of("digits"), await models.uid_of("gone")) == ("m1", None)
         dataset = await DatasetsClient(channels).get("data")
         assert (dataset.uid, dataset.status) == ("u1", "FINISHED")
-        assert dataset.splits == {"train": "/h/datasets/u1/train", "test": "/h/datasets/u1/test"}
+        assert dataset.splits == {"train": "/data/my/train", "test": "/data/my/test"}
         await channels.close()

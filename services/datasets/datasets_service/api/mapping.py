@@ -78,6 +78,7 @@ def dataset_detail(dataset: Dataset, now: datetime) -> datasets_pb2.DatasetDetai
         plugin=options.plugin,
         status_message=dataset.status_message,
         content_hash=records.content_hash if records else "",
+        uid=dataset.uid,
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dlmesh.datasets.v1 import datasets_pb2, datasets_pb2_grpc
 from dlmesh.models.v1 import models_pb2, models_pb2_grpc
 from google.protobuf.json_format import MessageToDict
@@ -57,8 +55,7 @@ class DatasetsClient:
         splits = {"train": detail.train_path, "val": detail.validation_path, "test": detail.test_path}
         return DatasetFacts(
             name=detail.name,
-            # A dataset's folder is named by its uid.
-            uid=Path(detail.train_path).parent.name,
+            uid=detail.uid,
             status=detail.status,
             content_hash=detail.content_hash,
             splits={split: path for split, path in splits.items() if path},
