@@ -58,11 +58,11 @@ def run(spec: ImportSpec) -> dict[str, Any]:
     return import_dataset(spec, lambda done, total: None)
 
 
-def elsewhere(tmp_path: Path, spec: ImportSpec, name: str = "e") -> ImportSpec:
-    """The same import with another staging and target."""
-    staging = tmp_path / "home" / "importing" / name
+def elsewhere(tmp_path: Path, spec: ImportSpec, name: str = "e", home: str = "") -> ImportSpec:
+    """The same import with another staging and target; in a home of its own, where nothing was imported before."""
+    staging = tmp_path / (home or f"home-{name}") / "importing" / name
     staging.mkdir(parents=True)
-    return replace(spec, uid=name, staging=str(staging), target=str(tmp_path / "home" / name))
+    return replace(spec, uid=name, staging=str(staging), target=str(staging.parents[1] / name))
 
 
 def read_records(folder: str) -> list[tuple[bytes, bytes]]:
@@ -198,7 +198,7 @@ def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     together = run(elsewhere(tmp_path, spec))
     assert together["content_hash"] == alone["content_hash"]
     for one in Path(alone["splits"]["train"]["path"]).iterdir():
-        assert one.read_bytes() == (tmp_path / "home" / "e" / "train" / one.name).read_bytes()
+        assert one.read_bytes() == (tmp_path / "home-e" / "e" / "train" / one.name).read_bytes()
 
 
 def test_the_split_is_stratified_and_leaves_training_something(tmp_path: Path) -> None:
@@ -548,6 +548,37 @@ def test_a_kill_never_leaves_what_looks_finished_and_the_next_attempt_goes_on(
             assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
                 file.name: file.read_bytes() for file in other.iterdir()
             }
+
+
+def test_a_rerun_imports_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "images", {"b": 20, "c": 20})
+    spec = make_spec(tmp_path)
+    run(spec)
+    decoded: list[str] = []
+    monkeypatch.setattr(
+        "datasets_service.images.parts._read",
+        lambda file, image: decoded.append(image.path) or Path(file).read_bytes(),
+    )
+    # A label that comes first moves the numbers of the others; what changed is looked at again.
+    write_images(tmp_path / "images", {"a": 3})
+    write_images(tmp_path / "images", {"c": 1}, first=50)
+    os.utime(tmp_path / "images" / "b" / "0007.png", (1, 1))
+    description = run(elsewhere(tmp_path, spec, "more", "home"))
+    assert sorted(decoded) == ["a/0000.png", "a/0001.png", "a/0002.png", "b/0007.png", "c/0050.png"]
+    fresh = run(elsewhere(tmp_path, spec, "fresh"))
+    assert len(decoded) == 5 + 44
+    assert fresh["content_hash"] == description["content_hash"]
+    assert np.array_equal(np.load(fresh["mean_file"]), np.load(description["mean_file"]))
+    for split in ("train", "val", "test"):
+        assert read_records(fresh["splits"][split]["path"]) == read_records(description["splits"][split]["path"])
+
+
+def test_records_made_in_another_way_are_not_taken_over(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", {"b": 20, "c": 20}, size=(16, 16))
+    run(make_spec(tmp_path))
+    other = run(elsewhere(tmp_path, make_spec(tmp_path, width=16, height=16), "e", "home"))
+    assert other["image"] == {"width": 16, "height": 16, "channels": 1}
+    assert len({path.read_text() for path in (tmp_path / "home" / "known").iterdir()}) == 2
 
 
 def test_a_source_that_changes_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

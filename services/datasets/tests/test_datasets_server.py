@@ -69,7 +69,8 @@ class Room:
 
     def folders(self) -> list[str]:
         folder = self.settings.home / "datasets"
-        return sorted(str(path.relative_to(folder)) for path in folder.glob("*") if path.name != "importing") + [
+        shown = [path for path in folder.glob("*") if path.name not in ("importing", "known")]
+        return sorted(str(path.relative_to(folder)) for path in shown) + [
             str(path.relative_to(folder)) for path in folder.glob("importing/*")
         ]
 
@@ -151,12 +152,13 @@ async def test_the_life_of_a_dataset(room: Room) -> None:
     code, message, _ = await refusal(room.stub.DeleteDataset(pb.DeleteDatasetRequest(name="digits")))
     assert (code.name, message) == ("ABORTED", "dataset 'digits' is in use by model net")
     room.models.by_dataset.clear()
-    job_id = room.job_id
+    job_id, known = room.job_id, room.settings.home / "datasets" / "known"
+    assert len(list(known.iterdir())) == 1
     await room.stub.DeleteDataset(pb.DeleteDatasetRequest(name="digits"))
     assert (await refusal(room.detail()))[0].name == "NOT_FOUND"
 
     async def removed() -> bool:
-        return not room.folders() and room.jobs.deleted == [job_id]
+        return not room.folders() and room.jobs.deleted == [job_id] and not list(known.iterdir())
 
     await room.until(removed)
     assert len(list((room.settings.home / "data" / "digits").rglob("*.png"))) == 20

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,9 +27,11 @@ import numpy as np
 
 from datasets_service.domain.dataset import Split
 from datasets_service.domain.words import Backend
-from datasets_service.images.manifest import Manifest, Part, State
+from datasets_service.images.earlier import MANIFEST, EarlierImports
+from datasets_service.images.manifest import FoundImage, Manifest, Part, State
 from datasets_service.images.mean import write_mean
 from datasets_service.images.parts import EncodedPart, Recipe, SourceChangedError, encode_part
+from datasets_service.images.pixels import PixelOptions
 from datasets_service.images.writers import LmdbWriter, TFRecordWriter, Writer
 from datasets_service.importers.base import Description, ImportRefusedError, ImportWork
 
@@ -42,6 +44,42 @@ MAX_UNREADABLE_PERCENT = 5
 UNREADABLE_SHOWN = 10
 
 Encode = Callable[[Iterator[Part]], Iterator[EncodedPart]]
+
+
+def import_images(
+    work: ImportWork,
+    find: Callable[[], tuple[list[str], Iterable[FoundImage]]],
+    folders: dict[str, str],
+    *,
+    vector_length: int = 0,
+) -> Description:
+    """Plan (unless an earlier attempt did) and import. `find` gives the labels and the images that are below `folders`;
+    `vector_length` is not 0 when images have vectors in place of labels."""
+    options, images = work.options, work.options.images
+    pixels = PixelOptions(images.color_mode, images.width, images.height, images.resize_mode)
+    earlier_imports = EarlierImports(work, pixels, folders)
+    manifest = Manifest(work.records / MANIFEST)
+    if not manifest.is_planned:
+        labels, found = find()
+        earlier = earlier_imports.find()
+        manifest.plan(
+            labels,
+            found,
+            images.split,
+            {"val": images.validation_percentage, "test": images.test_percentage},
+            images.split_seed,
+            options.shards,
+            by_class=options.by_class,
+            earlier=earlier / MANIFEST if earlier else None,
+        )
+    labels = manifest.labels
+    if missing := sorted(set(range(len(labels))) - manifest.training_labels()):
+        names = ", ".join(labels[number] for number in missing[:10])
+        raise ImportRefusedError(f"training has no image of these labels: {names}")
+    recipe = Recipe(work.spec.backend, pixels, folders, labels, vector_length=vector_length, earlier=str(earlier or ""))
+    description = ImageImport(work, manifest, recipe).run()
+    earlier_imports.remember()
+    return description
 
 
 @dataclass
@@ -76,6 +114,7 @@ class ImageImport:
                 self.work.progress(state.position, total)
         self._save(state, pixel_sum, writer)
         writer.close()
+        self.manifest.close()
         return self._describe(state, pixel_sum, list(totals))
 
     def _load(self) -> tuple[State, np.ndarray]:

@@ -1,6 +1,7 @@
 """What an import of images will do and how far it is, in one SQLite file beside the records.
 
-The list of a million images does not belong in memory, and what one attempt planned the next one goes on with.
+The list of a million images does not belong in memory, what one attempt planned the next one goes on with, and a later
+import of the same source takes over the records of images that have not changed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -29,7 +31,7 @@ CREATE TABLE found (
 CREATE TABLE images (
     position INTEGER PRIMARY KEY, split INTEGER NOT NULL, number INTEGER NOT NULL, section INTEGER NOT NULL,
     shard INTEGER NOT NULL, shards INTEGER NOT NULL, label INTEGER NOT NULL, path BLOB NOT NULL,
-    size INTEGER NOT NULL, modified_ns INTEGER NOT NULL, vector BLOB
+    size INTEGER NOT NULL, modified_ns INTEGER NOT NULL, vector BLOB, earlier_split INTEGER, earlier_number INTEGER
 );
 CREATE TABLE state (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
@@ -52,7 +54,8 @@ class FoundImage:
 
 @dataclass(frozen=True)
 class PlannedImage:
-    """An image that will be record `number` of its split."""
+    """An image that will be record `number` of its split; `earlier` is (split, number) of the record that an earlier
+    import made of it, if one did."""
 
     number: int
     label: int
@@ -60,6 +63,7 @@ class PlannedImage:
     size: int
     modified_ns: int
     vector: bytes | None
+    earlier: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,12 @@ class Manifest:
     """One import's file. A plan is complete or absent; the state moves only together with records that are durable."""
 
     def __init__(self, file: Path) -> None:
-        self._db = sqlite3.connect(file, isolation_level=None)
+        self._db = sqlite3.connect(f"file:{quote(str(file))}", uri=True, isolation_level=None)
         self._db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -32000;")
 
     def close(self) -> None:
+        """Leaves one file that can be read where nothing may be written."""
+        self._db.execute("PRAGMA journal_mode = DELETE")
         self._db.close()
 
     @property
@@ -123,10 +129,13 @@ class Manifest:
         shards: int,
         *,
         by_class: bool,
+        earlier: Path | None = None,
     ) -> None:
         """Decide on split, order and record file of every image: the same for the same images and seed, whatever order
-        they are found in."""
+        they are found in. `earlier` is the manifest of an import of the same folders."""
         db = self._db
+        # Readable from a transaction only when it was attached before.
+        db.execute("ATTACH DATABASE ? AS earlier", (f"file:{quote(str(earlier))}?mode=ro" if earlier else ":memory:",))
         db.execute("BEGIN IMMEDIATE")
         try:
             for statement in SCHEMA.split(";"):
@@ -138,12 +147,17 @@ class Manifest:
             if algorithm.method is not SplitMethod.BY_NAME:
                 self._hold_out(algorithm, percentages)
             db.execute(_ORDER, {"shards": shards, "by_class": by_class})
+            if earlier:
+                db.execute(_TAKE_OVER)
+                db.execute("INSERT INTO state VALUES ('earlier', ?)", (str(earlier.parent),))
             db.execute("DROP TABLE found")
             db.execute("PRAGMA user_version = 1")
             db.execute("COMMIT")
         except BaseException:
             db.execute("ROLLBACK")
             raise
+        finally:
+            db.execute("DETACH DATABASE earlier")
 
     def _hold_out(self, algorithm: SplitAlgorithm, percentages: Mapping[str, int]) -> None:
         """Move images that were found for training to validation and test."""
@@ -168,6 +182,12 @@ class Manifest:
         db.execute("DROP TABLE shares")
 
     @property
+    def earlier(self) -> str:
+        """Folder of the dataset that records are taken over from; empty when there is none."""
+        row = self._db.execute("SELECT value FROM state WHERE name = 'earlier'").fetchone()
+        return str(row[0]) if row else ""
+
+    @property
     def labels(self) -> list[str]:
         """In label order."""
         return [name for (name,) in self._db.execute("SELECT name FROM labels ORDER BY number")]
@@ -184,17 +204,13 @@ class Manifest:
     def parts(self, position: int, part_images: int) -> Iterator[Part]:
         """All parts from `position`, where one begins; those before are left out, no others change."""
         rows = self._db.execute(
-            "SELECT position, split, section, shard, shards, number, label, path, size, modified_ns, vector"
-            " FROM images WHERE position >= ? ORDER BY position",
+            "SELECT position, split, section, shard, shards, number, label, path, size, modified_ns, vector,"
+            " earlier_split, earlier_number FROM images WHERE position >= ? ORDER BY position",
             (position,),
         )
         for (split, section, shard, shards), group in groupby(rows, key=lambda row: row[1:5]):
             while chunk := list(islice(group, part_images)):
-                images = [
-                    PlannedImage(number, label, os.fsdecode(path), size, modified_ns, vector)
-                    for *_, number, label, path, size, modified_ns, vector in chunk
-                ]
-                yield Part(chunk[0][0], SPLITS[split], section, shard, shards, images)
+                yield Part(chunk[0][0], SPLITS[split], section, shard, shards, [_planned(*row[5:]) for row in chunk])
 
     def load(self) -> tuple[State, np.ndarray | None]:
         """Where to go on, and the sum of the training pixels so far."""
@@ -231,7 +247,9 @@ UPDATE found SET split = chosen.split FROM (
 """
 # Mixed by rank, so that readers who read in sequence see all labels; a section is a label when files are by class.
 _ORDER = """
-INSERT INTO images
+INSERT INTO images (
+    position, split, number, section, shard, shards, label, path, size, modified_ns, vector
+)
 SELECT ROW_NUMBER() OVER (ORDER BY split, section, rank, path) - 1, split,
     ROW_NUMBER() OVER (PARTITION BY split ORDER BY section, rank, path) - 1, section,
     place * MIN(:shards, files) / files, MIN(:shards, files), label, path, size, modified_ns, vector
@@ -241,6 +259,25 @@ FROM (
     FROM (SELECT *, CASE WHEN :by_class THEN label ELSE 0 END AS section FROM found)
 )
 """
+
+_TAKE_OVER = """
+UPDATE images SET earlier_split = old.split, earlier_number = old.number FROM earlier.images AS old
+WHERE old.path = images.path AND old.size = images.size AND old.modified_ns = images.modified_ns
+"""
+
+
+def _planned(
+    number: int,
+    label: int,
+    path: bytes,
+    size: int,
+    modified_ns: int,
+    vector: bytes | None,
+    earlier_split: int | None,
+    earlier_number: int | None,
+) -> PlannedImage:
+    earlier = None if earlier_split is None or earlier_number is None else (SPLITS[earlier_split], earlier_number)
+    return PlannedImage(number, label, os.fsdecode(path), size, modified_ns, vector, earlier)
 
 
 def _found_columns(image: FoundImage, seed: int) -> tuple[Any, ...]:

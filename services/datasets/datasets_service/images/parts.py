@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from recordkit.datum import encode_datum
+from recordkit.datum import Datum, encode_datum
 from recordkit.example import ImageExample
+from recordkit.lmdb_records import open_lmdb
 from recordkit.tfrecord import frame
 
 from datasets_service.domain.words import Backend
@@ -41,6 +42,8 @@ class Recipe:
     labels: list[str]
     # Values of the target vector that is recorded instead of a label.
     vector_length: int = 0
+    # Folder of a dataset that was made of the same folders in the same way, to take over records from.
+    earlier: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,14 @@ def encode_part(part: Part, recipe: Recipe, folder: str) -> EncodedPart:
     with open(file, "wb") as output:  # noqa: PTH123
         for image in part.images:
             try:
-                content = _read(f"{recipe.folders[part.split]}/{image.path}", image)
-                pixels = read_pixels(content, recipe.pixels)
+                pixels, lossy = _pixels(f"{recipe.folders[part.split]}/{image.path}", image, recipe)
             except UnreadableImageError as error:
                 unreadable.append((image.path, str(error)))
                 continue
             if recipe.backend is Backend.TFRECORDS:
-                key, record = b"", frame(_example(image, recipe, pixels, lossy=is_jpeg(content)))
+                key, record = b"", frame(_example(image, recipe, pixels, lossy=lossy))
             else:
-                key = b"%08d_" % image.number + os.fsencode(image.path)[-MAX_KEY_NAME_BYTES:]
-                record = _datum(image, pixels)
+                key, record = record_key(image.number, image.path), _datum(image, pixels)
             output.write(key)
             output.write(record)
             digest.update(key)
@@ -93,6 +94,25 @@ def encode_part(part: Part, recipe: Recipe, folder: str) -> EncodedPart:
                 pixel_sum += pixels.reshape(pixel_sum.shape)
     summed = pixel_sum[:, :, ::-1].transpose(2, 0, 1) if part.split == "train" else None
     return EncodedPart(part, file, places, digest.digest(), dict(counts), unreadable, summed)
+
+
+def record_key(number: int, path: str) -> bytes:
+    """Where a record lies in an LMDB: in the order of numbers."""
+    return b"%08d_" % number + os.fsencode(path)[-MAX_KEY_NAME_BYTES:]
+
+
+def _pixels(file: str, image: PlannedImage, recipe: Recipe) -> tuple[np.ndarray, bool]:
+    """Of the record that an earlier import made, or of the file; and whether the file had lost something already."""
+    if recipe.earlier and image.earlier:
+        split, number = image.earlier
+        with open_lmdb(f"{recipe.earlier}/{split}").begin(buffers=True) as transaction:
+            # Left out then, it is looked at again.
+            if (record := transaction.get(record_key(number, image.path))) is not None:
+                planes = np.frombuffer(Datum.parse(record).data, np.uint8).reshape(recipe.pixels.shape)
+                turned = planes[0] if len(planes) == 1 else planes[::-1].transpose(1, 2, 0)
+                return np.array(turned), False
+    content = _read(file, image)
+    return read_pixels(content, recipe.pixels), is_jpeg(content)
 
 
 def _read(path: str, image: PlannedImage) -> bytes:
@@ -131,4 +151,3 @@ def _example(image: PlannedImage, recipe: Recipe, pixels: np.ndarray, *, lossy: 
         text=recipe.labels[image.label],
         filename=image.path,
     ).serialize()
-

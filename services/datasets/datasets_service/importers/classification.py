@@ -46,34 +46,15 @@ class ClassificationImporter(Importer):
         )
 
     def run(self, work: ImportWork) -> Description:
-        from datasets_service.images.image_import import ImageImport
-        from datasets_service.images.manifest import Manifest
-        from datasets_service.images.parts import Recipe
-        from datasets_service.images.pixels import PixelOptions
+        from datasets_service.images.image_import import import_images
 
-        options, images = work.options, work.options.images
-        manifest = Manifest(work.scratch / "manifest.sqlite")
-        if not manifest.is_planned:
-            labels, found = _listed(work) if images.uses_text_lists else _in_folders(work)
+        def find() -> tuple[list[str], Iterator[FoundImage]]:
+            labels, found = _listed(work) if work.options.images.uses_text_lists else _in_folders(work)
             if not 2 <= len(labels) <= MAX_LABELS:
                 raise ImportRefusedError(f"the source has {len(labels)} labels; 2 to {MAX_LABELS} are possible")
-            percentages = {"val": images.validation_percentage, "test": images.test_percentage}
-            manifest.plan(
-                labels,
-                found,
-                images.split,
-                percentages,
-                images.split_seed,
-                options.shards,
-                by_class=options.by_class,
-            )
-        labels = manifest.labels
-        if missing := sorted(set(range(len(labels))) - manifest.training_labels()):
-            names = ", ".join(labels[number] for number in missing[:10])
-            raise ImportRefusedError(f"training has no image of these labels: {names}")
-        pixels = PixelOptions(images.color_mode, images.width, images.height, images.resize_mode)
-        recipe = Recipe(work.spec.backend, pixels, folders_of(options), labels)
-        return ImageImport(work, manifest, recipe).run()
+            return labels, found
+
+        return import_images(work, find, folders_of(work.options))
 
 
 def _check_folders(request: DatasetRequest, sources: Sources) -> ImageOptions:

@@ -31,24 +31,15 @@ class VectorImporter(Importer):
         return ImportOptions(mean_file=check_mean(request, sources), images=check_lists(request, sources))
 
     def run(self, work: ImportWork) -> Description:
-        from datasets_service.images.image_import import ImageImport
-        from datasets_service.images.manifest import Manifest
-        from datasets_service.images.parts import Recipe
-        from datasets_service.images.pixels import PixelOptions
+        from datasets_service.images.image_import import import_images
 
-        images = work.options.images
         lists = lists_of(work.options)
         lengths = {split: _vector_length(file) for split, file in lists.items()}
         if len(set(lengths.values())) > 1 or not 1 <= lengths["train"] <= MAX_VECTOR_VALUES:
             said = ", ".join(f"{lists[split]} has {length}" for split, length in lengths.items())
             raise ImportRefusedError(f"vectors need the same length of 1 to {MAX_VECTOR_VALUES} everywhere; {said}")
-        manifest = Manifest(work.scratch / "manifest.sqlite")
-        if not manifest.is_planned:
-            percentages = {"val": images.validation_percentage, "test": images.test_percentage}
-            manifest.plan([], _walk(work, lists), images.split, percentages, images.split_seed, 1, by_class=False)
-        pixels = PixelOptions(images.color_mode, images.width, images.height, images.resize_mode)
-        recipe = Recipe(work.spec.backend, pixels, folders_of(work.options), [], vector_length=lengths["train"])
-        return ImageImport(work, manifest, recipe).run()
+        folders = folders_of(work.options)
+        return import_images(work, lambda: ([], _walk(work, lists)), folders, vector_length=lengths["train"])
 
 
 def _vector_length(file: Path) -> int:

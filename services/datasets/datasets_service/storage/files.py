@@ -35,8 +35,7 @@ class DiskFiles:
         await asyncio.to_thread(_remove, self._staging(uid))
 
     async def remove(self, uid: str) -> None:
-        await asyncio.to_thread(_remove, self._staging(uid))
-        await asyncio.to_thread(_remove, self._datasets / uid)
+        await asyncio.to_thread(self._remove_all, uid)
 
     def _prepare(self, dataset: Dataset) -> JobRequest:
         staging = self._staging(dataset.uid)
@@ -66,6 +65,15 @@ class DiskFiles:
         with contextlib.suppress(FileNotFoundError):
             return records_from(json.loads((self._datasets / uid / "dataset.json").read_text(encoding="utf-8")))
         return None
+
+    def _remove_all(self, uid: str) -> None:
+        _remove(self._staging(uid))
+        _remove(self._datasets / uid)
+        # Imports of the same source no longer find records here.
+        for hint in self._datasets.glob("known/*"):
+            with contextlib.suppress(FileNotFoundError):
+                if hint.read_text(encoding="utf-8") == uid:
+                    hint.unlink()
 
     def _staging(self, uid: str) -> Path:
         return self._datasets / "importing" / uid
