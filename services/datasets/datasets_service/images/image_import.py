@@ -76,7 +76,9 @@ def import_images(
     if missing := sorted(set(range(len(labels))) - manifest.training_labels()):
         names = ", ".join(labels[number] for number in missing[:10])
         raise ImportRefusedError(f"training has no image of these labels: {names}")
-    recipe = Recipe(work.spec.backend, pixels, folders, labels, vector_length=vector_length, earlier=str(earlier or ""))
+    # What records are taken over from may have been deleted since the plan was made.
+    taken_over = manifest.earlier if manifest.earlier and Path(manifest.earlier, MANIFEST).exists() else ""
+    recipe = Recipe(work.spec.backend, pixels, folders, labels, vector_length, taken_over)
     description = ImageImport(work, manifest, recipe).run()
     earlier_imports.remember()
     return description
