@@ -18,7 +18,7 @@ from dataset_fakes import write_images
 from datasets_service.domain.import_spec import ImportSpec
 from datasets_service.domain.request import ImageOptions, ImportOptions
 from datasets_service.domain.words import Backend, ColorMode, SourceType
-from datasets_service.images import image_import
+from datasets_service.images import encoding, image_import
 from datasets_service.importers.base import ImportRefusedError
 from datasets_service.worker.import_dataset import import_dataset
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -194,11 +194,49 @@ def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(image_import, "PART_IMAGES", 7)
     spec = make_spec(tmp_path, backend=backend, shards=2)
     alone = run(spec)
-    monkeypatch.setattr(image_import, "PARALLEL_FROM_IMAGES", 10)
+    monkeypatch.setattr(encoding, "PARALLEL_FROM_IMAGES", 10)
     together = run(elsewhere(tmp_path, spec))
     assert together["content_hash"] == alone["content_hash"]
     for one in Path(alone["splits"]["train"]["path"]).iterdir():
         assert one.read_bytes() == (tmp_path / "home-e" / "e" / "train" / one.name).read_bytes()
+
+
+CRASHING = """
+import os, sys
+from pathlib import Path
+from datasets_service.domain.import_spec import ImportSpec
+from datasets_service.images import encoding, image_import, parts
+from datasets_service.worker.import_dataset import import_dataset
+
+image_import.PART_IMAGES = 7
+encoding.PARALLEL_FROM_IMAGES = 10
+read = parts._read
+
+def crash(file, image):
+    if file.endswith(("a/0003.png", "b/0011.png")):
+        os.abort()
+    return read(file, image)
+
+# Processes that are spawned run this again.
+parts._read = crash
+if __name__ == "__main__":
+    import_dataset(ImportSpec.read(Path(sys.argv[1])), lambda done, total: None)
+"""
+
+
+@pytest.mark.slow
+def test_images_that_crash_the_decoder_are_left_out_and_named(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", {"a": 30, "b": 30})
+    spec = make_spec(tmp_path)
+    spec.write(tmp_path / "spec.json")
+    (tmp_path / "program.py").write_text(CRASHING)
+    subprocess.check_call([sys.executable, tmp_path / "program.py", tmp_path / "spec.json"])
+    description = json.loads((Path(spec.target) / "dataset.json").read_text())
+    assert sorted(description["unreadable"]) == [
+        "a/0003.png (the decoder crashed)",
+        "b/0011.png (the decoder crashed)",
+    ]
+    assert sum(split["count"] for split in description["splits"].values()) == 58
 
 
 def test_the_split_is_stratified_and_leaves_training_something(tmp_path: Path) -> None:

@@ -6,21 +6,12 @@ not depend on how many processes there are or how often the import was killed.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
-import multiprocessing
-import os
-import shutil
-import signal
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +19,10 @@ import numpy as np
 from datasets_service.domain.dataset import Split
 from datasets_service.domain.words import Backend
 from datasets_service.images.earlier import MANIFEST, EarlierImports
-from datasets_service.images.manifest import FoundImage, Manifest, Part, State
+from datasets_service.images.encoding import PartEncoder
+from datasets_service.images.manifest import FoundImage, Manifest, State
 from datasets_service.images.mean import write_mean
-from datasets_service.images.parts import EncodedPart, Recipe, SourceChangedError, encode_part
+from datasets_service.images.parts import EncodedPart, Recipe, SourceChangedError
 from datasets_service.images.pixels import PixelOptions
 from datasets_service.images.writers import LmdbWriter, TFRecordWriter, Writer
 from datasets_service.importers.base import Description, ImportRefusedError, ImportWork
@@ -39,11 +31,8 @@ PART_IMAGES = 512
 PART_BYTES = 32 * 1024 * 1024
 CHECKPOINT_SECONDS = 2.0
 CHECKPOINT_BYTES = 64 * 1024 * 1024
-PARALLEL_FROM_IMAGES = 2000
 MAX_UNREADABLE_PERCENT = 5
 UNREADABLE_SHOWN = 10
-
-Encode = Callable[[Iterator[Part]], Iterator[EncodedPart]]
 
 
 def import_images(
@@ -105,8 +94,10 @@ class ImageImport:
         if following := next(self.manifest.parts(state.position, part_images), None):
             writer.resume(state.writer, following)
         self.work.progress(state.position, total)
-        with _encoder(self.work.scratch / "parts", self.recipe, total - state.position) as encode:
-            for encoded in encode(self.manifest.parts(state.position, part_images)):
+        parts = self.manifest.parts(state.position, part_images)
+        encoder = PartEncoder(self.recipe, self.work.scratch / "parts")
+        try:
+            for encoded in encoder.encode(parts, total - state.position):
                 writer.append(encoded)
                 Path(encoded.file).unlink()
                 self._account(state, pixel_sum, encoded, total)
@@ -114,6 +105,8 @@ class ImageImport:
                 if self._is_due():
                     self._save(state, pixel_sum, writer)
                 self.work.progress(state.position, total)
+        except SourceChangedError as error:
+            raise ImportRefusedError(str(error)) from error
         self._save(state, pixel_sum, writer)
         writer.close()
         self.manifest.close()
@@ -183,43 +176,3 @@ class ImageImport:
             unreadable=tuple(state.unreadable),
             details={"image": {"width": width, "height": height, "channels": channels}},
         )
-
-
-@contextmanager
-def _encoder(folder: Path, recipe: Recipe, total: int) -> Iterator[Encode]:
-    """Gives a function that encodes parts, in their order, with as many processes as there are cores."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    processes = len(os.sched_getaffinity(0))
-    if total <= PARALLEL_FROM_IMAGES:
-        yield lambda parts: (_explained(partial(encode_part, part, recipe, str(folder))) for part in parts)
-        return
-    # Not forked: the reporter has a thread. A decoder that crashes breaks the pool instead of hanging it.
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_die_with_parent)
-
-    def encode(parts: Iterator[Part]) -> Iterator[EncodedPart]:
-        ahead: deque[Future[EncodedPart]] = deque()
-        for part in parts:
-            ahead.append(pool.submit(encode_part, part, recipe, str(folder)))
-            # One more than are decoding waits, so that no process does.
-            if len(ahead) > 2 * processes:
-                yield _explained(ahead.popleft().result)
-        while ahead:
-            yield _explained(ahead.popleft().result)
-
-    try:
-        yield encode
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _explained(encode: Callable[[], EncodedPart]) -> EncodedPart:
-    try:
-        return encode()
-    except SourceChangedError as error:
-        raise ImportRefusedError(str(error)) from error
-
-
-def _die_with_parent() -> None:
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

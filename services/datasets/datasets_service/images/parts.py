@@ -63,8 +63,9 @@ class EncodedPart:
     pixel_sum: np.ndarray | None
 
 
-def encode_part(part: Part, recipe: Recipe, folder: str) -> EncodedPart:
-    """Decode, resize and encode; SourceChangedError when an image changed since it was planned."""
+def encode_part(part: Part, recipe: Recipe, folder: str, crashing: frozenset[int] = frozenset()) -> EncodedPart:
+    """Decode, resize and encode; SourceChangedError when an image changed since it was planned. `crashing` are numbers
+    of images that no process survives."""
     file = os.path.join(folder, f"{part.position:010d}")  # noqa: PTH118
     places: list[tuple[int, int]] = []
     unreadable: list[tuple[str, str]] = []
@@ -76,6 +77,8 @@ def encode_part(part: Part, recipe: Recipe, folder: str) -> EncodedPart:
     with open(file, "wb") as output:  # noqa: PTH123
         for image in part.images:
             try:
+                if image.number in crashing:
+                    raise UnreadableImageError("the decoder crashed")
                 pixels, lossy = _pixels(f"{recipe.folders[part.split]}/{image.path}", image, recipe)
             except UnreadableImageError as error:
                 unreadable.append((image.path, str(error)))
