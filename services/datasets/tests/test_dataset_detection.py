@@ -864,11 +864,12 @@ def until(condition: Any) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_leaves_nothing_and_the_next_attempt_succeeds(work: Work) -> None:
     drawn = drawings(1200)
     write_voc(work.data / "voc", drawn)
     large = work.data / "large.jpg"
-    write_picture(large, Drawn("large.jpg", (), (1200, 900)))
+    write_picture(large, Drawn("large.jpg", (), (800, 600)))
     for one in drawn:
         image = work.data / "voc" / "JPEGImages" / one.name
         image.unlink()

@@ -17,8 +17,8 @@ from datasets_service.detection.layouts import CocoFiles
 from datasets_service.importers.base import ImportRefusedError
 
 MAX_JSON_BYTES = 2 * 1024**3
-# An annotation with its mask.
-MAX_ELEMENT_CHARACTERS = 64 * 1024 * 1024
+# An annotation with its mask has thousands; Python needs up to fifty times as many bytes for what is nested.
+MAX_ELEMENT_CHARACTERS = 8 * 1024 * 1024
 MAX_CATEGORIES = 100_000
 IMAGES_TRIED = 100
 
