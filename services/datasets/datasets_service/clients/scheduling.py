@@ -2,90 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-
-from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
-from servicekit.channels import Channels, call_peer
-from servicekit.errors import Code, ServiceError
-from servicekit.identity import Identity, acting_as
-
-from datasets_service.domain.dataset import InstanceGroup, JobFacts
-from datasets_service.usecases.ports import JobRequest
-
-# The loops come back by themselves; a request of a user waits the usual while.
-LOOP_PATIENCE_SECONDS = 1.0
-MAX_RESTARTS = 2
-GRACE_SECONDS = 5.0
+from servicekit import job_client
+from servicekit.channels import Channels
 
 
-class JobsClient:
-    """Jobs of the scheduling service."""
+class JobsClient(job_client.JobsClient):
+    """Jobs of the scheduling service; only a loop deletes them here."""
 
     def __init__(self, channels: Channels) -> None:
-        self._stub = channels.stub("scheduling", jobs_pb2_grpc.JobServiceStub)
-
-    async def submit(self, request: JobRequest) -> None:
-        spec = jobs_pb2.JobSpec(
-            name=request.name,
-            kind="import",
-            owner=request.owner,
-            instance_group=request.instance_group,
-            ranks=1,
-            command=request.command,
-            working_directory=request.working_directory,
-            max_restarts=MAX_RESTARTS,
-            grace_seconds=GRACE_SECONDS,
-            dataset=request.dataset,
-            application_name=request.name,
-        )
-        message = jobs_pb2.SubmitJobRequest(job_id=request.job_id, spec=spec)
-        await call_peer(lambda: self._stub.SubmitJob(message), patience_seconds=LOOP_PATIENCE_SECONDS)
-
-    async def get(self, job_ids: Sequence[str]) -> Mapping[str, JobFacts]:
-        message = jobs_pb2.GetJobsRequest(job_ids=job_ids)
-        response = await call_peer(lambda: self._stub.GetJobs(message), patience_seconds=LOOP_PATIENCE_SECONDS)
-        return {job.id: _facts(job) for job in response.jobs}
-
-    async def stop(self, job_id: str) -> None:
-        message = jobs_pb2.StopJobRequest(job_id=job_id)
-        await call_peer(lambda: self._stub.StopJob(message), patience_seconds=LOOP_PATIENCE_SECONDS)
-
-    async def delete(self, job_id: str) -> None:
-        message = jobs_pb2.DeleteJobRequest(job_id=job_id)
-        await call_peer(lambda: self._stub.DeleteJob(message), patience_seconds=LOOP_PATIENCE_SECONDS)
-
-    async def instance_group(self, field: str, name_or_id: str) -> InstanceGroup:
-        message = jobs_pb2.GetInstanceGroupRequest(name_or_id=name_or_id)
-        try:
-            with acting_as(Identity.service("datasets")):
-                group = (await call_peer(lambda: self._stub.GetInstanceGroup(message))).instance_group
-        except ServiceError as error:
-            if error.code is not Code.INVALID_ARGUMENT:
-                raise
-            # The refusal lists the known groups; the field is the caller's.
-            raise ServiceError(
-                error.code, error.reason, f"{field}: {error.message}", {**error.metadata, "field": field}
-            ) from error
-        return InstanceGroup(id=group.id, name=group.name, master_url=group.master_url)
-
-
-def _facts(job: jobs_pb2.Job) -> JobFacts:
-    result = json.loads(job.result_json) if job.result_json else {}
-    return JobFacts(
-        job_id=job.id,
-        state=job.state,
-        reason=job.reason,
-        done=job.progress.done,
-        total=job.progress.total,
-        refusal=str(result.get("refused", "")),
-        log_tail=job.log_tail,
-        driver_id=job.driver_id,
-        started_at=_moment(job.started_at),
-        ended_at=_moment(job.ended_at),
-    )
-
-
-def _moment(seconds: float) -> datetime | None:
-    return datetime.fromtimestamp(seconds, UTC) if seconds else None
+        super().__init__(channels, "datasets", delete_patience_seconds=job_client.LOOP_PATIENCE_SECONDS)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from servicekit.jobs import InstanceGroup as InstanceGroup
+from servicekit.jobs import JobFacts as JobFacts
+
 from datasets_service.domain.request import ImportOptions
 from datasets_service.domain.words import Backend, SourceType
 
@@ -46,31 +49,6 @@ class ImportedRecords:
     splits: Mapping[str, Split]
     unreadable_count: int = 0
     unreadable: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class InstanceGroup:
-    """Where the import runs."""
-
-    id: str
-    name: str
-    master_url: str = ""
-
-
-@dataclass(frozen=True)
-class JobFacts:
-    """What the scheduling service says about an import; `refusal` is why the worker would not import the source."""
-
-    job_id: str
-    state: str
-    reason: str = ""
-    done: float = 0
-    total: float = 0
-    refusal: str = ""
-    log_tail: str = ""
-    driver_id: str = ""
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
 
 
 @dataclass

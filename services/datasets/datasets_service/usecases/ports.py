@@ -8,21 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from datasets_service.domain.dataset import Dataset, ImportedRecords, InstanceGroup, JobFacts
+from servicekit import jobs
+from servicekit.jobs import InstanceGroup, JobFacts
+
+from datasets_service.domain.dataset import Dataset, ImportedRecords
 from datasets_service.domain.object_image import ObjectImage
 
 
-@dataclass(frozen=True)
-class JobRequest:
+@dataclass(frozen=True, kw_only=True)
+class JobRequest(jobs.JobRequest):
     """An import as the scheduling service is asked for it."""
 
-    job_id: str
-    name: str
-    owner: str
-    instance_group: str
-    command: Sequence[str]
-    working_directory: str
-    dataset: str
+    kind: str = "import"
+    max_restarts: int = 2
+    grace_seconds: float = 5.0
 
 
 @dataclass(frozen=True)

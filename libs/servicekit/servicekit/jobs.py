@@ -1,0 +1,71 @@
+"""Jobs of the scheduling service as the services that own them ask for and see them; `job_client` speaks with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True)
+class InstanceGroup:
+    """Where jobs run. `slots` is how many ranks one job may have there, `gpus` how many GPUs there are."""
+
+    id: str
+    name: str
+    master_url: str = ""
+    history_server_url: str = ""
+    slots: int = 0
+    gpus: int = 0
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What is asked of the scheduling service.
+
+    `instance_group` is a name or an id, the default group when empty. `dataset`, `model` and `framework` are shown with
+    the job. `max_restarts` counts failures of the program; `grace_seconds` lie between SIGTERM and SIGKILL. A job that
+    is `warm` may start as a fork of the warm pool.
+    """
+
+    job_id: str
+    name: str
+    owner: str
+    instance_group: str
+    command: Sequence[str]
+    working_directory: str
+    dataset: str = ""
+    model: str = ""
+    framework: str = ""
+    _: KW_ONLY
+    kind: str
+    max_restarts: int
+    grace_seconds: float
+    ranks: int = 1
+    gpus_per_rank: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    warm: bool = False
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What the scheduling service says of a job.
+
+    `state` is SUBMITTED, RUNNING, FINISHED, ERROR or KILLED. `result` is the object that the program reported, None
+    when it reported none; `refusal` is what it says under "refused". `log_tail` has the last lines of the rank that
+    failed, `run_directory` the files of the newest attempt.
+    """
+
+    job_id: str
+    state: str
+    reason: str = ""
+    done: float = 0.0
+    total: float = 0.0
+    result: Mapping[str, Any] | None = None
+    refusal: str = ""
+    log_tail: str = ""
+    driver_id: str = ""
+    run_directory: str = ""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
