@@ -73,7 +73,8 @@ class Datum:
             return Image.open(io.BytesIO(self.data))
         pixels = np.frombuffer(self.data, np.uint8).reshape(self.channels, self.height, self.width)
         if self.channels == 1:
-            return Image.fromarray(pixels[0])
+            # A copy: the record may be memory that goes away.
+            return Image.fromarray(pixels[0].copy())
         return Image.fromarray(np.ascontiguousarray(pixels[::-1].transpose(1, 2, 0)))
 
 

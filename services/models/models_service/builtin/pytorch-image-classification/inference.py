@@ -7,9 +7,9 @@ from pathlib import Path
 
 import inference_helper
 import torch
-from lmdb_dataset import LmdbDataset
 from model import build_model, preprocess
 from PIL import Image
+from record_datasets import open_records
 
 BATCH_SIZE = 256
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
@@ -18,7 +18,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True, help="folder with model_epoch_final.pth and serving.json")
-    parser.add_argument("--input_dir", required=True, help="an LMDB split, or a folder of pictures")
+    parser.add_argument("--input_dir", required=True, help="records of a split, or a folder of pictures")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--output_file", required=True, help="name of the result file in output_dir")
     parser.add_argument("--prob_thresh", default="0", help="labels below this probability are left out")
@@ -53,10 +53,10 @@ def main() -> None:
 
 def open_input(path: Path, to_input):
     """Names and a dataset of (input, label); pictures in a folder have label -1."""
-    if (path / "data.mdb").exists():
-        records = LmdbDataset(path, to_input)
-        return [key.decode() for key in records.keys], records
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not files:
+        records = open_records(path, to_input)
+        return records.names(), records
     return [file.name for file in files], Pictures(files, to_input)
 
 

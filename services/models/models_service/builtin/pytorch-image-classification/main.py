@@ -14,9 +14,10 @@ import pth_parameter_mgr as parameters
 import torch
 from checkpoints import Checkpoints
 from gang import Gang, join
-from lmdb_dataset import LmdbDataset, ShardedBatches, read_labels
 from model import build_model, preprocess
 from monitor_pth import PytorchMonitor
+from record_datasets import open_records, read_labels
+from sharded_batches import ShardedBatches
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
@@ -31,10 +32,10 @@ def main() -> None:
     import deepspeed  # after join: it looks at the machine when it is imported
 
     labels = read_labels(parameters.getTrainData())
-    channels, height, width = LmdbDataset(parameters.getTrainData(), preprocess).shape
+    channels, height, width = open_records(parameters.getTrainData(), preprocess).shape
     to_input = functools.partial(preprocess, channels=channels, height=height, width=width)
-    train_data = LmdbDataset(parameters.getTrainData(), to_input)
-    test_data = LmdbDataset(parameters.getTestData(), to_input)
+    train_data = open_records(parameters.getTrainData(), to_input)
+    test_data = open_records(parameters.getTestData(), to_input)
 
     model = build_model(len(labels), channels, height, width)
     if arguments.weights:
