@@ -850,6 +850,17 @@ def test_many_images_go_through_processes_in_order(work: Work, monkeypatch: pyte
     assert seen == [(done, 200) for done in range(201)]
 
 
+def test_a_task_that_ends_its_process_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(cores, "CHUNK", 8)
+    crash = "__import__('os').kill(__import__('os').getpid(), 11)"
+    with cores.Cores() as pool:
+        for count in (80, 5, 0):
+            tasks = [crash if number in (3, 40, 41) else str(number) for number in range(count)]
+            expected = [(task, -1 if task == crash else int(task)) for task in tasks]
+            assert list(pool.map(eval, tasks, count, -1)) == expected
+
+
 def children(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):

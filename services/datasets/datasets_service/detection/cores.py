@@ -1,4 +1,4 @@
-"""A function over a million arguments on every core, in order and with bounded memory."""
+"""A function over a million arguments on every core, in order, with bounded memory; a hostile one may crash it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
@@ -26,45 +26,75 @@ class Cores:
     def __init__(self) -> None:
         self._processes = len(os.sched_getaffinity(0))
         self._pool: ProcessPoolExecutor | None = None
-        self._stack = ExitStack()
 
     def __enter__(self) -> Cores:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._stop()
 
     def map(
-        self, function: Callable[[Task], Result], tasks: Iterable[Task], count: int
+        self, function: Callable[[Task], Result], tasks: Iterable[Task], count: int, crashed: Result
     ) -> Iterator[tuple[Task, Result]]:
-        """Every task with its result, in order; `count` is about how many there are."""
-        if count < PARALLEL_FROM or self._processes == 1:
+        """Every task with its result, in order; `crashed` is the result of a task that ended its process.
+
+        `count` is about how many there are: a few are done in this process.
+        """
+        if count < PARALLEL_FROM:
             return ((task, function(task)) for task in tasks)
-        return self._map_in_processes(function, iter(tasks))
+        return self._map_in_processes(function, iter(tasks), crashed)
 
     def _map_in_processes(
-        self, function: Callable[[Task], Result], tasks: Iterator[Task]
+        self, function: Callable[[Task], Result], tasks: Iterator[Task], crashed: Result
     ) -> Iterator[tuple[Task, Result]]:
-        pool = self._started()
         ahead: deque[tuple[list[Task], Future[list[Result]]]] = deque()
-        while chunk := list(islice(tasks, CHUNK)):
-            ahead.append((chunk, pool.submit(_apply, function, chunk)))
+        is_last = False
+        while ahead or not is_last:
             # As many wait as are at work, so that no process does.
-            if len(ahead) > 2 * self._processes:
-                done, results = ahead.popleft()
-                yield from zip(done, results.result(), strict=True)
-        while ahead:
-            done, results = ahead.popleft()
-            yield from zip(done, results.result(), strict=True)
+            while len(ahead) <= 2 * self._processes and not is_last:
+                chunk = list(islice(tasks, CHUNK))
+                is_last = len(chunk) < CHUNK
+                ahead.append((chunk, self._started().submit(_apply, function, chunk)))
+            try:
+                done, results = ahead[0][0], ahead[0][1].result()
+                ahead.popleft()
+                yield from zip(done, results, strict=True)
+            except BrokenProcessPool:
+                # One of these broke it: each again, apart from the others.
+                self._stop()
+                while ahead:
+                    yield from _carefully(function, ahead.popleft()[0], crashed)
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            # Not forked: the reporter has a thread. A process that crashes breaks the pool instead of hanging it.
-            self._pool = ProcessPoolExecutor(
-                self._processes, mp_context=multiprocessing.get_context("spawn"), initializer=_die_with_parent
-            )
-            self._stack.callback(self._pool.shutdown, cancel_futures=True)
+            self._pool = _pool(self._processes)
         return self._pool
+
+    def _stop(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+
+def _carefully(function: Callable[[Task], Result], tasks: list[Task], crashed: Result) -> Iterator[tuple[Task, Result]]:
+    """In a process of their own; halves until it is known which of them end it."""
+    try:
+        with _pool(1) as pool:
+            results = pool.submit(_apply, function, tasks).result()
+    except BrokenProcessPool:
+        if len(tasks) == 1:
+            yield tasks[0], crashed
+            return
+        middle = len(tasks) // 2
+        yield from _carefully(function, tasks[:middle], crashed)
+        yield from _carefully(function, tasks[middle:], crashed)
+        return
+    yield from zip(tasks, results, strict=True)
+
+
+def _pool(processes: int) -> ProcessPoolExecutor:
+    # Not forked: the reporter has a thread.
+    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_die_with_parent)
 
 
 def _apply(function: Callable[[Task], Result], tasks: list[Task]) -> list[Result]:

@@ -151,7 +151,8 @@ def _write(work: ImportWork, catalog: Catalog, cores: Cores, labels: list[str]) 
         digest.update(f"split {split}\n".encode())
         with ObjectImageWriter(work.records / split) as writer:
             look = partial(look_at, data_roots=work.data_roots)
-            for image, seen in cores.map(look, catalog.images(split), outcome.total):
+            crashed: SeenImage | str = "it crashes the decoder"
+            for image, seen in cores.map(look, catalog.images(split), outcome.total, crashed):
                 done += 1
                 work.progress(done, outcome.total)
                 if isinstance(seen, str):

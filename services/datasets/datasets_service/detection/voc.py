@@ -42,7 +42,8 @@ class VocSource:
                 image = SourceImage(self.source, Path(name).stem, f"{self.layout.annotations.name}/{name}", "", problem)
                 catalog.add_image(image, self.source)
         read = partial(read_annotation, self.layout.annotations, self.data_roots)
-        found = cores.map(read, catalog.keys(self.source), catalog.count(self.source))
+        crashed = [RawBox(problem=f"{self.layout.annotations.name}: its file crashes the parser")]
+        found = cores.map(read, catalog.keys(self.source), catalog.count(self.source), crashed)
         catalog.add_boxes(self.source, ((key, box) for key, boxes in found for box in boxes))
 
     def _add_images(self, catalog: Catalog) -> None:
