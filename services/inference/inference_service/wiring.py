@@ -9,13 +9,13 @@ from pathlib import Path
 from dlmesh.inference.v1 import inference_pb2_grpc
 from servicekit.channels import Channels
 from servicekit.database import Database
+from servicekit.job_client import JobsClient
 from servicekit.reconcile import ReconcileLoop
 from servicekit.server import Application
 from servicekit.settings import ServiceSettings
 
 from inference_service.api.servicers import InferenceServicer
 from inference_service.clients.peers import CatalogClient, TrainingsClient
-from inference_service.clients.scheduling import JobsClient
 from inference_service.clients.triton import NoTriton, TritonClient
 from inference_service.settings import TritonSettings
 from inference_service.storage import MIGRATIONS
@@ -49,7 +49,7 @@ def build(
     channels = Channels(settings)
     catalog = catalog or CatalogClient(channels)
     trainings = trainings or TrainingsClient(channels)
-    jobs = jobs or JobsClient(channels)
+    jobs = jobs or JobsClient(channels, "inference")
     repository, workspace = DiskRepository(settings.home), DiskWorkspace(settings.home)
     models, predictions = SqlInferenceModels(database), SqlPredictions(database)
 

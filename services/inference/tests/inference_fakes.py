@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from inference_service.domain.models import InferenceModel, TritonUnavailableError
-from inference_service.domain.predictions import InstanceGroup, JobFacts
-from inference_service.usecases.ports import JobRequest, LoadRefusedError, ModelFacts, ServerAwayError, TrainingFacts
+from inference_service.usecases.ports import LoadRefusedError, ModelFacts, ServerAwayError, TrainingFacts
 from servicekit.errors import Code, ServiceError, already_exists, invalid, not_found
 from servicekit.identity import current_identity
+from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
 
 GROUP = InstanceGroup("group-1", "local", "local://here")
 OTHER_GROUP = InstanceGroup("group-2", "big", "local://there")
@@ -119,7 +119,7 @@ class FakeJobs:
         self._answer()
         self.deleted.append(job_id)
 
-    async def instance_group(self, name_or_id: str, field: str) -> InstanceGroup:
+    async def instance_group(self, field: str, name_or_id: str) -> InstanceGroup:
         for group in (GROUP, OTHER_GROUP):
             if name_or_id in (group.id, group.name):
                 return group

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from inference_service.domain.models import ModelState
-from inference_service.domain.predictions import InstanceGroup, Prediction, Sample, Status
+from inference_service.domain.predictions import Prediction, Sample, Status
 from inference_service.storage import MIGRATIONS
 from inference_service.storage.rows import SqlInferenceModels, SqlPredictions
 from inference_service.storage.tables import Base
 from servicekit.database import Database
 from servicekit.errors import Code, ServiceError
+from servicekit.jobs import InstanceGroup
 from servicekit.times import utc_now
 from triton_fixtures import make_model
 

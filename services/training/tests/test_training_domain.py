@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from servicekit.jobs import JobFacts
 from training_fakes import make_training, make_validation
-from training_service.domain.runs import JobFacts, Status, percent
+from training_service.domain.runs import Status, percent
 
 
 def job(state: str, **facts: object) -> JobFacts:

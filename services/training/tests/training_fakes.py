@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from servicekit.errors import Code, ServiceError, invalid, not_found
+from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
 from servicekit.times import utc_now
-from training_service.domain.runs import InstanceGroup, JobFacts, Training, Validation
-from training_service.usecases.ports import DatasetFacts, JobRequest, ModelFacts
+from training_service.domain.runs import Training, Validation
+from training_service.usecases.ports import DatasetFacts, ModelFacts
 
 GROUP = InstanceGroup(id="group-1", name="local", slots=2, master_url="local://here")
 MODEL = ModelFacts(
@@ -100,9 +101,9 @@ class FakeJobs:
         self._answer()
         self.deleted.append(job_id)
 
-    async def instance_group(self, name_or_id: str) -> InstanceGroup:
+    async def instance_group(self, field: str, name_or_id: str, *, named_by: str) -> InstanceGroup:
         if name_or_id not in (GROUP.id, GROUP.name):
-            raise invalid("sigid", name_or_id, [GROUP.name])
+            raise invalid(field, name_or_id, [GROUP.name])
         return GROUP
 
     def move(self, job_id: str, state: str, **facts: Any) -> None:

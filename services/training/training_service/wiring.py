@@ -8,13 +8,13 @@ import os
 from dlmesh.training.v1 import metrics_pb2_grpc, training_pb2_grpc
 from servicekit.channels import Channels
 from servicekit.database import Database
+from servicekit.job_client import JobsClient
 from servicekit.reconcile import ReconcileLoop
 from servicekit.server import Application
 from servicekit.settings import ServiceSettings
 
 from training_service.api.servicers import MetricServicer, TrainingServicer, ValidationServicer
 from training_service.clients.catalog import DatasetsClient, ModelsClient
-from training_service.clients.scheduling import JobsClient
 from training_service.domain.runs import Validation
 from training_service.storage import MIGRATIONS
 from training_service.storage.initial_weights import DiskInitialWeights
@@ -45,7 +45,7 @@ def build(
     channels = Channels(settings)
     models = models or ModelsClient(channels)
     datasets = datasets or DatasetsClient(channels)
-    jobs = jobs or JobsClient(channels)
+    jobs = jobs or JobsClient(channels, "training")
     workspace = DiskWorkspace(settings.home)
     trainings, validations = SqlTrainings(database), SqlValidations(database)
 

@@ -8,6 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from servicekit.jobs import InstanceGroup, JobFacts
+
 RESERVED_NAMES = ("startpredict",)
 
 
@@ -24,30 +26,6 @@ class Status(StrEnum):
     def is_final(self) -> bool:
         """True when nothing can happen any more."""
         return self in (Status.FINISHED, Status.FAILED, Status.STOPPED)
-
-
-@dataclass(frozen=True)
-class JobFacts:
-    """What the scheduling service says of a job."""
-
-    job_id: str
-    state: str
-    reason: str = ""
-    done: float = 0.0
-    total: float = 0.0
-    result: Mapping[str, Any] | None = None
-    log_tail: str = ""
-    driver_id: str = ""
-
-
-@dataclass(frozen=True)
-class InstanceGroup:
-    """Where jobs run."""
-
-    id: str
-    name: str
-    master_url: str = ""
-    history_server_url: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import Any
 import sqlalchemy as sa
 from servicekit.database import Database
 from servicekit.errors import already_exists
+from servicekit.jobs import InstanceGroup
 from sqlalchemy.exc import IntegrityError
 
 from inference_service.domain.models import InferenceModel, ModelState
-from inference_service.domain.predictions import InstanceGroup, Prediction, Sample, Status
+from inference_service.domain.predictions import Prediction, Sample, Status
 from inference_service.storage.tables import InferenceModelRow, PredictionRow
 
 _FINAL = [str(status) for status in Status if status.is_final]

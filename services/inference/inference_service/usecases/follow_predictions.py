@@ -6,12 +6,16 @@ import logging
 from collections.abc import Sequence
 
 from servicekit.errors import Code, ServiceError
+from servicekit.jobs import JobRequest
 
 from inference_service.domain.models import ModelState
 from inference_service.domain.predictions import Prediction, Status
-from inference_service.usecases.ports import InferenceModels, JobRequest, Jobs, Predictions, Workspace
+from inference_service.usecases.ports import InferenceModels, Jobs, Predictions, Workspace
 
 log = logging.getLogger(__name__)
+
+MAX_RESTARTS = 2
+GRACE_SECONDS = 3.0
 
 
 class FollowPredictions:
@@ -86,6 +90,10 @@ class FollowPredictions:
             command=await self._workspace.prepare(prediction),
             working_directory=str(self._workspace.folder(prediction.uid)),
             model=prediction.model_name,
+            kind="prediction",
+            max_restarts=MAX_RESTARTS,
+            grace_seconds=GRACE_SECONDS,
+            warm=True,
         )
 
     async def _follow(self, predictions: Sequence[Prediction]) -> None:

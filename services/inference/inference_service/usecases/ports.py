@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
+
 from inference_service.domain.models import InferenceModel
-from inference_service.domain.predictions import InstanceGroup, JobFacts, Prediction, Sample, SampleResult
+from inference_service.domain.predictions import Prediction, Sample, SampleResult
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,6 @@ class TrainingFacts:
     status: str
     code_path: str
     checkpoints_path: str
-
-
-@dataclass(frozen=True)
-class JobRequest:
-    """What is asked of the scheduling service."""
-
-    job_id: str
-    name: str
-    owner: str
-    instance_group: str
-    command: Sequence[str]
-    working_directory: str
-    model: str
 
 
 class Catalog(Protocol):
@@ -89,7 +78,7 @@ class Jobs(Protocol):
     async def delete(self, job_id: str) -> None:
         """Forget an ended job; unknown is fine."""
 
-    async def instance_group(self, name_or_id: str, field: str) -> InstanceGroup:
+    async def instance_group(self, field: str, name_or_id: str) -> InstanceGroup:
         """400 naming `field` and listing the known when unknown."""
 
 

@@ -10,11 +10,12 @@ from uuid import uuid4
 
 from servicekit.errors import already_exists, invalid
 from servicekit.identity import current_identity
+from servicekit.jobs import InstanceGroup
 from servicekit.names import check_name
 from servicekit.times import utc_now
 
 from inference_service.domain.models import InferenceModel, ModelState
-from inference_service.domain.predictions import RESERVED_NAMES, InstanceGroup, Prediction
+from inference_service.domain.predictions import RESERVED_NAMES, Prediction
 from inference_service.usecases.ports import InferenceModels, Jobs, ModelServer, Predictions, Upload, Workspace
 
 
@@ -99,10 +100,10 @@ class StartPrediction:
         asked = [
             (field, text) for field, text in (("sigid", request.group_id), ("signame", request.group_name)) if text
         ]
-        groups = [await self._jobs.instance_group(text, field) for field, text in asked]
+        groups = [await self._jobs.instance_group(field, text) for field, text in asked]
         if len({group.id for group in groups}) > 1:
             raise invalid("signame", request.group_name, f"{groups[0].name}, which sigid names")
-        group = groups[0] if groups else await self._jobs.instance_group(model.instance_group, "modelname")
+        group = groups[0] if groups else await self._jobs.instance_group("modelname", model.instance_group)
         if request.master_url and request.master_url != group.master_url:
             raise invalid("masterUrl", request.master_url, f"{group.master_url}, that of instance group {group.name}")
         return group

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
+
+from servicekit.jobs import InstanceGroup, JobFacts
 
 
 class Status(StrEnum):
@@ -22,33 +23,6 @@ class Status(StrEnum):
     def is_final(self) -> bool:
         """True when nothing can happen any more."""
         return self in (Status.FINISHED, Status.FAILED, Status.STOPPED)
-
-
-@dataclass(frozen=True)
-class JobFacts:
-    """What the scheduling service says of a job."""
-
-    job_id: str
-    state: str
-    reason: str = ""
-    done: float = 0.0
-    total: float = 0.0
-    result: Mapping[str, Any] | None = None
-    log_tail: str = ""
-    driver_id: str = ""
-    run_directory: str = ""
-
-
-@dataclass(frozen=True)
-class InstanceGroup:
-    """Where jobs run. `slots` is how many ranks one job may have there."""
-
-    id: str
-    name: str
-    slots: int
-    gpus: int = 0
-    master_url: str = ""
-    history_server_url: str = ""
 
 
 @dataclass

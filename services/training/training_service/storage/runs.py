@@ -9,9 +9,10 @@ from typing import Any, Generic
 import sqlalchemy as sa
 from servicekit.database import Database
 from servicekit.errors import already_exists
+from servicekit.jobs import InstanceGroup
 from sqlalchemy.exc import IntegrityError
 
-from training_service.domain.runs import InstanceGroup, Run, Status, Training, Validation
+from training_service.domain.runs import Run, Status, Training, Validation
 from training_service.storage.tables import MetricRow, TrainingRow, ValidationRow
 from training_service.usecases.ports import R
 

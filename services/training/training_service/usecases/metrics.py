@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from servicekit.errors import invalid
 from servicekit.identity import current_identity
+from servicekit.jobs import JobFacts
 
 from training_service.domain.metrics import MetricPoint
-from training_service.domain.runs import JobFacts
 from training_service.usecases.ports import Metrics, MetricSpool
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
+
 from training_service.domain.metrics import MetricPoint
-from training_service.domain.runs import InstanceGroup, JobFacts, Run, Training, Validation
+from training_service.domain.runs import Run, Training, Validation
 
 R = TypeVar("R", bound=Run)
 
@@ -39,27 +41,6 @@ class DatasetFacts:
     status: str
     content_hash: str
     splits: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class JobRequest:
-    """What is asked of the scheduling service."""
-
-    job_id: str
-    name: str
-    kind: str
-    owner: str
-    instance_group: str
-    ranks: int
-    gpus_per_rank: int
-    command: Sequence[str]
-    working_directory: str
-    max_restarts: int
-    grace_seconds: float
-    model: str
-    dataset: str
-    framework: str
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class Models(Protocol):
@@ -94,8 +75,8 @@ class Jobs(Protocol):
     async def delete(self, job_id: str) -> None:
         """Forget an ended job; unknown is fine."""
 
-    async def instance_group(self, name_or_id: str) -> InstanceGroup:
-        """400 listing the known when unknown."""
+    async def instance_group(self, field: str, name_or_id: str, *, named_by: str) -> InstanceGroup:
+        """400 naming `field` and listing the known when unknown; `named_by` says in words what named it."""
 
 
 class Runs(Protocol[R]):

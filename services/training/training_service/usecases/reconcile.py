@@ -7,9 +7,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Generic, cast
 
 from servicekit.errors import Code, ServiceError
+from servicekit.jobs import JobFacts, JobRequest
 
-from training_service.domain.runs import JobFacts, Run, Training, Validation
-from training_service.usecases.ports import JobRequest, Jobs, Models, R, Runs, Workspace
+from training_service.domain.runs import Run, Training, Validation
+from training_service.usecases.ports import Jobs, Models, R, Runs, Workspace
 from training_service.usecases.runs import ModelRuns, kind_of
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class FollowJobs(Generic[R]):
             dataset=run.dataset_name,
             framework=framework,
             environment=self._environment,
+            warm=True,
         )
 
     async def _follow(self, runs: Sequence[R]) -> None:

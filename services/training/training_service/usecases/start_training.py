@@ -60,7 +60,7 @@ class StartTraining:
         weights_file = self._weights.resolve("wfinit", request.weights_file, owner, is_folder=False)
         weights_folder = self._weights.resolve("wtfolder", request.weights_folder, owner, is_folder=True)
         dataset = await self._finished_dataset(model)
-        group = await self._jobs.instance_group(model.instance_group)
+        group = await self._jobs.instance_group("sigid", model.instance_group, named_by="sig of the model")
         if request.cluster_size > group.slots:
             raise invalid("clusterSize", request.cluster_size, f"1 to {group.slots}, the slots of {group.name}")
         given = bool(weights_file or weights_folder)
