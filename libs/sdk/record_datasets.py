@@ -19,7 +19,8 @@ from PIL import Image
 from recordkit.datum import Datum
 from recordkit.example import ImageExample
 from recordkit.lmdb_records import open_lmdb
-from recordkit.tfrecord import TFRecordFile, record_files
+from recordkit.record_files import record_files
+from recordkit.tfrecord import TFRecordFile
 from torch.utils.data import Dataset
 
 Preprocess = Callable[[Image.Image], np.ndarray]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 OVERHEAD_BYTES = _HEADER.size + _FOOTER.size
-_RECORD_FILE = re.compile(r"\.(tfrecords?|record)$|-\d{5,}-of-\d{5,}$")
 _COMPRESSED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x9c", b"\x78\xda")  # gzip, zlib
 
 
@@ -34,18 +32,6 @@ def index_file(path: Path) -> Path:
     It lies beside the folder of the split, where nobody who lists record files finds it.
     """
     return path.parent.parent / "index" / path.parent.name / f"{path.name}.idx"
-
-
-def record_files(path: Path) -> list[Path]:
-    """The TFRecord files that `path` means: itself, or those of a folder by their names; none when there are none.
-
-    In a folder they are called `*.tfrecord`, `*.tfrecords`, `*.record`, or end with `-00000-of-00004`.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        return []
-    return sorted(file for file in path.iterdir() if _RECORD_FILE.search(file.name) and file.is_file())
 
 
 class TFRecordFile:

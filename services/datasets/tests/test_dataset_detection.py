@@ -22,12 +22,12 @@ import grpc
 import pytest
 from dataset_fakes import FakeJobs, FakeModels
 from datasets_service.detection import catalog, coco, cores, voc
-from datasets_service.detection.catalog import shares
 from datasets_service.detection.json_stream import CHUNK_BYTES, JsonError, JsonObject
 from datasets_service.detection.records import read_object_images
 from datasets_service.domain.dataset import JobFacts
 from datasets_service.domain.import_spec import ImportSpec
 from datasets_service.domain.request import DatasetRequest, ImportOptions
+from datasets_service.domain.splitting import shares
 from datasets_service.domain.words import Backend, SourceType
 from datasets_service.importers.base import ImportRefusedError
 from datasets_service.importers.registry import importer_for

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets_service.domain.splitting import SplitAlgorithm, SplitMethod
+from datasets_service.domain.splitting import SplitAlgorithm, SplitMethod, shares
 from datasets_service.images.class_folders import split_in_name
 
 MAX_BOXES = 10_000
@@ -267,17 +267,3 @@ UPDATE images SET split = chosen.split FROM (
     )
 ) AS chosen WHERE images.number = chosen.number AND chosen.split != 'train'
 """
-
-
-def shares(sizes: Mapping[str, int], percentage: int, taken: Mapping[str, int]) -> dict[str, int]:
-    """How many of each stratum: its percentage, largest remainders making up the total; one at least stays."""
-    if percentage == 0:
-        return dict.fromkeys(sizes, 0)
-    room = {stratum: max(0, size - taken[stratum] - 1) for stratum, size in sizes.items()}
-    counts = {stratum: min(room[stratum], size * percentage // 100) for stratum, size in sizes.items()}
-    missing = max(1, (sum(sizes.values()) * percentage + 50) // 100) - sum(counts.values())
-    for stratum in sorted(sizes, key=lambda stratum: (-(sizes[stratum] * percentage % 100), stratum)):
-        if missing > 0 and counts[stratum] < room[stratum]:
-            counts[stratum] += 1
-            missing -= 1
-    return counts

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from servicekit.errors import invalid
 
 MAX_FOLDS = 100
 _FOLDS = re.compile(r"k-?fold(?:[ :=(]*(\d{1,6})\s*/\s*(\d{1,6})\)?)?")
+
+Stratum = TypeVar("Stratum", int, str)
 
 
 class SplitMethod(StrEnum):
@@ -52,3 +56,20 @@ class SplitAlgorithm:
 
     def __str__(self) -> str:
         return f"{self.method} {self.fold}/{self.folds}" if self.folds else str(self.method)
+
+
+def shares(sizes: Mapping[Stratum, int], percentage: int, taken: Mapping[Stratum, int]) -> dict[Stratum, int]:
+    """How many records of each stratum a split gets: its percentage, largest remainders making up the total.
+
+    What other splits have `taken` is not given again, and one record at least stays for training.
+    """
+    if percentage == 0:
+        return dict.fromkeys(sizes, 0)
+    room = {stratum: max(0, size - taken[stratum] - 1) for stratum, size in sizes.items()}
+    counts = {stratum: min(room[stratum], size * percentage // 100) for stratum, size in sizes.items()}
+    missing = max(1, (sum(sizes.values()) * percentage + 50) // 100) - sum(counts.values())
+    for stratum in sorted(sizes, key=lambda one: (-(sizes[one] * percentage % 100), one)):
+        if missing > 0 and counts[stratum] < room[stratum]:
+            counts[stratum] += 1
+            missing -= 1
+    return counts

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from datasets_service.domain.splitting import SplitAlgorithm, SplitMethod
+from datasets_service.domain.splitting import SplitAlgorithm, SplitMethod, shares
 
 SPLITS = ("train", "val", "test")
 SCHEMA = """
@@ -166,14 +166,14 @@ class Manifest:
         stratified = algorithm.method is not SplitMethod.RANDOM
         sizes = counts if stratified else {_ALL: sum(counts.values())}
         taken = dict.fromkeys(sizes, 0)
-        shares: dict[str, dict[int, int]] = {}
+        held_out: dict[str, dict[int, int]] = {}
         for split in ("test", "val"):
-            shares[split] = _shares(sizes, percentages[split], taken)
-            taken = {label: taken[label] + shares[split][label] for label in sizes}
+            held_out[split] = shares(sizes, percentages[split], taken)
+            taken = {label: taken[label] + held_out[split][label] for label in sizes}
         db.execute("CREATE TEMP TABLE shares (label INTEGER PRIMARY KEY, val INTEGER, test INTEGER)")
         db.executemany(
             "INSERT INTO shares VALUES (?, ?, ?)",
-            ((label, shares["val"][label], shares["test"][label]) for label in sizes),
+            ((label, held_out["val"][label], held_out["test"][label]) for label in sizes),
         )
         db.execute(
             _HOLD_OUT.format(stratum="label" if stratified else _ALL),
@@ -292,17 +292,3 @@ def _found_columns(image: FoundImage, seed: int) -> tuple[Any, ...]:
         image.vector,
         int.from_bytes(rank, "big", signed=True),
     )
-
-
-def _shares(sizes: Mapping[int, int], percentage: int, taken: Mapping[int, int]) -> dict[int, int]:
-    """How many of each stratum: its percentage, largest remainders making up the total; one at least stays."""
-    if percentage == 0:
-        return dict.fromkeys(sizes, 0)
-    room = {label: max(0, size - taken[label] - 1) for label, size in sizes.items()}
-    counts = {label: min(room[label], size * percentage // 100) for label, size in sizes.items()}
-    missing = max(1, (sum(sizes.values()) * percentage + 50) // 100) - sum(counts.values())
-    for label in sorted(sizes, key=lambda label: -(sizes[label] * percentage % 100)):
-        if missing > 0 and counts[label] < room[label]:
-            counts[label] += 1
-            missing -= 1
-    return counts

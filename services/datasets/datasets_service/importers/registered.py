@@ -1,0 +1,116 @@
+"""What the importers of data that stays where it is share."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from servicekit.errors import invalid
+
+from datasets_service.domain.dataset import Split
+from datasets_service.domain.request import DatasetRequest, ImportOptions
+from datasets_service.importers.base import Description, Importer, ImportRefusedError, ImportWork
+from datasets_service.importers.fields import SPLITS, plain_paths
+from datasets_service.usecases.ports import Sources
+
+if TYPE_CHECKING:
+    from datasets_service.registered.scan import Scan
+
+MAX_LABELS_FILE_BYTES = 64 * 1024 * 1024
+
+
+class RegisteredImporter(Importer):
+    """A split is a path of the user's; nothing of ours is written but the description."""
+
+    def check(self, request: DatasetRequest, sources: Sources) -> ImportOptions:
+        paths = plain_paths(request, sources)
+        for split, path in paths.items():
+            if what := self.missing_in(path):
+                raise invalid(f"{split}path", str(path), what)
+        return ImportOptions(
+            train_path=str(paths["train"]),
+            validation_path=str(paths.get("val", "")),
+            test_path=str(paths.get("test", "")),
+            mean_file=str(sources.file("meanfilepath", request.mean_file)) if request.mean_file else "",
+        )
+
+    @abstractmethod
+    def missing_in(self, path: Path) -> str:
+        """What `path` should be, when it shows at a glance that it is not; empty when it may be."""
+
+
+class RecordsImporter(RegisteredImporter):
+    """Records whose labels can be read."""
+
+    def run(self, work: ImportWork) -> Description:
+        paths = registered_paths(work.options)
+        sizes = {split: self.size_bytes(path) for split, path in paths.items()}
+        total, done, scans = sum(sizes.values()), 0, {}
+        for split, path in paths.items():
+            before = done
+
+            def progress(read_bytes: int) -> None:
+                nonlocal done
+                done += read_bytes
+                work.progress(min(done, total), total)
+
+            scans[split] = self.scan(work, path, progress)
+            done = before + sizes[split]
+            work.progress(done, total)
+        names = _label_names(Path(work.options.train_path), scans)
+        digest = hashlib.sha256()
+        for split, scan in scans.items():
+            digest.update(f"{split} {scan.records} {scan.digest}\n".encode())
+        return Description(
+            content_hash=digest.hexdigest(),
+            splits={
+                split: Split(
+                    str(paths[split]), scan.records, {name: scan.labels[number] for number, name in names.items()}
+                )
+                for split, scan in scans.items()
+            },
+            labels=list(names.values()),
+            mean_file=work.options.mean_file,
+            size_bytes=total,
+            details={
+                "image": {
+                    name: least if least == most else [least, most]
+                    for name, (least, most) in scans["train"].extremes.items()
+                },
+                "records_without_label": sum(scan.unlabelled for scan in scans.values()),
+            },
+        )
+
+    @abstractmethod
+    def size_bytes(self, path: Path) -> int:
+        """Of the files of a split."""
+
+    @abstractmethod
+    def scan(self, work: ImportWork, path: Path, progress: Callable[[int], None]) -> Scan:
+        """Every record of a split."""
+
+
+def registered_paths(options: ImportOptions) -> dict[str, Path]:
+    """By split, those that were given."""
+    texts = zip(SPLITS, (options.train_path, options.validation_path, options.test_path), strict=True)
+    return {split: Path(text) for split, text in texts if text}
+
+
+def _label_names(train: Path, scans: Mapping[str, Scan]) -> dict[int, str]:
+    """Of every label number that occurs: from labels.txt beside the split, from the records, or the number itself."""
+    used = sorted({number for scan in scans.values() for number in scan.labels})
+    names = {number: text for scan in scans.values() for number, text in scan.texts.items()}
+    file = train.parent / "labels.txt"
+    try:
+        if file.stat().st_size <= MAX_LABELS_FILE_BYTES:
+            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+            if used and used[0] >= 0 and used[-1] < len(lines):
+                return dict(enumerate(lines))
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImportRefusedError(f"{file} cannot be read: {error}") from error
+    return {number: names.get(number, str(number)) for number in used}

@@ -1,0 +1,63 @@
+"""OTHER: whatever a program of the user reads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from datasets_service.domain.dataset import Split
+from datasets_service.importers.base import Description, ImportRefusedError, ImportWork
+from datasets_service.importers.registered import RegisteredImporter, registered_paths
+
+CHUNK_BYTES = 4 * 1024 * 1024
+
+
+class OtherImporter(RegisteredImporter):
+    """A split is any file or folder; its files are counted and their bytes hashed."""
+
+    def missing_in(self, path: Path) -> str:
+        return "" if path.is_file() or any(path.iterdir()) else "a file, or a folder that is not empty"
+
+    def run(self, work: ImportWork) -> Description:
+        paths = registered_paths(work.options)
+        try:
+            total = sum(file.stat().st_size for path in paths.values() for file in _files(path, work.data_roots))
+            digest, done = hashlib.sha256(), 0
+            splits = {}
+            for split, path in paths.items():
+                count = 0
+                for file in _files(path, work.data_roots):
+                    count += 1
+                    digest.update(os.fsencode(f"{split} {file.relative_to(path.parent)} {file.stat().st_size}\n"))
+                    with file.open("rb") as content:
+                        while chunk := content.read(CHUNK_BYTES):
+                            digest.update(chunk)
+                            done += len(chunk)
+                            work.progress(min(done, total), total)
+                if not count:
+                    raise ImportRefusedError(f"{path} holds no file")
+                splits[split] = Split(str(path), count, {})
+        except OSError as error:
+            raise ImportRefusedError(f"{error.filename} cannot be read: {error.strerror}") from error
+        return Description(digest.hexdigest(), splits, mean_file=work.options.mean_file, size_bytes=total)
+
+
+def _files(path: Path, roots: tuple[Path, ...]) -> Iterator[Path]:
+    """Regular files at any depth, by name; linked folders and links that leave the data roots are passed over."""
+    if path.is_file():
+        yield path
+        return
+    with os.scandir(path) as scan:
+        entries = sorted(scan, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files(Path(entry.path), roots)
+        elif entry.is_file() and (not entry.is_symlink() or _is_inside(Path(entry.path), roots)):
+            yield Path(entry.path)
+
+
+def _is_inside(link: Path, roots: tuple[Path, ...]) -> bool:
+    target = link.resolve()
+    return any(target.is_relative_to(root) for root in roots)
