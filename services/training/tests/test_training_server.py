@@ -196,7 +196,7 @@ async def test_a_bad_request_names_what_is_wrong(
         ({"framework": "Caffe"}, {}, grpc.StatusCode.INVALID_ARGUMENT, "dlFramework.*Caffe"),
         ({"dataset": ""}, {}, grpc.StatusCode.INVALID_ARGUMENT, "dataset"),
         ({"dataset": "gone"}, {}, grpc.StatusCode.INVALID_ARGUMENT, "dataset: 'gone'"),
-        ({"instance_group": "moon"}, {}, grpc.StatusCode.INVALID_ARGUMENT, "local"),
+        ({"instance_group": "moon"}, {}, grpc.StatusCode.INVALID_ARGUMENT, "sig of the model: sigid: .*local"),
         ({}, {"status": "RUNNING"}, grpc.StatusCode.INVALID_ARGUMENT, "dataset.*this one is RUNNING"),
         ({}, {"splits": {"train": "/d/train"}}, grpc.StatusCode.INVALID_ARGUMENT, "dataset.*has no test"),
     ],

@@ -103,7 +103,7 @@ class FakeJobs:
 
     async def instance_group(self, field: str, name_or_id: str, *, named_by: str) -> InstanceGroup:
         if name_or_id not in (GROUP.id, GROUP.name):
-            raise invalid(field, name_or_id, [GROUP.name])
+            raise invalid(f"{named_by}: {field}", name_or_id, [GROUP.name])
         return GROUP
 
     def move(self, job_id: str, state: str, **facts: Any) -> None:
