@@ -49,6 +49,6 @@ bench: setup ## measure; writes docs/benchmarks.md (ONLY=datasets: one section)
 	@exec $(BIN)/python bench/measure.py $(ONLY)
 
 clean: ## remove what set-up made (state in .dlmesh stays)
-	rm -rf .venv .triton .setup libs/contracts/dlmesh libs/contracts/descriptors.binpb
+	rm -rf .venv .triton .setup .bench libs/contracts/dlmesh libs/contracts/descriptors.binpb
 	rm -rf .mypy_cache .ruff_cache .import_linter_cache .pytest_cache build
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
