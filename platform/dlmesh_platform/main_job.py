@@ -70,11 +70,15 @@ def write_digits(train: Path, held_out: Path, *, per_digit_held_out: int = 1) ->
 
 @dataclass
 class MainJob:
-    """One run; all it makes is named after `prefix`. `image_folder` lies below a data root, relative or absolute."""
+    """One run; all it makes is named after `prefix`. `image_folder` lies below a data root, relative or absolute.
+
+    `backend` is LMDB or TFRecords.
+    """
 
     client: Client
     image_folder: str
     prefix: str = "digits"
+    backend: str = "LMDB"
     epochs: int = 15
     seconds: float = 240.0
     poll_seconds: float = 0.3
@@ -90,7 +94,8 @@ class MainJob:
             "/datasets",
             {
                 "name": self.prefix,
-                "dbbackend": "LMDB",
+                "dbbackend": self.backend,
+                "shards": 4,
                 "datasourcetype": "IMAGEFORCLASSIFICATION",
                 "sigid": "local",
                 "imagedetail": {

@@ -48,6 +48,20 @@ def test_validation_then_predictions_by_triton(platform: RunningPlatform, admin:
     assert "ten" in [each["predictname"] for each in admin.get("/inferences", modelname=trained.inference_model)]
 
 
+def test_a_model_trains_on_tfrecords_as_well(admin: Client, platform: RunningPlatform) -> None:
+    job = MainJob(admin, "digits", prefix="records", backend="TFRecords")
+    job.create_dataset()
+    dataset = job.await_dataset()
+    assert dataset["shards"] == 4
+    job.create_model()
+    job.start_training()
+    detail = job.await_training()
+    assert detail["status"] == "FINISHED"
+    assert detail["datasetHash"] == dataset["contentHash"]
+    job.start_validation()
+    assert job.await_validation().top1 >= 0.95
+
+
 def test_what_is_in_use_stays(admin: Client, trained: MainJob) -> None:
     with pytest.raises(ApiError, match="shared") as refusal:
         admin.delete("/datasets/shared")

@@ -57,6 +57,7 @@ def training_detail(training: Training, path: str) -> training_pb2.TrainingDetai
             history_server_url=training.group.history_server_url,
             status_message=training.status_message,
             uid=training.uid,
+            dataset_hash=training.dataset_hash,
             path=path,
         ),
     )
