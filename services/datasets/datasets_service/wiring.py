@@ -21,6 +21,7 @@ from datasets_service.importers.registry import importer_for
 from datasets_service.storage import MIGRATIONS
 from datasets_service.storage.files import DiskFiles, DiskSources
 from datasets_service.storage.repository import SqlStorage
+from datasets_service.tables.records import DiskTables
 from datasets_service.usecases.create_dataset import CreateDataset
 from datasets_service.usecases.delete_dataset import DeleteDataset
 from datasets_service.usecases.follow_imports import FollowImports
@@ -28,6 +29,7 @@ from datasets_service.usecases.get_dataset import GetDataset
 from datasets_service.usecases.list_datasets import ListDatasets
 from datasets_service.usecases.list_object_images import ListObjectImages
 from datasets_service.usecases.ports import Jobs, Models
+from datasets_service.usecases.read_csv import ReadCsv
 from datasets_service.usecases.remove_deleted import RemoveDeleted
 from datasets_service.usecases.stop_dataset import StopDataset
 
@@ -57,6 +59,7 @@ def build(settings: ServiceSettings, *, jobs: Jobs | None = None, models: Models
         list_visible=ListDatasets(storage),
         stop=StopDataset(storage, get_dataset, imports.wake),
         delete=DeleteDataset(storage, get_dataset, models, removals.wake),
+        read_csv=ReadCsv(get_dataset, DiskTables()),
         list_object_images=ListObjectImages(get_dataset, DiskObjectImages()),
     )
     return Application(

@@ -6,12 +6,13 @@ import json
 from datetime import datetime
 
 from dlmesh.datasets.v1 import datasets_pb2
-from google.protobuf.struct_pb2 import ListValue
+from google.protobuf.struct_pb2 import ListValue, Value
 from servicekit.times import format_time
 
 from datasets_service.domain.dataset import Dataset, Split
 from datasets_service.domain.object_image import ObjectImage
 from datasets_service.domain.request import DatasetRequest, ImageOptions
+from datasets_service.domain.table import Cell, TableSlice
 
 
 def dataset_request(message: datasets_pb2.CreateDatasetRequest) -> DatasetRequest:
@@ -82,9 +83,29 @@ def dataset_detail(dataset: Dataset, now: datetime) -> datasets_pb2.DatasetDetai
     )
 
 
+def csv_slice(table: TableSlice) -> datasets_pb2.CsvSlice:
+    """Takes a moment for a large slice."""
+    return datasets_pb2.CsvSlice(
+        columns=table.columns,
+        index=map(str, range(table.start, table.start + len(table.rows))),
+        data=[ListValue(values=map(_cell, row)) for row in table.rows],
+        json_text=table.json_text,
+    )
+
+
 def object_image(image: ObjectImage) -> datasets_pb2.ObjectImage:
     labels = [{"label": box.label, "bbox": box.bbox} for box in image.boxes]
     return datasets_pb2.ObjectImage(name=image.name, path=image.path, labels=json.dumps(labels, ensure_ascii=False))
+
+
+def _cell(cell: Cell) -> Value:
+    match cell:
+        case None:
+            return Value(null_value=0)  # type: ignore[arg-type]
+        case str():
+            return Value(string_value=cell)
+        case _:
+            return Value(number_value=cell)
 
 
 def _image_options(images: ImageOptions) -> datasets_pb2.ImageOptions:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import TypeAlias
 
 import grpc
 from dlmesh.datasets.v1 import datasets_pb2, datasets_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
-from servicekit.errors import not_built
 from servicekit.times import utc_now
 
-from datasets_service.api.mapping import dataset_detail, dataset_request, object_image
+from datasets_service.api.mapping import csv_slice, dataset_detail, dataset_request, object_image
 from datasets_service.usecases.create_dataset import CreateDataset
 from datasets_service.usecases.delete_dataset import DeleteDataset
 from datasets_service.usecases.get_dataset import GetDataset
 from datasets_service.usecases.list_datasets import ListDatasets
 from datasets_service.usecases.list_object_images import ListObjectImages
+from datasets_service.usecases.read_csv import ReadCsv
 from datasets_service.usecases.stop_dataset import StopDataset
 
 Context: TypeAlias = grpc.aio.ServicerContext
@@ -32,11 +33,12 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         list_visible: ListDatasets,
         stop: StopDataset,
         delete: DeleteDataset,
+        read_csv: ReadCsv,
         list_object_images: ListObjectImages,
     ) -> None:
         self._create, self._get, self._list = create, get, list_visible
         self._stop, self._delete = stop, delete
-        self._list_object_images = list_object_images
+        self._read_csv, self._list_object_images = read_csv, list_object_images
 
     async def CreateDataset(self, request: datasets_pb2.CreateDatasetRequest, context: Context) -> Empty:
         await self._create(dataset_request(request))
@@ -60,8 +62,10 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         return Empty()
 
     async def ReadCsv(self, request: datasets_pb2.ReadCsvRequest, context: Context) -> datasets_pb2.CsvSlice:
-        await self._get(request.name)
-        raise not_built("reading CSV datasets")
+        start = request.start if request.HasField("start") else None
+        length = request.length if request.HasField("length") else None
+        rows = await self._read_csv(request.name, request.split, start, length)
+        return await asyncio.to_thread(csv_slice, rows)
 
     async def ListObjectImages(
         self, request: datasets_pb2.ListObjectImagesRequest, context: Context

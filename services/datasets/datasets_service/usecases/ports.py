@@ -13,6 +13,7 @@ from servicekit.jobs import InstanceGroup, JobFacts
 
 from datasets_service.domain.dataset import Dataset, ImportedRecords
 from datasets_service.domain.object_image import ObjectImage
+from datasets_service.domain.table import TableSlice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,16 @@ class ObjectImages(Protocol):
         """Images `start` to `start + length` of the split at `folder`, as many of them as there are.
 
         FileNotFoundError when it is gone.
+        """
+
+
+class Tables(Protocol):
+    """The rows of CSV datasets."""
+
+    async def read(self, path: str, start: int, length: int) -> TableSlice:
+        """Rows `start` to `start + length` of the split at `path`, as many of them as there are.
+
+        SliceTooLargeError when an answer cannot hold them, FileNotFoundError when the split is gone.
         """
 
 
