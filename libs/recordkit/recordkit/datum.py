@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import io
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from recordkit.image_files import decode_image
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _CHANNELS, _HEIGHT, _WIDTH, _DATA, _LABEL, _FLOAT_DATA, _ENCODED = range(1, 8)
+_SIZES = (_CHANNELS, _HEIGHT, _WIDTH)
+_ALL_WIRE_TYPES = (_VARINT, _FIXED64, _BYTES, _FIXED32)
+# Field 0 cannot be; floats may come one by one or packed.
+_WIRE_TYPES = {
+    0: (),
+    **dict.fromkeys((*_SIZES, _LABEL, _ENCODED), (_VARINT,)),
+    _DATA: (_BYTES,),
+    _FLOAT_DATA: (_FIXED32, _BYTES),
+}
 
 
 @dataclass(frozen=True)
@@ -31,47 +41,43 @@ class Datum:
     @classmethod
     def parse(cls, record: bytes | memoryview) -> Datum:
         """Decode a serialized Caffe `Datum`; ValueError when it is not one. `data` is a part of `record`."""
-        fields: dict[int, Any] = {}
+        numbers: dict[int, int] = {}
+        data: bytes | memoryview = b""
         vector: list[float] = []
         position, end = 0, len(record)
         while position < end:
             key, position = _read_varint(record, position)
             number, wire_type = key >> 3, key & 7
+            if wire_type not in _WIRE_TYPES.get(number, _ALL_WIRE_TYPES):
+                raise ValueError(f"not a Datum record: field {number} has wire type {wire_type}")
             if wire_type == _VARINT:
-                fields[number], position = _read_varint(record, position)
+                numbers[number], position = _read_varint(record, position)
                 continue
             if wire_type == _BYTES:
                 length, position = _read_varint(record, position)
-            elif wire_type in (_FIXED32, _FIXED64):
-                length = 4 if wire_type == _FIXED32 else 8
             else:
-                raise ValueError(f"not a Datum record: wire type {wire_type}")
+                length = 4 if wire_type == _FIXED32 else 8
             if position + length > end:
                 raise ValueError("not a Datum record: it is cut short")
             value = record[position : position + length]
             position += length
-            if number == _FLOAT_DATA:
+            if number == _DATA:
+                data = value
+            elif number == _FLOAT_DATA:
+                if length % 4:
+                    raise ValueError(f"not a Datum record: {length} bytes of float_data")
                 vector += struct.unpack(f"<{length // 4}f", value)
-            else:
-                fields[number] = value
-        try:
-            return cls(
-                channels=int(fields.get(_CHANNELS, 0)),
-                height=int(fields.get(_HEIGHT, 0)),
-                width=int(fields.get(_WIDTH, 0)),
-                data=memoryview(fields.get(_DATA, b"")),
-                label=int(fields.get(_LABEL, 0)),
-                encoded=bool(fields.get(_ENCODED, 0)),
-                vector=tuple(vector),
-            )
-        except (TypeError, ValueError) as error:
-            raise ValueError("not a Datum record: a field has another type") from error
+        channels, height, width, label = (_signed(numbers.get(field, 0)) for field in (*_SIZES, _LABEL))
+        return cls(channels, height, width, memoryview(data), label, bool(numbers.get(_ENCODED, 0)), tuple(vector))
 
     def image(self) -> Image.Image:
-        """The record as a PIL image, mode L or RGB; ValueError when its pixels do not fit its size."""
+        """The record as a PIL image, mode L or RGB; ValueError when it is none."""
         if self.encoded:
-            return Image.open(io.BytesIO(self.data))
-        pixels = np.frombuffer(self.data, np.uint8).reshape(self.channels, self.height, self.width)
+            return decode_image(self.data)
+        size = (self.channels, self.height, self.width)
+        if self.channels not in (1, 3) or min(size) < 1 or math.prod(size) != len(self.data):
+            raise ValueError(f"{len(self.data)} bytes are no image of {self.channels}x{self.height}x{self.width}")
+        pixels = np.frombuffer(self.data, np.uint8).reshape(size)
         if self.channels == 1:
             # A copy: the record may be memory that goes away.
             return Image.fromarray(pixels[0].copy())
@@ -98,7 +104,8 @@ def encode_datum(pixels: np.ndarray, label: int, vector: Sequence[float] = ()) -
 
 
 def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
+    # Negative numbers are written as 64 bits, as protobuf does.
+    return _varint(field << 3) + _varint(value & 0xFFFF_FFFF_FFFF_FFFF)
 
 
 def _varint(value: int) -> bytes:
@@ -108,6 +115,11 @@ def _varint(value: int) -> bytes:
         value >>= 7
     digits.append(value)
     return bytes(digits)
+
+
+def _signed(value: int) -> int:
+    """The int32 that these bits mean."""
+    return ((value & 0xFFFF_FFFF) ^ 0x8000_0000) - 0x8000_0000
 
 
 def _read_varint(buffer: bytes | memoryview, position: int) -> tuple[int, int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dlmesh.datasets.v1 import records_pb2
 from google.protobuf.message import DecodeError
 from PIL import Image
+
+from recordkit.image_files import decode_image
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ class ImageExample:
             feature = records_pb2.Example.FromString(record).features.feature
         except DecodeError as error:
             raise ValueError(f"not a tf.train.Example: {error}") from error
-        if "image/encoded" not in feature:
+        encoded = _first(feature["image/encoded"].bytes_list.value, b"") if "image/encoded" in feature else b""
+        if not encoded:
             raise ValueError("a tf.train.Example without image/encoded")
         return cls(
-            encoded=_first(feature["image/encoded"].bytes_list.value, b""),
+            encoded=encoded,
             format=_text(feature, "image/format"),
             height=_number(feature, "image/height", 0),
             width=_number(feature, "image/width", 0),
@@ -69,8 +71,8 @@ class ImageExample:
         )
 
     def image(self) -> Image.Image:
-        """Decoded lazily by Pillow, in the mode it was stored in."""
-        return Image.open(io.BytesIO(self.encoded))
+        """The image, mode L or RGB; ValueError when it is none."""
+        return decode_image(self.encoded)
 
 
 def _bytes(value: bytes) -> records_pb2.Feature:

@@ -16,11 +16,13 @@ def open_lmdb(path: str | Path) -> lmdb.Environment:
 
     It is opened once a process. Nothing is written beside it, so it may lie on a read-only disk.
     """
-    key = str(Path(path).resolve())
+    path = Path(path)
+    # One spelling for the folder and its file: LMDB refuses to open the same file twice.
+    key = str((path / "data.mdb" if path.is_dir() else path).resolve())
     if key not in _environments:
         _environments[key] = lmdb.open(
             key,
-            subdir=Path(key).is_dir(),
+            subdir=False,
             readonly=True,
             lock=False,
             readahead=False,

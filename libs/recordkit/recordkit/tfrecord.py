@@ -65,11 +65,12 @@ class TFRecordFile:
         """uint64 [records]: from the index when it is newer and fits, from the lengths in the file otherwise."""
         index = index_file(self.path)
         try:
-            if index.stat().st_mtime_ns >= self.path.stat().st_mtime_ns:
-                places = np.loadtxt(index, np.uint64, ndmin=2)
-                if places[-1].sum() == len(self._map):
-                    return np.ascontiguousarray(places[:, 0])
-        except (OSError, ValueError, IndexError):
+            if index.stat().st_mtime_ns >= self.path.stat().st_mtime_ns and index.stat().st_size:
+                starts, sizes = np.loadtxt(index, np.uint64, ndmin=2, unpack=True)
+                ends = np.cumsum(sizes, dtype=np.uint64)
+                if np.array_equal(starts, ends - sizes) and ends[-1] == len(self._map):
+                    return np.ascontiguousarray(starts)
+        except (OSError, ValueError):
             pass
         return np.fromiter(_scan(self._map, self.path), np.uint64)
 
