@@ -251,3 +251,80 @@ def test_a_mean_that_is_given_is_handed_through(root: Path) -> None:
     spec, description = register(root, SourceType.LMDB, train_path=train, mean_file="mean.npy")
     assert description["mean_file"] == str(root / "mean.npy")
     assert replace(spec.options) == ImportOptions(train_path=str(train), mean_file=str(root / "mean.npy"))
+
+
+def test_an_environment_that_is_a_link_out_of_the_data_roots(root: Path, tmp_path: Path) -> None:
+    outside = write_lmdb(tmp_path / "outside")
+    (root / "train").mkdir()
+    (root / "train" / "data.mdb").symlink_to(outside / "data.mdb")
+    with pytest.raises(ImportRefusedError, match=r"train/data.mdb is a link that leaves the data roots"):
+        register(root, SourceType.LMDB, train_path="train")
+
+
+def test_labels_are_read_from_inside_the_data_roots_only(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "secrets").write_text("one\ntwo\nthree\n")
+    train = write_lmdb(root / "set" / "train")
+    (root / "set" / "labels.txt").symlink_to(tmp_path / "secrets")
+    assert register(root, SourceType.LMDB, train_path=train)[1]["labels"] == ["0", "1", "2"]
+    # A data root may be the split itself.
+    (tmp_path / "labels.txt").write_text("one\ntwo\nthree\n")
+    write_tfrecords(root)
+    assert register(root, SourceType.TFRECORDS, train_path=root)[1]["labels"] == ["0", "1", "2"]
+
+
+def test_a_label_list_that_cannot_be_read_is_named(root: Path) -> None:
+    train = write_lmdb(root / "set" / "train")
+    (root / "set" / "labels.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ImportRefusedError, match=r"set/labels.txt cannot be read"):
+        register(root, SourceType.LMDB, train_path=train)
+
+
+def test_class_folders_of_other_data_are_counted_when_a_list_names_them(root: Path) -> None:
+    for name, count in (("cat", 2), ("dog", 1)):
+        (root / "set" / "train" / name / "deep").mkdir(parents=True)
+        for number in range(count):
+            (root / "set" / "train" / name / "deep" / f"{number}.bin").write_bytes(b"x")
+    (root / "set" / "train" / "cat" / "more.bin").write_bytes(b"x")
+    assert register(root, SourceType.OTHER, train_path="set/train")[1]["labels"] == []
+    (root / "set" / "labels.txt").write_text("cat\ndog\ncow\n")
+    description = register(root, SourceType.OTHER, train_path="set/train")[1]
+    assert description["labels"] == ["cat", "dog", "cow"]
+    assert description["splits"]["train"]["count"] == 4
+    assert description["splits"]["train"]["labels"] == {"cat": 3, "dog": 1, "cow": 0}
+    (root / "set" / "labels.txt").write_text("horse\n")
+    assert register(root, SourceType.OTHER, train_path="set/train")[1]["labels"] == []
+
+
+def test_too_many_labels_are_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = write_lmdb(root / "set" / "train")
+    monkeypatch.setattr("datasets_service.importers.registered.MAX_LABELS", 2)
+    description = register(root, SourceType.LMDB, train_path=train)[1]
+    assert (description["labels"], description["splits"]["train"]["labels"]) == ([], {})
+    assert description["splits"]["train"]["count"] == 5
+
+
+def lie_about_entries(folder: Path) -> None:
+    """The number of records stands in both meta pages; 8 bytes that hold 100 stand nowhere else."""
+    content = (folder / "data.mdb").read_bytes()
+    (folder / "data.mdb").write_bytes(content.replace((100).to_bytes(8, "little"), (7).to_bytes(8, "little")))
+
+
+def test_an_environment_that_lies_about_its_size(root: Path) -> None:
+    lie_about_entries(write_lmdb(root / "train", LABELS * 20))
+    with pytest.raises(ImportRefusedError, match=r"train cannot be read as LMDB: it says that it has 7 records"):
+        register(root, SourceType.LMDB, train_path="train")
+
+
+@ALL
+def test_a_source_that_may_not_be_written_is_registered(root: Path, source_type: SourceType) -> None:
+    train = WRITERS[source_type](root / "set" / "train")
+    folders = [train, *(path for path in train.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    before = listing(root)
+    try:
+        assert register(root, source_type, train_path=train)[1]["splits"]["train"]["count"] > 0
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert listing(root) == before

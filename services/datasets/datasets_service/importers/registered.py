@@ -19,6 +19,7 @@ from datasets_service.usecases.ports import Sources
 if TYPE_CHECKING:
     from datasets_service.registered.scan import Scan
 
+MAX_LABELS = 100_000
 MAX_LABELS_FILE_BYTES = 64 * 1024 * 1024
 
 
@@ -60,17 +61,14 @@ class RecordsImporter(RegisteredImporter):
             scans[split] = self.scan(work, path, progress)
             done = before + sizes[split]
             work.progress(done, total)
-        names = _label_names(Path(work.options.train_path), scans)
+        names = _label_names(work, scans)
         digest = hashlib.sha256()
         for split, scan in scans.items():
             digest.update(f"{split} {scan.records} {scan.digest}\n".encode())
         return Description(
             content_hash=digest.hexdigest(),
             splits={
-                split: Split(
-                    str(paths[split]), scan.records, {name: scan.labels[number] for number, name in names.items()}
-                )
-                for split, scan in scans.items()
+                split: Split(str(paths[split]), scan.records, _named(scan, names)) for split, scan in scans.items()
             },
             labels=list(names.values()),
             mean_file=work.options.mean_file,
@@ -99,18 +97,38 @@ def registered_paths(options: ImportOptions) -> dict[str, Path]:
     return {split: Path(text) for split, text in texts if text}
 
 
-def _label_names(train: Path, scans: Mapping[str, Scan]) -> dict[int, str]:
-    """Of every label number that occurs: from labels.txt beside the split, from the records, or the number itself."""
-    used = sorted({number for scan in scans.values() for number in scan.labels})
-    names = {number: text for scan in scans.values() for number, text in scan.texts.items()}
-    file = train.parent / "labels.txt"
+def listed_labels(work: ImportWork) -> list[str]:
+    """What labels.txt beside the training split says; empty when there is none inside the data
+    roots, or it is too long."""
+    file = Path(work.options.train_path).parent / "labels.txt"
+    target = file.resolve()
+    if not any(target.is_relative_to(root) for root in work.data_roots):
+        return []
     try:
-        if file.stat().st_size <= MAX_LABELS_FILE_BYTES:
-            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line]
-            if used and used[0] >= 0 and used[-1] < len(lines):
-                return dict(enumerate(lines))
-    except FileNotFoundError:
-        pass
+        if not target.is_file() or target.stat().st_size > MAX_LABELS_FILE_BYTES:
+            return []
+        lines = [line for line in target.read_text(encoding="utf-8").splitlines() if line]
+        return lines if len(lines) <= MAX_LABELS else []
     except (OSError, UnicodeDecodeError) as error:
         raise ImportRefusedError(f"{file} cannot be read: {error}") from error
+
+
+def _label_names(work: ImportWork, scans: Mapping[str, Scan]) -> dict[int, str]:
+    """Of every label number that occurs: from labels.txt, from the records, or the number itself. Empty when there are
+    too many to be labels."""
+    used = sorted({number for scan in scans.values() for number in scan.labels})
+    if len(used) > MAX_LABELS:
+        return {}
+    lines = listed_labels(work)
+    if used and used[0] >= 0 and used[-1] < len(lines):
+        return dict(enumerate(lines))
+    names = {number: text for scan in scans.values() for number, text in scan.texts.items()}
     return {number: names.get(number, str(number)) for number in used}
+
+
+def _named(scan: Scan, names: Mapping[int, str]) -> dict[str, int]:
+    """Records by label name; names that stand for several numbers count them together."""
+    counts: dict[str, int] = {}
+    for number, name in names.items():
+        counts[name] = counts.get(name, 0) + scan.labels[number]
+    return counts

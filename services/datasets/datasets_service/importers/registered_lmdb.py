@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets_service.importers.base import ImportWork
+from datasets_service.importers.base import ImportRefusedError, ImportWork
 from datasets_service.importers.registered import RecordsImporter
 
 if TYPE_CHECKING:
@@ -26,4 +26,7 @@ class LmdbImporter(RecordsImporter):
         from datasets_service.registered.lmdb_scan import scan_lmdb
         from datasets_service.registered.scan import scan_apart
 
+        file = path if path.is_file() else path / "data.mdb"
+        if not any(file.resolve().is_relative_to(root) for root in work.data_roots):
+            raise ImportRefusedError(f"{file} is a link that leaves the data roots")
         return scan_apart(scan_lmdb, path, progress)

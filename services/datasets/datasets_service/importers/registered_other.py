@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from datasets_service.domain.dataset import Split
 from datasets_service.importers.base import Description, ImportRefusedError, ImportWork
-from datasets_service.importers.registered import RegisteredImporter, registered_paths
+from datasets_service.importers.registered import RegisteredImporter, listed_labels, registered_paths
 
 CHUNK_BYTES = 4 * 1024 * 1024
 
@@ -25,23 +26,35 @@ class OtherImporter(RegisteredImporter):
         try:
             total = sum(file.stat().st_size for path in paths.values() for file in _files(path, work.data_roots))
             digest, done = hashlib.sha256(), 0
-            splits = {}
+            counts: dict[str, Counter[str]] = {}
             for split, path in paths.items():
-                count = 0
+                counts[split] = Counter()
                 for file in _files(path, work.data_roots):
-                    count += 1
+                    counts[split][file.relative_to(path.parent).parts[1] if file.parent != path.parent else ""] += 1
                     digest.update(os.fsencode(f"{split} {file.relative_to(path.parent)} {file.stat().st_size}\n"))
                     with file.open("rb") as content:
                         while chunk := content.read(CHUNK_BYTES):
                             digest.update(chunk)
                             done += len(chunk)
                             work.progress(min(done, total), total)
-                if not count:
+                if not counts[split]:
                     raise ImportRefusedError(f"{path} holds no file")
-                splits[split] = Split(str(path), count, {})
         except OSError as error:
             raise ImportRefusedError(f"{error.filename} cannot be read: {error.strerror}") from error
-        return Description(digest.hexdigest(), splits, mean_file=work.options.mean_file, size_bytes=total)
+        # labels.txt tells of labels only where the data lies in folders that are called so.
+        labels = listed_labels(work)
+        if not any(set(labels) & count.keys() for count in counts.values()):
+            labels = []
+        return Description(
+            digest.hexdigest(),
+            {
+                split: Split(str(paths[split]), count.total(), {label: count[label] for label in labels})
+                for split, count in counts.items()
+            },
+            labels,
+            mean_file=work.options.mean_file,
+            size_bytes=total,
+        )
 
 
 def _files(path: Path, roots: tuple[Path, ...]) -> Iterator[Path]:

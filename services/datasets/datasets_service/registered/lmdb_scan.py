@@ -15,16 +15,24 @@ from datasets_service.registered.scan import Scan
 def scan_lmdb(path: Path) -> Iterator[int | Scan]:
     """Counts Datum records by label; records of another kind are counted as unlabelled."""
     found = Scan()
+    room = (path / "data.mdb" if path.is_dir() else path).stat().st_size
     try:
         environment = open_lmdb(path)
         with environment.begin(buffers=True) as transaction, transaction.cursor() as cursor:
             for key, value in cursor:
                 found.records += 1
+                room -= len(key) + len(value)
+                # Damaged pages may point at each other, and the walk would never end.
+                if room < 0:
+                    raise ValueError("it has more records than there is room for")
                 found.digest.update(b"%d %d\n" % (len(key), len(value)))
                 found.digest.update(key)
                 found.digest.update(value)
                 _add(found, value)
                 yield len(key) + len(value)
+            said = transaction.stat()["entries"]
+            if said != found.records:
+                raise ValueError(f"it says that it has {said} records and has {found.records}")
     except Exception as error:
         raise ImportRefusedError(f"{path} cannot be read as LMDB: {error}") from error
     if not found.records:

@@ -16,6 +16,7 @@ from datasets_service.registered.scan import Scan
 
 LABELS = ("image/class/label", "label")
 TEXTS = ("image/class/text",)
+MAX_TEXT_BYTES = 1000
 
 
 def scan_tfrecords(roots: Sequence[Path], path: Path) -> Iterator[int | Scan]:
@@ -56,7 +57,7 @@ def _add(found: Scan, record: bytes) -> None:
     found.labels[label] += 1
     for name in TEXTS:
         if label not in found.texts and name in feature and any(values := feature[name].bytes_list.value):
-            found.texts[label] = values[0].decode(errors="replace")
+            found.texts[label] = values[0][:MAX_TEXT_BYTES].decode(errors="replace")
 
 
 def _number(feature: Mapping[str, records_pb2.Feature], name: str) -> int | None:
