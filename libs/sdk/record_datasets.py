@@ -64,9 +64,16 @@ def open_records(path: str | Path, preprocess: Preprocess) -> RecordDataset:
 
 
 def read_labels(records: str | Path) -> list[str]:
-    """The class names of the dataset whose records lie at `records`; the index is the label."""
-    text = (Path(records).parent / "labels.txt").read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line]
+    """The class names of the dataset whose records lie at `records`, from labels.txt one folder above; the index is the
+    label. ValueError when there are none: how many classes there are cannot be known from records."""
+    file = Path(records).parent / "labels.txt"
+    try:
+        labels = [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is needed, with the name of a label on every line: {error}") from error
+    if not labels:
+        raise ValueError(f"{file} is empty; it needs the name of a label on every line")
+    return labels
 
 
 class LmdbDataset(RecordDataset):
@@ -100,7 +107,7 @@ class LmdbDataset(RecordDataset):
     @property
     def shape(self) -> tuple[int, int, int]:
         with open_lmdb(self.path).begin(buffers=True) as transaction:
-            datum = Datum.parse(transaction.get(self._key(0)))
+            datum = Datum.parse(transaction.get(self._key(0), b""))
             if datum.encoded:
                 return _shape_of(datum.image())
             return datum.channels, datum.height, datum.width
@@ -126,13 +133,16 @@ class TFRecordDataset(RecordDataset):
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, Any]:
-        example = self._example(index)
-        if example.label < 0 and not example.vector:
-            raise ValueError(f"{self.path}: record {index} has neither image/class/label nor image/vector")
+        file, number = self._place(index)
+        # A damaged file is named by its own error.
+        record = file[number]
         try:
+            example = ImageExample.parse(record)
+            if example.label < 0 and not example.vector:
+                raise ValueError("neither image/class/label nor image/vector")
             return _sample(self.preprocess(_decode(example)), example.label, example.vector)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self.path}: record {index}: {error}") from error
+            raise ValueError(f"{file.path}: record {number}: {error}") from error
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -146,10 +156,14 @@ class TFRecordDataset(RecordDataset):
         return {**self.__dict__, "_files": {}}
 
     def _example(self, index: int) -> ImageExample:
+        file, number = self._place(index)
+        return ImageExample.parse(file[number])
+
+    def _place(self, index: int) -> tuple[TFRecordFile, int]:
+        """The file that holds this record, and its number there."""
         index = range(len(self))[index]
         number = int(np.searchsorted(self._ends, index, side="right"))
-        first = int(self._ends[number - 1]) if number else 0
-        return ImageExample.parse(self._file(number)[index - first])
+        return self._file(number), index - (int(self._ends[number - 1]) if number else 0)
 
     def _file(self, number: int) -> TFRecordFile:
         if number not in self._files:
@@ -161,8 +175,7 @@ def _decode(example: ImageExample) -> Image.Image:
     if example.encoded[:3] == b"\xff\xd8\xff":
         pixels = simplejpeg.decode_jpeg(example.encoded, "GRAY" if example.channels == 1 else "RGB")
         return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    image = example.image()
-    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+    return example.image()
 
 
 def _shape_of(image: Image.Image) -> tuple[int, int, int]:

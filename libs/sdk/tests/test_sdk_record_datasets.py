@@ -139,6 +139,24 @@ def test_a_broken_tfrecord_is_named(tmp_path: Path) -> None:
         dataset[3]
 
 
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [
+        (b"\xff" * 9, "not a tf.train.Example"),
+        (ImageExample(b"", "png", 1, 1, 1, 0).serialize(), "without image/encoded"),
+        (ImageExample(b"\xff\xd8\xff\xe0", "jpeg", 1, 1, 1, 0).serialize(), ""),
+        (ImageExample(b"\x89PNG", "png", 1, 1, 1, 0).serialize(), "not an image"),
+        (ImageExample(b"x", "png", 1, 1, 1).serialize(), "neither image/class/label nor image/vector"),
+    ],
+)
+def test_a_record_that_is_no_sample_is_named(tmp_path: Path, record: bytes, what: str) -> None:
+    folder = write_tfrecords(tmp_path / "train", numbered(4))
+    with sorted(folder.iterdir())[1].open("ab") as file:
+        file.write(frame(record))
+    with pytest.raises(ValueError, match=rf"train-00001-of-00002.tfrecord: record 2: .*{what}"):
+        open_records(folder, to_array)[4]
+
+
 def test_what_holds_no_records_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"neither an LMDB \(data.mdb\) nor TFRecord files"):
         open_records(tmp_path, to_array)
@@ -147,6 +165,12 @@ def test_what_holds_no_records_is_refused(tmp_path: Path) -> None:
 def test_labels_lie_above_the_records(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
     assert read_labels(tmp_path / "train") == ["cat", "dog"]
+    (tmp_path / "labels.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"labels.txt is empty"):
+        read_labels(tmp_path / "train")
+    (tmp_path / "labels.txt").unlink()
+    with pytest.raises(ValueError, match=r"labels.txt is needed, with the name of a label on every line"):
+        read_labels(tmp_path / "train")
 
 
 @pytest.mark.parametrize(("samples", "batch", "world"), [(100, 10, 2), (97, 12, 3), (5, 16, 2), (64, 64, 1)])

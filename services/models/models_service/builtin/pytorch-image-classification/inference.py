@@ -53,7 +53,7 @@ def main() -> None:
 
 def open_input(path: Path, to_input):
     """Names and a dataset of (input, label); pictures in a folder have label -1."""
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in path.glob("*") if file.suffix.lower() in SUFFIXES)
     if not files:
         records = open_records(path, to_input)
         return records.names(), records
