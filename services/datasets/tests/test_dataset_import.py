@@ -18,8 +18,9 @@ from dataset_fakes import write_images
 from datasets_service.domain.import_spec import ImportSpec
 from datasets_service.domain.request import ImageOptions, ImportOptions
 from datasets_service.domain.words import Backend, ColorMode, SourceType
-from datasets_service.images import encoding, image_import
+from datasets_service.images import image_import
 from datasets_service.importers.base import ImportRefusedError
+from datasets_service.sources import cores
 from datasets_service.worker.import_dataset import import_dataset
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
@@ -194,7 +195,7 @@ def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(image_import, "PART_IMAGES", 7)
     spec = make_spec(tmp_path, backend=backend, shards=2)
     alone = run(spec)
-    monkeypatch.setattr(encoding, "PARALLEL_FROM_IMAGES", 10)
+    monkeypatch.setattr(cores, "PARALLEL_FROM", 10)
     together = run(elsewhere(tmp_path, spec))
     assert together["content_hash"] == alone["content_hash"]
     for one in Path(alone["splits"]["train"]["path"]).iterdir():
@@ -205,17 +206,18 @@ CRASHING = """
 import os, sys
 from pathlib import Path
 from datasets_service.domain.import_spec import ImportSpec
-from datasets_service.images import encoding, image_import, parts
+from datasets_service.images import image_import, parts
+from datasets_service.sources import cores
 from datasets_service.worker.import_dataset import import_dataset
 
 image_import.PART_IMAGES = 7
-encoding.PARALLEL_FROM_IMAGES = 10
+cores.PARALLEL_FROM = 10
 read = parts._read
 
-def crash(file, image):
+def crash(file, image, roots):
     if file.endswith(("a/0003.png", "b/0011.png")):
         os.abort()
-    return read(file, image)
+    return read(file, image, roots)
 
 # Processes that are spawned run this again.
 parts._read = crash
@@ -595,7 +597,7 @@ def test_a_rerun_imports_only_what_is_missing(tmp_path: Path, monkeypatch: pytes
     decoded: list[str] = []
     monkeypatch.setattr(
         "datasets_service.images.parts._read",
-        lambda file, image: decoded.append(image.path) or Path(file).read_bytes(),
+        lambda file, image, roots: decoded.append(image.path) or Path(file).read_bytes(),
     )
     # A label that comes first moves the numbers of the others; what changed is looked at again.
     write_images(tmp_path / "images", {"a": 3})

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets_service.detection.catalog import MAX_NAME_CHARACTERS, Catalog, RawBox, SourceImage, is_name, is_text
-from datasets_service.detection.confined import SourceFileError, is_inside, open_inside
 from datasets_service.detection.json_stream import JsonError, JsonObject
 from datasets_service.detection.layouts import CocoFiles
 from datasets_service.importers.base import ImportRefusedError
+from datasets_service.sources.confined import SourceFileError, is_inside, open_inside
 
 MAX_JSON_BYTES = 2 * 1024**3
 # An annotation with its mask has thousands; Python needs up to fifty times as many bytes for what is nested.

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from datasets_service.detection.catalog import Catalog, RawBox, SourceImage
 from datasets_service.detection.coco import CocoSource
-from datasets_service.detection.cores import Cores
 from datasets_service.detection.images import SeenImage, look_at
 from datasets_service.detection.layouts import CocoFiles, UnknownLayoutError, VocRoot, recognise
 from datasets_service.detection.records import ObjectImageWriter
@@ -22,6 +21,7 @@ from datasets_service.domain.object_image import ObjectBox, ObjectImage
 from datasets_service.domain.request import ImageOptions
 from datasets_service.domain.splitting import SplitMethod
 from datasets_service.importers.base import Description, ImportRefusedError, ImportWork
+from datasets_service.sources.cores import Cores
 
 SPLITS = ("train", "val", "test")
 MAX_LABELS = 10_000
@@ -61,7 +61,7 @@ def import_detection(work: ImportWork) -> Description:
     work.start_over()
     catalog = Catalog(work.scratch / "catalog.sqlite")
     try:
-        with Cores() as cores:
+        with Cores(apart=work.is_retry) as cores:
             labels = _load(work, catalog, cores)
             return _write(work, catalog, cores, labels)
     finally:

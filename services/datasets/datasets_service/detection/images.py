@@ -12,12 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from datasets_service.detection.catalog import SourceImage
-from datasets_service.detection.confined import SourceFileError, read_inside
-
-# Formats that Pillow decodes itself; others would start programs.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-MAX_IMAGE_PIXELS = 48 * 1024 * 1024
-MAX_FILE_BYTES = 128 * 1024 * 1024
+from datasets_service.images.pixels import FORMATS, MAX_FILE_BYTES, UnreadableImageError, require_size
+from datasets_service.sources.confined import SourceFileError, read_inside
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,8 @@ def look_at(image: SourceImage, data_roots: Sequence[Path]) -> SeenImage | str:
         return str(error)
     try:
         width, height = _decode(content)
+    except UnreadableImageError as error:
+        return str(error)
     # Decoders raise whatever they like on a file that lies.
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -52,8 +50,7 @@ def _decode(content: bytes) -> tuple[int, int]:
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
-            if width * height > MAX_IMAGE_PIXELS:
-                raise ValueError(f"{width} x {height} pixels; at most {MAX_IMAGE_PIXELS} are decoded")
+            require_size(image.format, width, height)
             # A JPEG at an eighth of its size: every byte is read, most of the arithmetic is left out.
             image.draft("L", (max(1, width // 8), max(1, height // 8)))
             image.load()

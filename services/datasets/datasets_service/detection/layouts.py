@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from datasets_service.detection.confined import SourceFileError, is_inside, open_inside
 from datasets_service.detection.json_stream import JsonError, JsonObject
 from datasets_service.images.class_folders import SPLIT_WORDS
+from datasets_service.sources.confined import SourceFileError, is_inside, open_inside
 
 ALLOWED = (
     "a Pascal VOC root (a folder with JPEGImages and Annotations), or COCO: a JSON file with images, annotations and"

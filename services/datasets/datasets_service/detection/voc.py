@@ -11,11 +11,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from datasets_service.detection.catalog import MAX_NAME_CHARACTERS, Catalog, RawBox, SourceImage, is_name, is_text
-from datasets_service.detection.confined import SourceFileError, open_inside, read_inside
-from datasets_service.detection.cores import Cores
 from datasets_service.detection.layouts import VocRoot
 from datasets_service.images.class_folders import SUFFIXES
 from datasets_service.importers.base import ImportRefusedError
+from datasets_service.sources.confined import SourceFileError, open_inside, read_inside
+from datasets_service.sources.cores import Cores
 
 MAX_XML_BYTES = 8 * 1024 * 1024
 MAX_LINE_BYTES = 4096

@@ -19,7 +19,7 @@ import numpy as np
 from datasets_service.domain.dataset import Split
 from datasets_service.domain.words import Backend
 from datasets_service.images.earlier import MANIFEST, EarlierImports
-from datasets_service.images.encoding import PartEncoder
+from datasets_service.images.encoding import encode_parts
 from datasets_service.images.manifest import FoundImage, Manifest, State
 from datasets_service.images.mean import write_mean
 from datasets_service.images.parts import EncodedPart, Recipe, SourceChangedError
@@ -67,7 +67,7 @@ def import_images(
         raise ImportRefusedError(f"training has no image of these labels: {names}")
     # What records are taken over from may have been deleted since the plan was made.
     taken_over = manifest.earlier if manifest.earlier and Path(manifest.earlier, MANIFEST).exists() else ""
-    recipe = Recipe(work.spec.backend, pixels, folders, labels, vector_length, taken_over)
+    recipe = Recipe(work.spec.backend, pixels, folders, labels, work.data_roots, vector_length, taken_over)
     description = ImageImport(work, manifest, recipe).run()
     earlier_imports.remember()
     return description
@@ -95,9 +95,8 @@ class ImageImport:
             writer.resume(state.writer, following)
         self.work.progress(state.position, total)
         parts = self.manifest.parts(state.position, part_images)
-        encoder = PartEncoder(self.recipe, self.work.scratch / "parts")
         try:
-            for encoded in encoder.encode(parts, total - state.position):
+            for encoded in encode_parts(self.work, self.recipe, parts, total - state.position):
                 writer.append(encoded)
                 Path(encoded.file).unlink()
                 self._account(state, pixel_sum, encoded, total)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from datasets_service.images.pixels import (
     is_jpeg,
     read_pixels,
 )
+from datasets_service.sources.confined import MissingSourceFileError, SourceFileError, open_inside
 
 MAX_KEY_NAME_BYTES = 480
 
@@ -34,12 +36,14 @@ class SourceChangedError(Exception):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images become records: the same for all parts. `folders` by split; `labels` in label order."""
+    """How images become records: the same for all parts. `folders` by split; `labels` in label order; no image may lie
+    outside `data_roots`."""
 
     backend: Backend
     pixels: PixelOptions
     folders: dict[str, str]
     labels: list[str]
+    data_roots: tuple[Path, ...]
     # Values of the target vector that is recorded instead of a label.
     vector_length: int = 0
     # Folder of a dataset that was made of the same folders in the same way, to take over records from.
@@ -114,23 +118,25 @@ def _pixels(file: str, image: PlannedImage, recipe: Recipe) -> tuple[np.ndarray,
                 planes = np.frombuffer(Datum.parse(record).data, np.uint8).reshape(recipe.pixels.shape)
                 turned = planes[0] if len(planes) == 1 else planes[::-1].transpose(1, 2, 0)
                 return np.array(turned), False
-    content = _read(file, image)
+    content = _read(file, image, recipe.data_roots)
     return read_pixels(content, recipe.pixels), is_jpeg(content)
 
 
-def _read(path: str, image: PlannedImage) -> bytes:
+def _read(path: str, image: PlannedImage, roots: Sequence[Path]) -> bytes:
     if image.size > MAX_FILE_BYTES:
         raise UnreadableImageError(f"{image.size} bytes; at most {MAX_FILE_BYTES} are read")
     try:
-        with Path(path).open("rb") as file:
+        with open_inside(path, roots) as file:
             found = os.fstat(file.fileno())
             if (found.st_size, found.st_mtime_ns) != (image.size, image.modified_ns):
                 raise SourceChangedError(f"{path} changed while it was imported; import again when it is at rest")
             return file.read()
-    except FileNotFoundError as error:
+    except MissingSourceFileError as error:
         if image.size >= 0:
             raise SourceChangedError(f"{path} vanished while it was imported") from error
         raise UnreadableImageError("there is no such file") from error
+    except SourceFileError as error:
+        raise UnreadableImageError(str(error)) from error
     except OSError as error:
         raise UnreadableImageError(str(error.strerror)) from error
 

@@ -15,8 +15,10 @@ from datasets_service.domain.words import ColorMode, ResizeMode
 
 # Formats that Pillow decodes itself; others (EPS) would start programs.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-# A decoded image of this size, its copy in another mode and the process around them fit into 512 MB.
-MAX_IMAGE_PIXELS = 48 * 1024 * 1024
+# What decoding takes at most, copies and the process included, fits into 512 MB. A JPEG is decoded at the size
+# that is needed.
+MAX_JPEG_PIXELS = 48 * 1024 * 1024
+MAX_OTHER_PIXELS = 24 * 1024 * 1024
 MAX_FILE_BYTES = 128 * 1024 * 1024
 # A camera's padding, which every decoder forgives.
 _HARMLESS = "extraneous bytes before marker"
@@ -121,7 +123,7 @@ def _decode_jpeg(content: bytes, options: PixelOptions) -> tuple[Image.Image, tu
     Its last row and column may be only a part of a pixel's worth; the extent says how much.
     """
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content, strict=False)
-    _require_size(width, height)
+    require_size("JPEG", width, height)
     if colorspace in ("CMYK", "YCCK"):
         return _decode(content), None
     across, down = _scales((width, height), options)
@@ -142,12 +144,11 @@ def _decode_jpeg(content: bytes, options: PixelOptions) -> tuple[Image.Image, tu
 
 
 def _decode(content: bytes) -> Image.Image:
-    Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
-        # Pillow only warns up to twice the limit.
+        # Pillow warns of odd files that it can read.
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = Image.open(io.BytesIO(content), formats=FORMATS)
+        require_size(image.format, *image.size)
         image.load()
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit values to 255.
@@ -155,9 +156,11 @@ def _decode(content: bytes) -> Image.Image:
     return image
 
 
-def _require_size(width: int, height: int) -> None:
-    if width * height > MAX_IMAGE_PIXELS:
-        raise UnreadableImageError(f"{width} x {height} pixels; at most {MAX_IMAGE_PIXELS} are decoded")
+def require_size(image_format: str | None, width: int, height: int) -> None:
+    """UnreadableImageError when decoding so many pixels would take too much memory."""
+    most = MAX_JPEG_PIXELS if image_format == "JPEG" else MAX_OTHER_PIXELS
+    if width * height > most:
+        raise UnreadableImageError(f"{width} x {height} pixels; at most {most} are decoded")
 
 
 def _in_mode(image: Image.Image, color_mode: ColorMode) -> Image.Image:

@@ -25,13 +25,14 @@ class ImportWork:
     """Where one import works. A killed attempt leaves both folders as they are and the next one finds them so.
 
     `records` becomes the dataset by one rename; `scratch` is removed with the import. `progress(done, total)` may be
-    called as often as one likes.
+    called as often as one likes. `is_retry` says that an earlier attempt ended without a word.
     """
 
     spec: ImportSpec
     records: Path
     scratch: Path
     progress: Callable[[float, float], None]
+    is_retry: bool = False
 
     @property
     def options(self) -> ImportOptions:

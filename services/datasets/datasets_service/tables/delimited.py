@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from datasets_service.detection.confined import SourceFileError, open_inside
 from datasets_service.importers.base import ImportRefusedError
+from datasets_service.sources.confined import SourceFileError, open_inside
 from datasets_service.tables.cells import is_number
 
 SUFFIXES = (".csv", ".tsv", ".txt")
@@ -43,6 +43,11 @@ def table_files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
 
 
+def printable(text: object) -> str:
+    """Without what cannot be sent as UTF-8: file names may be any bytes."""
+    return str(text).encode(errors="backslashreplace").decode()
+
+
 def read_parts(
     source: Path, data_roots: Sequence[Path], progress: Callable[[int], None] = lambda _: None
 ) -> Iterator[Part]:
@@ -58,45 +63,46 @@ def read_parts(
         raise ImportRefusedError(f"{source} has no file ending with {', '.join(SUFFIXES)}")
     before = 0
     for path in files:
+        name = printable(path)
         try:
             file = open_inside(path, data_roots)
         except SourceFileError as error:
-            raise ImportRefusedError(f"{path} {error}") from error
+            raise ImportRefusedError(f"{name} {error}") from error
         with file:
-            yield _read_part(path, file, lambda done, before=before: progress(before + done))  # type: ignore[misc]
+            yield _read_part(name, file, lambda done, before=before: progress(before + done))  # type: ignore[misc]
             before += file.tell()
 
 
-def _read_part(path: Path, file: BinaryIO, progress: Callable[[int], None]) -> Part:
+def _read_part(name: str, file: BinaryIO, progress: Callable[[int], None]) -> Part:
     csv.field_size_limit(MAX_CELL_CHARACTERS)
-    rows = _rows(_Lines(path, file), progress)
+    rows = _rows(_Lines(name, file), progress)
     _, first = next(rows, (0, []))
     if not first:
-        raise ImportRefusedError(f"{path} is empty")
+        raise ImportRefusedError(f"{name} is empty")
     if len(first) > MAX_COLUMNS:
-        raise ImportRefusedError(f"{path} has {len(first)} columns; at most {MAX_COLUMNS} are possible")
+        raise ImportRefusedError(f"{name} has {len(first)} columns; at most {MAX_COLUMNS} are possible")
     if all(map(is_number, first)):
         columns = [str(number) for number in range(len(first))]
-        return Part(str(path), columns, _of_length(path, len(first), "the first row", rows, first))
-    return Part(str(path), first, _of_length(path, len(first), "the header", rows))
+        return Part(name, columns, _of_length(name, len(first), "the first row", rows, first))
+    return Part(name, first, _of_length(name, len(first), "the header", rows))
 
 
 def _of_length(
-    path: Path, length: int, like: str, rows: Iterator[tuple[int, list[str]]], first: list[str] | None = None
+    name: str, length: int, like: str, rows: Iterator[tuple[int, list[str]]], first: list[str] | None = None
 ) -> Iterator[list[str]]:
     if first is not None:
         yield first
     for line, row in rows:
         if len(row) != length:
-            raise ImportRefusedError(f"{path}, line {line}: {len(row)} cells, {like} has {length}")
+            raise ImportRefusedError(f"{name}, line {line}: {len(row)} cells, {like} has {length}")
         yield row
 
 
 class _Lines:
     """Lines of a file as text. `offset` counts the bytes before the next line, `row_offset` those before its row."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self.file = path, file
+    def __init__(self, name: str, file: BinaryIO) -> None:
+        self.name, self.file = name, file
         self.offset = self.row_offset = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -105,15 +111,15 @@ class _Lines:
             number += 1
             if self.offset + len(line) - self.row_offset > MAX_ROW_BYTES:
                 reason = f"a row is longer than {MAX_ROW_BYTES} bytes (does a quoted cell not end?)"
-                raise ImportRefusedError(f"{self.path}, line {number}: {reason}")
+                raise ImportRefusedError(f"{self.name}, line {number}: {reason}")
             start = len(_BOM) if self.offset == 0 and line.startswith(_BOM) else 0
             try:
                 text = line[start:].decode() if start else line.decode()
             except UnicodeDecodeError as error:
                 byte = self.offset + start + error.start
-                raise ImportRefusedError(f"{self.path}, byte {byte}: not UTF-8 ({error.reason})") from error
+                raise ImportRefusedError(f"{self.name}, byte {byte}: not UTF-8 ({error.reason})") from error
             if "\0" in text:
-                raise ImportRefusedError(f"{self.path}, line {number}: a NUL character")
+                raise ImportRefusedError(f"{self.name}, line {number}: a NUL character")
             self.offset += len(line)
             yield text
 
@@ -130,10 +136,10 @@ def _rows(lines: _Lines, progress: Callable[[int], None]) -> Iterator[tuple[int,
                 yield line, row
             lines.row_offset, line = lines.offset, reader.line_num + 1
     except OSError as error:
-        raise ImportRefusedError(f"{lines.path} cannot be read: {error.strerror}") from error
+        raise ImportRefusedError(f"{lines.name} cannot be read: {error.strerror}") from error
     except csv.Error as error:
         reason = next((text for start, text in _REASONS.items() if str(error).startswith(start)), str(error))
-        raise ImportRefusedError(f"{lines.path}, line {line}: {reason}") from error
+        raise ImportRefusedError(f"{lines.name}, line {line}: {reason}") from error
     progress(lines.offset)
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from datasets_service.detection.confined import SourceFileError, read_inside
 from datasets_service.importers.base import ImportRefusedError
-from datasets_service.tables.delimited import MAX_CELL_CHARACTERS, MAX_COLUMNS, Part
+from datasets_service.sources.confined import SourceFileError, read_inside
+from datasets_service.tables.delimited import MAX_CELL_CHARACTERS, MAX_COLUMNS, Part, printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -138,5 +138,5 @@ class Plugin:
         except (Exception, SystemExit) as error:
             frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(self._path)]
             lines = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
-            text = "".join(lines).rstrip()[-MAX_TRACEBACK_CHARACTERS:]
+            text = printable("".join(lines)).rstrip()[-MAX_TRACEBACK_CHARACTERS:]
             raise ImportRefusedError(f"plugin {self._path} failed:\n{text}") from error

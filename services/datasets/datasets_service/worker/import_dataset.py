@@ -30,7 +30,8 @@ def import_dataset(spec: ImportSpec, progress: Callable[[float, float], None]) -
     staging, target = Path(spec.staging), Path(spec.target)
     with _only_one(staging):
         if not (target / DESCRIPTION).exists():
-            work = ImportWork(spec, staging / "records", staging / "scratch", progress)
+            is_retry = (staging / "scratch").exists()
+            work = ImportWork(spec, staging / "records", staging / "scratch", progress, is_retry)
             for folder in (work.records, work.scratch):
                 folder.mkdir(exist_ok=True)
             description = importer_for(spec.source_type).run(work)

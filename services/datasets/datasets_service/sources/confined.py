@@ -13,6 +13,10 @@ class SourceFileError(Exception):
     """A file of the source cannot be read; says why, without its name."""
 
 
+class MissingSourceFileError(SourceFileError):
+    """There is no such file."""
+
+
 def is_inside(path: str | Path, data_roots: Sequence[Path]) -> bool:
     """Whether `path` lies in a data root once links are followed; it need not exist."""
     try:
@@ -30,7 +34,7 @@ def open_inside(path: str | Path, data_roots: Sequence[Path]) -> BinaryIO:
         # What opens must not be a link that came in between, nor a pipe that nobody writes to.
         descriptor = os.open(os.path.realpath(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise SourceFileError("does not exist") from error
+        raise MissingSourceFileError("does not exist") from error
     except (OSError, ValueError) as error:
         raise SourceFileError(f"cannot be opened: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

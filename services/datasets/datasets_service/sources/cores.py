@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
+# Starting processes costs more than so few tasks take.
 PARALLEL_FROM = 1000
 CHUNK = 32
 
@@ -21,9 +22,13 @@ Result = TypeVar("Result")
 
 
 class Cores:
-    """Processes that are started once there is enough to do, and end with this one, also when it is killed."""
+    """Processes that are started once there is enough to do, and end with this one, also when it is killed.
 
-    def __init__(self) -> None:
+    When `apart`, nothing is done in this process: an earlier attempt may have been crashed by a task.
+    """
+
+    def __init__(self, *, apart: bool = False) -> None:
+        self._apart = apart
         self._processes = len(os.sched_getaffinity(0))
         self._pool: ProcessPoolExecutor | None = None
 
@@ -34,26 +39,33 @@ class Cores:
         self._stop()
 
     def map(
-        self, function: Callable[[Task], Result], tasks: Iterable[Task], count: int, crashed: Result
+        self,
+        function: Callable[[Task], Result],
+        tasks: Iterable[Task],
+        count: int,
+        crashed: Result,
+        *,
+        chunk: int | None = None,
     ) -> Iterator[tuple[Task, Result]]:
         """Every task with its result, in order; `crashed` is the result of a task that ended its process.
 
-        `count` is about how many there are: a few are done in this process.
+        `count` is about how many images (or the like) the tasks hold: a few are done in this process. So many tasks as
+        `chunk` says are sent to a process at once.
         """
-        if count < PARALLEL_FROM:
+        if count < PARALLEL_FROM and not self._apart:
             return ((task, function(task)) for task in tasks)
-        return self._map_in_processes(function, iter(tasks), crashed)
+        return self._map_in_processes(function, iter(tasks), crashed, chunk or CHUNK)
 
     def _map_in_processes(
-        self, function: Callable[[Task], Result], tasks: Iterator[Task], crashed: Result
+        self, function: Callable[[Task], Result], tasks: Iterator[Task], crashed: Result, size: int
     ) -> Iterator[tuple[Task, Result]]:
         ahead: deque[tuple[list[Task], Future[list[Result]]]] = deque()
         is_last = False
         while ahead or not is_last:
             # As many wait as are at work, so that no process does.
             while len(ahead) <= 2 * self._processes and not is_last:
-                chunk = list(islice(tasks, CHUNK))
-                is_last = len(chunk) < CHUNK
+                chunk = list(islice(tasks, size))
+                is_last = len(chunk) < size
                 ahead.append((chunk, self._started().submit(_apply, function, chunk)))
             try:
                 done, results = ahead[0][0], ahead[0][1].result()
