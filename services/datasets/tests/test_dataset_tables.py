@@ -283,6 +283,17 @@ def test_files_of_one_table_need_the_same_columns(work: Work) -> None:
     assert "many/2.csv is empty" in work.refusal(train_path="many")
 
 
+def test_files_may_have_any_name(work: Work) -> None:
+    names = [b"a b.csv", b"\xff.csv", "ü\n.csv".encode()]
+    (work.data / "many").mkdir()
+    for number, name in enumerate(names):
+        Path(os.fsdecode(bytes(work.data) + b"/many/" + name)).write_text(f"a\n{number}\n")
+    folder = Path(work.run(train_path="many")["splits"]["train"]["path"]).parent
+    assert sorted(everything(folder)["data"]) == [[0], [1], [2]]
+    Path(os.fsdecode(bytes(work.data) + b"/many/\xff.csv")).write_text("")
+    assert work.refusal(train_path="many").endswith("/many/\\udcff.csv is empty")
+
+
 def test_links_and_pipes_in_a_folder_are_refused(work: Work) -> None:
     work.write("many/1.csv", "a,b\n1,2\n")
     outside = work.root / "secret.csv"
@@ -401,6 +412,7 @@ BAD_PLUGINS = [
     (TRANSFORM + "return table[[]]\n", "has 0 columns"),
     (TRANSFORM + "return table[table['a'] > 100]\n", "t.csv has no rows"),
     (TRANSFORM + "return table['nope']\n", "KeyError: 'nope'"),
+    (TRANSFORM + "raise ValueError('\\udcff')\n", "ValueError: \\udcff"),
     (READ + "return None\n", "read_table gave NoneType, not a pandas.DataFrame or an iterator of them"),
     (READ + "return []\n", "t.csv has no table"),
     (READ + "return [None]\n", "read_table gave NoneType"),

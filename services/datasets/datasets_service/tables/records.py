@@ -89,7 +89,7 @@ class TableWriter:
 def _line(row: list[str]) -> str:
     line = ",".join(row)
     # A blank line would be no row to most readers.
-    if line.strip() and line.count(",") == len(row) - 1 and not _QUOTED.search(line):
+    if line and not line.isspace() and line.count(",") == len(row) - 1 and not _QUOTED.search(line):
         return line
     return ",".join(_quoted(cell) if len(row) == 1 or "," in cell or _QUOTED.search(cell) else cell for cell in row)
 

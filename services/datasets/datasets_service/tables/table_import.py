@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +90,7 @@ class TableSet:
         columns = part.columns
         if not self.columns:
             if len(set(columns)) < len(columns):
-                twice = next(name for position, name in enumerate(columns) if name in columns[:position])
+                twice = next(name for name, count in Counter(columns).items() if count > 1)
                 raise ImportRefusedError(f"{part.origin}: column {twice[:200]!r} is there twice")
             self.columns, self.numbers, self._origin = columns, list(range(len(columns))), part.origin
         if len(columns) != len(self.columns):
