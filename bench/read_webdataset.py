@@ -7,7 +7,7 @@ from pathlib import Path
 import webdataset
 from torch.utils.data import DataLoader
 
-SAMPLES = 6000
+SAMPLES = 4000
 
 
 def main(path: str) -> None:

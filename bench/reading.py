@@ -22,7 +22,7 @@ from report import Row
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".bench"
 WEBDATASET = ("webdataset==1.0.2", "braceexpand==0.1.7")
-IMAGES, SIDE, SHARDS = 6000, 224, 4
+IMAGES, SIDE, SHARDS = 4000, 224, 4
 ROUNDS = 3
 
 

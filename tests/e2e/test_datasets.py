@@ -189,7 +189,7 @@ def test_every_field_of_the_reference_is_real(details: dict[str, Any], name: str
 
 def test_the_job_of_an_import_is_an_application(details: dict[str, Any], admin: Client) -> None:
     for name, detail in details.items():
-        found = admin.get("/scheduler/applications", ids=detail["sparkappid"])
+        found = admin.get("/scheduler/applications", applicationid=detail["sparkappid"])
         assert [one["state"] for one in found] == ["FINISHED"], name
 
 

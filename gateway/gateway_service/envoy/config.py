@@ -134,7 +134,8 @@ def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str
                     # So would a body's {"name": ...}.
                     "reject_binding_body_field_collisions": True,
                 },
-                print_options={"always_print_primitive_fields": False},
+                # Empty lists are printed; scalars of responses are `optional`, so these are printed when they were set.
+                print_options={"always_print_primitive_fields": True},
                 max_request_body_size=MAX_REQUEST_BYTES,
                 max_response_body_size=MAX_RESPONSE_BYTES,
             ),
