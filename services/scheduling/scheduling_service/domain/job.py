@@ -115,7 +115,7 @@ class Job:
         self._end(State.KILLED, reason, now)
 
     def fail_program(self, reason: str, retry_at: datetime, now: datetime, *, final: bool = False) -> None:
-        """The program failed: it waits for `retry_at` while it has restarts left, else (or if `final`) it is an error."""
+        """The program failed: it waits for `retry_at` while it has restarts left, else or if `final` it is an error."""
         self.program_failures += 1
         if self.program_failures <= self.spec.max_restarts and not final:
             self._retry(f"{reason}; restart {self.program_failures} of {self.spec.max_restarts}", retry_at)
