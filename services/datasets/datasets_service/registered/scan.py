@@ -64,6 +64,8 @@ def scan_apart(scanner: Scanner, path: Path, progress: Callable[[int], None]) ->
     except EOFError:
         raise ImportRefusedError(f"{path} is damaged: reading it to its end crashes (is it truncated?)") from None
     finally:
+        # Whatever it still does, nobody waits for it.
+        process.kill()
         process.join()
         ours.close()
 
