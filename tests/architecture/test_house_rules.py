@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("datasets", "models", "training", "tuning", "inference", "scheduling")
 BANNED_NAMES = {"utils", "helpers", "common", "misc", "manager", "util", "helper"}
-HEAVY = ("torch", "tensorflow", "deepspeed", "pyspark")
+HEAVY = ("torch", "tensorflow", "deepspeed", "pyspark", "pandas", "numpy", "PIL")
 
 
 def python_files() -> list[Path]:
