@@ -42,12 +42,18 @@ class ServiceError(Exception):
         metadata: Mapping[str, str] | None = None,
         http_code: int | None = None,
     ) -> None:
-        super().__init__(message)
+        # File names need not be UTF-8, what is sent must be.
+        self.message = sendable(message)
+        super().__init__(self.message)
         self.code = code
         self.reason = reason
-        self.message = message
-        self.metadata = dict(metadata or {})
+        self.metadata = {name: sendable(value) for name, value in (metadata or {}).items()}
         self.http_code = http_code
+
+
+def sendable(text: str) -> str:
+    """`text` with escapes for what UTF-8 cannot say, such as bytes of file names."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def invalid(field: str, value: object, allowed: str | Iterable[str], *, reason: str = "INVALID_FIELD") -> ServiceError:

@@ -164,6 +164,26 @@ async def test_the_life_of_a_dataset(room: Room) -> None:
     assert len(list((room.settings.home / "data" / "digits").rglob("*.png"))) == 20
 
 
+async def test_names_that_are_not_utf8_are_told_with_escapes(room: Room) -> None:
+    data = room.settings.home / "data"
+    write_images(data / "digits", {"0": 20, "1": 20})
+    odd = Path(os.fsdecode(b"caf\xe9"))
+    (data / "digits" / "0" / odd.with_suffix(".png")).write_bytes(b"no image")
+    (data / odd).mkdir()
+    (data / "link").symlink_to(data / odd)
+    await room.stub.CreateDataset(creation())
+    await room.until_submitted()
+    await room.run_job()
+    detail = await room.until_status("FINISHED")
+    assert detail.status_message.startswith("1 images could not be read: 0/caf\\udce9.png (UnidentifiedImageError")
+    linked = creation({"train_image_path": "link"}, name="linked")
+    _, _, metadata = await refusal(room.stub.CreateDataset(linked))
+    assert "names that are not UTF-8" in metadata["allowed"]
+    (data / "digits" / odd).mkdir()
+    _, message, _ = await refusal(room.stub.CreateDataset(creation(name="labels")))
+    assert "caf\\udce9" in message
+
+
 async def test_others_neither_see_nor_touch_it(room: Room) -> None:
     await room.stub.CreateDataset(creation())
     with acting_as(BOB):

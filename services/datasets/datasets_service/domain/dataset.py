@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from servicekit.errors import sendable
 from servicekit.jobs import InstanceGroup as InstanceGroup
 from servicekit.jobs import JobFacts as JobFacts
 
@@ -125,5 +126,5 @@ class Dataset:
         return f"imported {job.done / job.total:.0%}"
 
     def _end(self, status: Status, message: str, ended_at: datetime | None) -> None:
-        self.status, self.status_message = status, message[-MAX_MESSAGE_CHARACTERS:]
+        self.status, self.status_message = status, sendable(message[-MAX_MESSAGE_CHARACTERS:])
         self.ended_at = ended_at

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from servicekit.errors import sendable
+
 from datasets_service.domain.dataset import Split
 from datasets_service.domain.import_spec import ImportSpec
 from datasets_service.domain.request import DatasetRequest, ImportOptions
@@ -80,6 +82,8 @@ class Description:
             "backend": str(spec.backend),
             **values.pop("details"),
             **values,
+            # File names need not be UTF-8; databases and answers are.
+            "unreadable": [sendable(name) for name in self.unreadable],
             "size_bytes": size_bytes if self.size_bytes is None else self.size_bytes,
         }
 

@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
-from servicekit.errors import invalid
+from servicekit.errors import invalid, sendable
 from servicekit.paths import DataRoots
 
 from datasets_service.domain.dataset import Dataset, ImportedRecords
@@ -87,13 +87,13 @@ class DiskSources:
         self._confined = DataRoots(self.roots)
 
     def path(self, field: str, text: str) -> Path:
-        path = self._confined.resolve(field, text)
+        path = self._resolve(field, text)
         if not (path.is_dir() or path.is_file()):
             raise invalid(field, text, "a file or a folder")
         return path
 
     def folder(self, field: str, text: str) -> Path:
-        path = self._confined.resolve(field, text)
+        path = self._resolve(field, text)
         if not path.is_dir():
             raise invalid(field, text, "a folder")
         if not os.access(path, os.R_OK | os.X_OK):
@@ -101,11 +101,17 @@ class DiskSources:
         return path
 
     def file(self, field: str, text: str) -> Path:
-        path = self._confined.resolve(field, text)
+        path = self._resolve(field, text)
         if not path.is_file():
             raise invalid(field, text, "a file")
         if not os.access(path, os.R_OK):
             raise invalid(field, text, "a file that the platform may read")
+        return path
+
+    def _resolve(self, field: str, text: str) -> Path:
+        path = self._confined.resolve(field, text)
+        if sendable(str(path)) != str(path):
+            raise invalid(field, text, "a path that does not lead through names that are not UTF-8")
         return path
 
 
