@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -50,7 +50,7 @@ def printable(text: object) -> str:
 
 def read_parts(
     source: Path, data_roots: Sequence[Path], progress: Callable[[int], None] = lambda _: None
-) -> Iterator[Part]:
+) -> Generator[Part, None, None]:
     """A part for every file of `source` (a file, or a folder of them by name); `progress` is told bytes read so far.
 
     ImportRefusedError names the file and the line, or the byte, of the first thing that is wrong.

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,7 +112,9 @@ def _copy(
     total, before = sum(sizes.values()), 0
     for split, source in sources.items():
         parts = read_parts(source, work.data_roots, lambda done, before=before: progress(before + done, total))  # type: ignore[misc]
-        tables.write(split, source, parts)
+        # A refusal leaves files open otherwise.
+        with closing(parts):
+            tables.write(split, source, parts)
         before += sizes[split]
 
 
