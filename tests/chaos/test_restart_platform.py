@@ -34,6 +34,14 @@ def attempts(home: Path, job_id: str) -> list[str]:
     return sorted(path.name for path in (home / "jobs" / job_id).glob("attempt-*"))
 
 
+def told(home: Path, job_id: str) -> str:
+    """What the attempts of a job left behind: why there was another one."""
+    files = [file for file in sorted((home / "jobs" / job_id).rglob("*")) if file.name != "spec.json"]
+    ends = [f"{file.relative_to(home)}: {file.read_text(errors='replace')[-1500:]}" for file in files if file.is_file()]
+    log = (home / "log" / "scheduling.log").read_text(errors="replace")
+    return "\n".join([*ends, *(line for line in log.splitlines() if job_id in line)])
+
+
 def start_training(job: MainJob, name: str) -> None:
     job.start_training(name)
     job.client.until(lambda: 0 < (job.training(name).get("progress") or 0) < 90, seconds=60)
@@ -54,7 +62,7 @@ def test_trainings_go_on(home: Path) -> None:
         job = job_on(platform)
         detail = job.await_training(name="killed")
         # Its processes outlived the platform and were found again.
-        assert attempts(home, detail["appid"]) == ["attempt-1"]
+        assert attempts(home, detail["appid"]) == ["attempt-1"], told(home, detail["appid"])
 
         start_training(job, "stopped")
         began = time.monotonic()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from training_service.domain.specs import TrainingSpec
-from training_service.worker.program import run_program
+from training_service.worker.program import end_process, run_program
 
 FINAL_WEIGHTS = "model_epoch_final.pth"
 
@@ -40,3 +40,4 @@ def _write_parameters(spec: TrainingSpec, folder: Path) -> Path:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    end_process()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from training_service.domain.specs import ValidationSpec
 from training_service.worker.classification_metrics import METRICS, read_samples
-from training_service.worker.program import run_program
+from training_service.worker.program import end_process, run_program
 
 OUTPUT_FILE = "validation.json"
 
@@ -41,3 +41,4 @@ def main(spec_file: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    end_process()
