@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shutil
 import statistics
@@ -21,10 +22,12 @@ from datasets_service.domain.dataset import Dataset, ImportedRecords, InstanceGr
 from datasets_service.domain.import_spec import ImportSpec
 from datasets_service.domain.request import ImageOptions, ImportOptions
 from datasets_service.domain.words import Backend, SourceType
+from datasets_service.images.pixels import MAX_JPEG_PIXELS, MAX_OTHER_PIXELS, MAX_WEBP_PIXELS
 from datasets_service.storage.repository import SqlStorage
 from dlmesh_platform.client import API
 from dlmesh_platform.launch import RunningPlatform, launch
 from photographs import write_class_folders
+from PIL import Image
 from platform_costs import rest_call
 from reading import measure_reading
 from report import Row
@@ -38,7 +41,7 @@ MANY, FEW = 10_000, 100
 
 def measure_datasets() -> list[Row]:
     """Imports, reading, lists."""
-    return [*measure_imports(), *measure_reading(), *measure_lists()]
+    return [*measure_imports(), measure_largest_images(), *measure_reading(), *measure_lists()]
 
 
 def measure_imports() -> list[Row]:
@@ -101,6 +104,35 @@ def measure_imports() -> list[Row]:
         )
     )
     return rows
+
+
+def measure_largest_images() -> Row:
+    """What decoding takes for images of as many pixels as are allowed, in the modes and formats that take most."""
+    others, webps, jpegs = map(math.isqrt, (MAX_OTHER_PIXELS, MAX_WEBP_PIXELS, MAX_JPEG_PIXELS))
+    most, worst = 0, ""
+    with tempfile.TemporaryDirectory(prefix="dlmesh-bench-") as name:
+        for suffix, mode, side in (
+            ("png", "RGBA", others),
+            ("png", "I;16", others),
+            ("tiff", "RGB", others),
+            ("webp", "RGBA", webps),
+            ("jpeg", "RGB", jpegs),
+            ("jpeg", "CMYK", others),
+        ):
+            file = Path(name) / f"largest.{suffix}"
+            Image.new(mode, (side, side)).save(file, **({"progressive": True} if suffix == "jpeg" else {}))
+            script = str(Path(__file__).with_name("decode_largest.py"))
+            peak = int(subprocess.check_output([sys.executable, script, str(file)]))
+            if peak > most:
+                most, worst = peak, f"{mode} {suffix.upper()} of {side} x {side}"
+    return Row(
+        "memory of decoding the largest image that is allowed",
+        f"{most / 1e6:.0f} MB ({worst})",
+        "",
+        "",
+        "at most 512 MB",
+        most <= 512e6,
+    )
 
 
 def _import_command(folder: Path, backend: Backend) -> list[str]:

@@ -12,7 +12,15 @@ from pathlib import Path
 from PIL import Image
 
 from datasets_service.detection.catalog import SourceImage
-from datasets_service.images.pixels import FORMATS, MAX_FILE_BYTES, UnreadableImageError, require_size
+from datasets_service.images.pixels import (
+    FORMATS,
+    MAX_FILE_BYTES,
+    MAX_JPEG_PIXELS,
+    MAX_OTHER_PIXELS,
+    MAX_WEBP_PIXELS,
+    UnreadableImageError,
+    require_pixels,
+)
 from datasets_service.sources.confined import SourceFileError, read_inside
 
 
@@ -50,7 +58,8 @@ def _decode(content: bytes) -> tuple[int, int]:
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
-            require_size(image.format, width, height)
+            most = {"JPEG": MAX_JPEG_PIXELS, "WEBP": MAX_WEBP_PIXELS}.get(str(image.format), MAX_OTHER_PIXELS)
+            require_pixels(width, height, MAX_OTHER_PIXELS if image.mode == "CMYK" else most)
             # A JPEG at an eighth of its size: every byte is read, most of the arithmetic is left out.
             image.draft("L", (max(1, width // 8), max(1, height // 8)))
             image.load()

@@ -16,9 +16,11 @@ from datasets_service.domain.words import ColorMode, ResizeMode
 # Formats that Pillow decodes itself; others (EPS) would start programs.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 # What decoding takes at most, copies and the process included, fits into 512 MB. A JPEG is decoded at the size
-# that is needed.
+# that is needed (unless it is CMYK, which its quick decoder lacks).
 MAX_JPEG_PIXELS = 48 * 1024 * 1024
 MAX_OTHER_PIXELS = 24 * 1024 * 1024
+# Its decoder keeps several frames.
+MAX_WEBP_PIXELS = 16 * 1024 * 1024
 MAX_FILE_BYTES = 128 * 1024 * 1024
 # A camera's padding, which every decoder forgives.
 _HARMLESS = "extraneous bytes before marker"
@@ -123,9 +125,9 @@ def _decode_jpeg(content: bytes, options: PixelOptions) -> tuple[Image.Image, tu
     Its last row and column may be only a part of a pixel's worth; the extent says how much.
     """
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content, strict=False)
-    require_size("JPEG", width, height)
     if colorspace in ("CMYK", "YCCK"):
         return _decode(content), None
+    require_pixels(width, height, MAX_JPEG_PIXELS)
     across, down = _scales((width, height), options)
     try:
         pixels = simplejpeg.decode_jpeg(
@@ -148,7 +150,7 @@ def _decode(content: bytes) -> Image.Image:
         # Pillow warns of odd files that it can read.
         warnings.simplefilter("ignore")
         image = Image.open(io.BytesIO(content), formats=FORMATS)
-        require_size(image.format, *image.size)
+        require_pixels(*image.size, MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_OTHER_PIXELS)
         image.load()
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit values to 255.
@@ -156,9 +158,8 @@ def _decode(content: bytes) -> Image.Image:
     return image
 
 
-def require_size(image_format: str | None, width: int, height: int) -> None:
+def require_pixels(width: int, height: int, most: int) -> None:
     """UnreadableImageError when decoding so many pixels would take too much memory."""
-    most = MAX_JPEG_PIXELS if image_format == "JPEG" else MAX_OTHER_PIXELS
     if width * height > most:
         raise UnreadableImageError(f"{width} x {height} pixels; at most {most} are decoded")
 
