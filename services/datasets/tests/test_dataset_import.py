@@ -510,6 +510,8 @@ def test_links_may_not_lead_out_of_the_data_roots(tmp_path: Path) -> None:
     secret = write_images(tmp_path / "elsewhere", {"x": 1}) / "x" / "0000.png"
     (root / "a" / "stolen.png").symlink_to(secret)
     (root / "a" / "loop").symlink_to(root)
+    (root / "a" / "itself.png").symlink_to("itself.png")
+    os.mkfifo(root / "a" / "pipe.png")
     (root / "b" / "inside.png").symlink_to(root / "a" / "0000.png")
     (root / "stolen").symlink_to(secret.parent)
     spec = make_spec(

@@ -242,6 +242,8 @@ def test_links_out_of_the_data_roots(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ImportRefusedError, match="is a link that leaves the data roots"):
         register(root, SourceType.TFRECORDS, train_path="train")
     (root / "train" / "mine").write_bytes(b"1")
+    (root / "train" / "itself").symlink_to("itself")
+    os.mkfifo(root / "train" / "pipe")
     assert register(root, SourceType.OTHER, train_path="train")[1]["splits"]["train"]["count"] == 1
 
 

@@ -59,6 +59,14 @@ def test_final_states_say_why_and_never_change(facts: JobFacts, status: Status, 
         dataset.stopped_before_start(START)
 
 
+def test_a_long_log_does_not_hide_what_happened() -> None:
+    dataset = make_dataset()
+    dataset.follow(JobFacts("j", "ERROR", "rank 0 exited with code 3", log_tail="x" * 10**6 + "No space left"))
+    assert dataset.status_message.startswith("rank 0 exited with code 3\nxxx")
+    assert dataset.status_message.endswith("xxxNo space left")
+    assert len(dataset.status_message) < 4100
+
+
 def test_words_are_read_in_any_spelling() -> None:
     assert read_word(ColorMode, "f", "GRAY") is ColorMode.GRAY
     assert read_word(ResizeMode, "f", "Half_Crop half-fill") is ResizeMode.HALF_CROP_HALF_FILL

@@ -126,5 +126,9 @@ class Dataset:
         return f"imported {job.done / job.total:.0%}"
 
     def _end(self, status: Status, message: str, ended_at: datetime | None) -> None:
-        self.status, self.status_message = status, sendable(message[-MAX_MESSAGE_CHARACTERS:])
+        if len(message) > MAX_MESSAGE_CHARACTERS:
+            # What happened stands at the beginning, why in the last lines of the log.
+            kept = MAX_MESSAGE_CHARACTERS // 2
+            message = f"{message[:kept]}\n...\n{message[-kept:]}"
+        self.status, self.status_message = status, sendable(message)
         self.ended_at = ended_at

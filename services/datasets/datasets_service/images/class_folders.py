@@ -48,7 +48,7 @@ def images_below(
                 path = os.path.join(relative, entry.name)  # noqa: PTH118  a string for each of a million files
                 if _is_folder(entry):
                     pending.append(path)
-                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and _is_file_inside(entry, data_roots):  # noqa: PTH122
+                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and is_file_inside(entry, data_roots):  # noqa: PTH122
                     yield path, entry.stat()
 
 
@@ -69,8 +69,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False)
 
 
-def _is_file_inside(entry: os.DirEntry[str], data_roots: Sequence[Path]) -> bool:
+def is_file_inside(entry: os.DirEntry[str], data_roots: Sequence[Path]) -> bool:
+    """Whether it is a regular file, or a link to one that lies in a data root."""
     if not entry.is_symlink():
         return entry.is_file()
-    target = Path(entry.path).resolve()
+    # Links that lead to themselves lead nowhere, without an error.
+    target = Path(os.path.realpath(entry.path))
     return target.is_file() and any(target.is_relative_to(root) for root in data_roots)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datasets_service.domain.dataset import Split
+from datasets_service.images.class_folders import is_file_inside
 from datasets_service.importers.base import Description, ImportRefusedError, ImportWork
 from datasets_service.importers.registered import RegisteredImporter, listed_labels, registered_paths
 
@@ -67,10 +68,5 @@ def _files(path: Path, roots: tuple[Path, ...]) -> Iterator[Path]:
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             yield from _files(Path(entry.path), roots)
-        elif entry.is_file() and (not entry.is_symlink() or _is_inside(Path(entry.path), roots)):
+        elif is_file_inside(entry, roots):
             yield Path(entry.path)
-
-
-def _is_inside(link: Path, roots: tuple[Path, ...]) -> bool:
-    target = link.resolve()
-    return any(target.is_relative_to(root) for root in roots)
