@@ -66,7 +66,7 @@ class Cores:
             while len(ahead) <= 2 * self._processes and not is_last:
                 chunk = list(islice(tasks, size))
                 is_last = len(chunk) < size
-                ahead.append((chunk, self._started().submit(_apply, function, chunk)))
+                ahead.append((chunk, self._submit(function, chunk)))
             try:
                 done, results = ahead[0][0], ahead[0][1].result()
                 ahead.popleft()
@@ -76,6 +76,15 @@ class Cores:
                 self._stop()
                 while ahead:
                     yield from _carefully(function, ahead.popleft()[0], crashed)
+
+    def _submit(self, function: Callable[[Task], Result], chunk: list[Task]) -> Future[list[Result]]:
+        try:
+            return self._started().submit(_apply, function, chunk)
+        except BrokenProcessPool as error:
+            # A chunk that is not waited for yet broke it: this is told where results are waited for.
+            broken: Future[list[Result]] = Future()
+            broken.set_exception(error)
+            return broken
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
