@@ -12,7 +12,7 @@ from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
 from servicekit.channels import PATIENCE_SECONDS, Channels, call_peer
 from servicekit.errors import Code, ServiceError
 from servicekit.identity import Identity, acting_as
-from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
+from servicekit.jobs import InstanceGroup, JobFacts, JobRequest, RankOutcome
 
 # The loops come back by themselves; a request of a user waits the usual while.
 LOOP_PATIENCE_SECONDS = 1.0
@@ -51,6 +51,10 @@ class JobsClient:
             dataset=request.dataset,
             framework=request.framework,
             application_name=request.name,
+            min_ranks=request.min_ranks,
+            max_silent_seconds=request.max_silent_seconds,
+            max_disk_bytes=request.max_disk_bytes,
+            gpu_percentage=request.gpu_percentage,
         )
         message = jobs_pb2.SubmitJobRequest(job_id=request.job_id, spec=spec)
         await call_peer(lambda: self._stub.SubmitJob(message), patience_seconds=LOOP_PATIENCE_SECONDS)
@@ -110,7 +114,13 @@ def _facts(job: jobs_pb2.Job) -> JobFacts:
         run_directory=job.run_directory,
         started_at=_moment(job.started_at),
         ended_at=_moment(job.ended_at),
+        ranks=job.current_ranks,
+        rank_outcomes=tuple(_outcome(rank) for rank in job.ranks),
     )
+
+
+def _outcome(rank: jobs_pb2.RankOutcome) -> RankOutcome:
+    return RankOutcome(rank.rank, rank.pid, rank.exit_code if rank.HasField("exit_code") else None)
 
 
 def _object(text: str) -> Mapping[str, Any] | None:

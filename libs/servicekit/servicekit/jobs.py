@@ -26,7 +26,9 @@ class JobRequest:
 
     `instance_group` is a name or an id, the default group when empty. `dataset`, `model` and `framework` are shown with
     the job. `max_restarts` counts failures of the program; `grace_seconds` lie between SIGTERM and SIGKILL. A job that
-    is `warm` may start as a fork of the warm pool.
+    is `warm` may start as a fork of the warm pool. `min_ranks` makes it elastic: `ranks` are the most then. It has
+    failed when a rank gives no sign of life for `max_silent_seconds`, or when its folders hold more than
+    `max_disk_bytes`; 0 is no limit. `gpu_percentage` is the share of one GPU that a rank takes, 1 to 99.
     """
 
     job_id: str
@@ -46,6 +48,19 @@ class JobRequest:
     gpus_per_rank: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     warm: bool = False
+    min_ranks: int = 0
+    max_silent_seconds: float = 0.0
+    max_disk_bytes: int = 0
+    gpu_percentage: int = 0
+
+
+@dataclass(frozen=True)
+class RankOutcome:
+    """How a rank ended; a negative code is the signal that ended it, None: it was not seen to end."""
+
+    rank: int
+    pid: int
+    exit_code: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,8 @@ class JobFacts:
 
     `state` is SUBMITTED, RUNNING, FINISHED, ERROR or KILLED. `result` is the object that the program reported, None
     when it reported none; `refusal` is what it says under "refused". `log_tail` has the last lines of the rank that
-    failed, `run_directory` the files of the newest attempt.
+    failed, `run_directory` the files of the newest attempt, `ranks` how many ranks that has and `rank_outcomes` how they
+    ended.
     """
 
     job_id: str
@@ -69,3 +85,5 @@ class JobFacts:
     run_directory: str = ""
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    ranks: int = 0
+    rank_outcomes: Sequence[RankOutcome] = ()

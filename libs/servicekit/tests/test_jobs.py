@@ -17,7 +17,7 @@ from servicekit.channels import Channels
 from servicekit.errors import Code, ServiceError, forbidden, invalid, not_found
 from servicekit.identity import current_identity
 from servicekit.job_client import JobsClient
-from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
+from servicekit.jobs import InstanceGroup, JobFacts, JobRequest, RankOutcome
 from servicekit.server import Application
 from testkit.services import ALICE, acting_as, running, settings_for
 
@@ -119,6 +119,10 @@ async def test_everything_that_is_asked_for_arrives(jobs: JobsClient, played: Pl
         "model": "digits",
         "dataset": "data",
         "framework": "PyTorch",
+        "min_ranks": 1,
+        "max_silent_seconds": 300.5,
+        "max_disk_bytes": 10 << 30,
+        "gpu_percentage": 50,
     }
     await jobs.submit(replace(REQUEST, **asked))
     spec = played.jobs["j"].spec
@@ -138,6 +142,8 @@ async def test_facts_are_those_of_the_job(jobs: JobsClient, played: PlayedJobs) 
         driver_id="driver-1",
         run_directory="/run/1",
         started_at=10.5,
+        current_ranks=2,
+        ranks=[jobs_pb2.RankOutcome(rank=0, pid=7), jobs_pb2.RankOutcome(rank=1, pid=8, exit_code=-9)],
     )
     assert (await jobs.get(["j"]))["j"] == JobFacts(
         "j",
@@ -151,6 +157,8 @@ async def test_facts_are_those_of_the_job(jobs: JobsClient, played: PlayedJobs) 
         driver_id="driver-1",
         run_directory="/run/1",
         started_at=datetime(1970, 1, 1, 0, 0, 10, 500000, tzinfo=UTC),
+        ranks=2,
+        rank_outcomes=(RankOutcome(0, 7), RankOutcome(1, 8, -9)),
     )
 
 
