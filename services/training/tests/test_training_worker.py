@@ -182,7 +182,7 @@ def test_a_program_without_final_weights_has_failed(tmp_path: Path) -> None:
     )
     done = run("run_training", spec)
     assert (done.returncode, done.stdout) == (1, "7\n")
-    assert "main.py ended without writing model_epoch_final.pth" in done.stderr
+    assert "main.py ended with code 0 but wrote no weights" in done.stderr
 
 
 @pytest.mark.parametrize(("program", "code", "message"), [(None, 1, "no main.py"), ("raise SystemExit(3)", 3, "")])

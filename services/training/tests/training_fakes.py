@@ -10,7 +10,7 @@ from servicekit.errors import Code, ServiceError, invalid, not_found
 from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
 from servicekit.times import utc_now
 from training_service.domain.runs import Training, Validation
-from training_service.usecases.ports import DatasetFacts, ModelFacts
+from training_service.usecases.ports import DatasetFacts, FrameworkFacts, ModelFacts
 
 GROUP = InstanceGroup(id="group-1", name="local", slots=2, master_url="local://here")
 MODEL = ModelFacts(
@@ -46,6 +46,9 @@ class FakeModels:
         if name not in self.known:
             raise not_found("model", name)
         return self.known[name]
+
+    async def frameworks(self) -> Sequence[FrameworkFacts]:
+        return [FrameworkFacts("PyTorch", "PyTorch"), FrameworkFacts("Caffe", "Caffe")]
 
     async def uid_of(self, name: str) -> str | None:
         return self.known[name].uid if name in self.known else None

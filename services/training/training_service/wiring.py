@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 
 from dlmesh.training.v1 import metrics_pb2_grpc, training_pb2_grpc
 from servicekit.channels import Channels
@@ -16,6 +15,7 @@ from servicekit.settings import ServiceSettings
 from training_service.api.servicers import MetricServicer, TrainingServicer, ValidationServicer
 from training_service.clients.catalog import DatasetsClient, ModelsClient
 from training_service.domain.runs import Validation
+from training_service.settings import TrainingSettings
 from training_service.storage import MIGRATIONS
 from training_service.storage.initial_weights import DiskInitialWeights
 from training_service.storage.metric_spool import DiskMetricSpool
@@ -30,12 +30,12 @@ from training_service.usecases.start_training import StartTraining
 from training_service.usecases.start_validation import StartValidation
 
 ORPHANS_IDLE_SECONDS = 15.0
-WORKER_VARIABLES = ("DLMESH_ZERO_STAGE",)
 
 
 def build(
     settings: ServiceSettings,
     *,
+    limits: TrainingSettings | None = None,
     models: Models | None = None,
     datasets: Datasets | None = None,
     jobs: Jobs | None = None,
@@ -49,17 +49,16 @@ def build(
     workspace = DiskWorkspace(settings.home)
     trainings, validations = SqlTrainings(database), SqlValidations(database)
 
-    # Of our own environment workers find only what is handed on here.
-    handed_on = {name: os.environ[name] for name in WORKER_VARIABLES if name in os.environ}
+    limits = limits or TrainingSettings.from_environment()
     metrics = SqlMetrics(database)
     collect = CollectMetrics(metrics, DiskMetricSpool())
     follow_trainings = ReconcileLoop(
         # Trainings are long, and every look takes time from the ranks on this machine.
         "trainings",
-        FollowJobs(trainings, jobs, workspace, environment=handed_on, settle=collect),
+        FollowJobs(trainings, jobs, workspace, limits, settle=collect),
         idle_seconds=0.5,
     )
-    follow_validations = ReconcileLoop("validations", FollowJobs(validations, jobs, workspace))
+    follow_validations = ReconcileLoop("validations", FollowJobs(validations, jobs, workspace, limits))
     model_trainings = ModelTrainings(trainings, validations, models, jobs, workspace, follow_trainings.wake)
     model_validations = ModelRuns[Validation](
         "validation", validations, models, jobs, workspace, follow_validations.wake
@@ -72,7 +71,15 @@ def build(
         )
     ]
     weights = DiskInitialWeights(settings.home, settings.data_roots)
-    start_training = StartTraining(trainings, models, datasets, jobs, weights, follow_trainings.wake)
+    start_training = StartTraining(
+        trainings,
+        models,
+        datasets,
+        jobs,
+        weights,
+        follow_trainings.wake,
+        max_silent_seconds=limits.max_silent_seconds,
+    )
     start_validation = StartValidation(validations, trainings, models, follow_validations.wake)
     package = "dlmesh.training.v1"
     return Application(

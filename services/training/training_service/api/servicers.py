@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from typing import TypeAlias
+from urllib.parse import quote
 
 import grpc
 from dlmesh.training.v1 import metrics_pb2, metrics_pb2_grpc, training_pb2, training_pb2_grpc
+from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.wrappers_pb2 import StringValue
+from servicekit.files import read_blocks
 
 from training_service.api.mapping import (
     metric_points,
@@ -66,6 +69,16 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.GetTrainingWeightFileRequest, context: Context
     ) -> StringValue:
         return StringValue(value=await self._trainings.weight_file(request.model_name, request.name))
+
+    async def DownloadTrainingWeightFile(
+        self, request: training_pb2.DownloadTrainingWeightFileRequest, context: Context
+    ) -> AsyncIterator[HttpBody]:
+        path = await self._trainings.weights(request.model_name, request.name, request.file)
+        size = path.stat().st_size
+        disposition = f'attachment; filename="{quote(path.name)}"; size={size}'
+        await context.send_initial_metadata((("content-disposition", disposition),))
+        async for block in read_blocks(path):
+            yield HttpBody(content_type="application/octet-stream", data=block)
 
 
 class ValidationServicer(training_pb2_grpc.ValidationServiceServicer):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dlmesh.datasets.v1 import datasets_pb2, datasets_pb2_grpc
 from dlmesh.models.v1 import models_pb2, models_pb2_grpc
 from google.protobuf.json_format import MessageToDict
 from servicekit.channels import Channels, call_peer
 from servicekit.errors import Code, ServiceError
 
-from training_service.usecases.ports import DatasetFacts, ModelFacts
+from training_service.usecases.ports import DatasetFacts, FrameworkFacts, ModelFacts
 
 
 class ModelsClient:
@@ -16,6 +18,7 @@ class ModelsClient:
 
     def __init__(self, channels: Channels) -> None:
         self._stub = channels.stub("models", models_pb2_grpc.ModelServiceStub)
+        self._frameworks = channels.stub("models", models_pb2_grpc.FrameworkServiceStub)
 
     async def get(self, name: str) -> ModelFacts:
         detail = await call_peer(lambda: self._stub.GetModel(models_pb2.GetModelRequest(model_name=name)))
@@ -33,7 +36,18 @@ class ModelsClient:
             hyperparameter=MessageToDict(detail.hyperparameters),
             weights_file=detail.initial_weights,
             weights_folder=detail.weights_folder,
+            type=detail.type,
+            distribute_strategy=detail.distribute_strategy,
         )
+
+    async def frameworks(self) -> Sequence[FrameworkFacts]:
+        async def listed() -> list[FrameworkFacts]:
+            request = models_pb2.ListFrameworksRequest()
+            return [
+                FrameworkFacts(found.name, found.backend) async for found in self._frameworks.ListFrameworks(request)
+            ]
+
+        return await call_peer(listed)
 
     async def uid_of(self, name: str) -> str | None:
         try:
@@ -59,4 +73,5 @@ class DatasetsClient:
             status=detail.status,
             content_hash=detail.content_hash,
             splits={split: path for split, path in splits.items() if path},
+            type=detail.backend,
         )

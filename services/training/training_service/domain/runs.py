@@ -41,6 +41,7 @@ class Run:
     group: InstanceGroup
     created_at: datetime
     job_id: str
+    framework: str = "PyTorch"
     status: Status = Status.SUBMITTED
     status_message: str = ""
     progress: int = 0
@@ -93,24 +94,48 @@ class Run:
 class Training(Run):
     """One training, with the facts it started from.
 
-    `data` maps split names to folders; `dataset_hash` pins their content; `weights` is the validated initial weights
-    (file or folder) or empty.
+    `data` maps split names to folders; `dataset_hash` pins their content; `dataset_type` is its record format.
+    `weights` is the validated initial weights (file or folder) or empty; `weights_url` is fetched first. `command` is
+    what runs instead of the model's program. `workers` is the number of ranks that run. Of an elastic training
+    `cluster_size` is the most workers and `min_workers` the fewest; otherwise `min_workers` is 0.
     """
 
     dataset_uid: str = ""
+    dataset_type: str = ""
     dataset_hash: str = ""
     data: dict[str, str] = field(default_factory=dict)
     hyperparameter: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 0
-    framework: str = ""
     cluster_size: int = 1
     gpu_ratio: int = 0
     test_interval: int = 100
     test_iteration: int = 10
     sync_mode: str = "SYNC"
+    accelerator: str = "Native"
+    workers: int = 0
+    min_workers: int = 0
+    command: str = ""
+    distribute_strategy: str = ""
+    checkpoint_interval: int = 0
+    checkpoints_kept: int = 2
+    max_restarts: int = 2
+    max_silent_seconds: int = 0
+    weights_url: str = ""
     weights_file: str = ""
     weights_folder: str = ""
     model_path: str = ""
+
+    def follow(self, job: JobFacts | None) -> bool:
+        workers = job.ranks if job is not None and job.state == "RUNNING" else 0
+        changed = workers != self.workers and not self.status.is_final
+        if changed:
+            self.workers = workers
+        return super().follow(job) or changed
+
+    @property
+    def is_elastic(self) -> bool:
+        """True when the number of its workers may change while it runs."""
+        return self.accelerator == "Elastic"
 
     @property
     def weights(self) -> str:
@@ -139,7 +164,6 @@ class Validation(Run):
 
 
 VALIDATION_METRICS = ("Top1", "Top5", "ConfusionMatrix")
-FRAMEWORKS = ("PyTorch",)
 
 
 def percent(done: float, total: float) -> int:

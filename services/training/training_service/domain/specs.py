@@ -28,7 +28,9 @@ class Spec:
 class TrainingSpec(Spec):
     """One training. `code` is its own copy of the model directory; `data` maps split names to paths.
 
-    `weights` is a file or folder of initial weights, or empty. `parameters` is what pth_parameter_mgr answers from.
+    `weights` is a file or folder of initial weights, or empty; `weights_url` is where to fetch them from first.
+    `program` is the file of `code` to run, unless `command` (argv) replaces it. `parameters` is what the parameter
+    modules of the sdk answer from. `max_workers` is the most that an elastic training is ever given, else 0.
     """
 
     code: str
@@ -36,6 +38,12 @@ class TrainingSpec(Spec):
     weights: str
     data: dict[str, str]
     parameters: dict[str, Any] = field(default_factory=dict)
+    framework: str = "PyTorch"
+    program: str = "main.py"
+    command: list[str] = field(default_factory=list)
+    weights_url: str = ""
+    sync_mode: str = "SYNC"
+    max_workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,3 +57,4 @@ class ValidationSpec(Spec):
     label_file: str
     threshold: float
     metrics: list[str]
+    framework: str = "PyTorch"

@@ -53,6 +53,8 @@ class SqlRuns(Generic[R]):
         }
         if isinstance(run, Validation):
             state["pairs"] = [list(pair) for pair in run.pairs]
+        elif isinstance(run, Training):
+            state["workers"] = run.workers
         await self._update(run.uid, **state)
 
     async def request_stop(self, uid: str) -> None:

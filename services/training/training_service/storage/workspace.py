@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from training_service.domain.runs import Run, Training, Validation
 from training_service.domain.specs import TrainingSpec, ValidationSpec
+from training_service.frameworks.registry import framework_named
 
-FINAL_WEIGHTS = "model_epoch_final.pth"
-_EPOCH_WEIGHTS = re.compile(r"model_epoch_(\d+)\.pth")
+MAIN, ELASTIC_MAIN = "main.py", "elastic-main.py"
 
 
 class DiskWorkspace:
@@ -34,11 +34,7 @@ class DiskWorkspace:
         await asyncio.to_thread(shutil.rmtree, self._folder(run), ignore_errors=True)
 
     def weight_file(self, training: Training) -> str | None:
-        checkpoints = self.checkpoints(training.uid)
-        if (checkpoints / FINAL_WEIGHTS).is_file():
-            return FINAL_WEIGHTS
-        epochs = [match for file in checkpoints.glob("*.pth") if (match := _EPOCH_WEIGHTS.fullmatch(file.name))]
-        return max(epochs, key=lambda match: int(match[1]))[0] if epochs else None
+        return framework_named(training.framework).weight_file(self.checkpoints(training.uid))
 
     def path_of(self, training: Training) -> str:
         """The folder of a training's weights and checkpoints."""
@@ -72,7 +68,16 @@ class DiskWorkspace:
                 "batch_size": training.batch_size,
                 "test_interval": training.test_interval,
                 "test_iteration": training.test_iteration,
+                "checkpoint_interval_steps": training.checkpoint_interval,
+                "checkpoints_kept": training.checkpoints_kept,
+                "distribute_strategy": training.distribute_strategy,
             },
+            framework=training.framework,
+            program=ELASTIC_MAIN if training.is_elastic and (code / ELASTIC_MAIN).is_file() else MAIN,
+            command=shlex.split(training.command),
+            weights_url=training.weights_url,
+            sync_mode=training.sync_mode,
+            max_workers=training.cluster_size if training.is_elastic else 0,
         )
         spec.write(folder / "spec.json")
         return ["python", "-m", "training_service.worker.run_training", str(folder / "spec.json")]
@@ -88,6 +93,7 @@ class DiskWorkspace:
             label_file=str(Path(validation.input_dir).parent / "labels.txt"),
             threshold=validation.threshold,
             metrics=validation.metrics,
+            framework=validation.framework,
         )
         spec.write(folder / "spec.json")
         return ["python", "-m", "training_service.worker.run_validation", str(folder / "spec.json")]

@@ -30,17 +30,47 @@ class ModelFacts:
     hyperparameter: Mapping[str, Any] = field(default_factory=dict)
     weights_file: str = ""
     weights_folder: str = ""
+    type: str = "Training"
+    distribute_strategy: str = ""
+
+
+@dataclass(frozen=True)
+class FrameworkFacts:
+    """A framework that is installed: `name` is what a request may say, `backend` what its models are written for."""
+
+    name: str
+    backend: str
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """A dataset as the datasets service tells it; `splits` maps train, val and test to folders."""
+    """A dataset as the datasets service tells it; `splits` maps train, val and test to folders.
+
+    `type` is its record format: LMDB, TFRECORDS, CSV, ImageVector, ObjectDetection or Other.
+    """
 
     name: str
     uid: str
     status: str
     content_hash: str
     splits: Mapping[str, str]
+    type: str = ""
+
+
+class Limits(Protocol):
+    """What holds for every run; 0 is no limit."""
+
+    @property
+    def max_silent_seconds(self) -> int:
+        """Without a sign of life for so long a worker is hung."""
+
+    @property
+    def max_disk_bytes(self) -> int:
+        """How much a run may write."""
+
+    @property
+    def worker_environment(self) -> Mapping[str, str]:
+        """What every worker finds in its environment."""
 
 
 class Models(Protocol):
@@ -48,6 +78,9 @@ class Models(Protocol):
 
     async def get(self, name: str) -> ModelFacts:
         """404 when there is no such model, 403 when it is another user's."""
+
+    async def frameworks(self) -> Sequence[FrameworkFacts]:
+        """The frameworks that are installed."""
 
     async def uid_of(self, name: str) -> str | None:
         """The uid of the model that has this name now, asked as the service itself; None when there is none."""
@@ -162,3 +195,6 @@ class Workspace(Protocol):
 
     def weight_file(self, training: Training) -> str | None:
         """Name of the best weight file so far: the final one, else that of the newest epoch."""
+
+    def path_of(self, training: Training) -> str:
+        """The folder of a training's weights and checkpoints."""

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Generic, cast
 
 from servicekit.errors import Code, ServiceError
 from servicekit.jobs import JobFacts, JobRequest
 
 from training_service.domain.runs import Run, Training, Validation
-from training_service.usecases.ports import Jobs, Models, R, Runs, Workspace
+from training_service.usecases.ports import Jobs, Limits, Models, R, Runs, Workspace
 from training_service.usecases.runs import ModelRuns, kind_of
 
 log = logging.getLogger(__name__)
 
-# A training continues from its newest checkpoint, a validation starts again.
-MAX_RESTARTS = 2
+# A validation starts again; a training continues from its newest checkpoint, as often as it asks for.
+VALIDATION_RESTARTS = 2
 GRACE_SECONDS = 8.0
 
 
 class FollowJobs(Generic[R]):
     """One pass over the active runs of one kind; safe to be killed anywhere and to repeat.
 
-    `environment` is given to every job; `settle` is awaited with a job that has ended, before its run is.
+    `limits` hold for every job; `settle` is awaited with a job that has ended, before its run is.
     """
 
     def __init__(
@@ -31,12 +32,12 @@ class FollowJobs(Generic[R]):
         runs: Runs[R],
         jobs: Jobs,
         workspace: Workspace,
+        limits: Limits,
         *,
-        environment: Mapping[str, str] | None = None,
         settle: Callable[[JobFacts], Awaitable[None]] | None = None,
     ) -> None:
         self._runs, self._jobs, self._workspace = runs, jobs, workspace
-        self._environment = dict(environment or {})
+        self._limits = limits
         self._settle = settle
         self._told_to_stop: set[str] = set()
 
@@ -83,30 +84,37 @@ class FollowJobs(Generic[R]):
         run.accepted = True
 
     async def _request(self, run: R) -> JobRequest:
-        if isinstance(run, Training):
-            command = await self._workspace.prepare_training(run)
-            ranks, framework = run.cluster_size, run.framework
-        else:
-            command = await self._workspace.prepare_validation(cast(Validation, run))
-            ranks, framework = 1, "PyTorch"
-        return JobRequest(
+        request = JobRequest(
             job_id=run.job_id,
             name=f"{run.model_name}/{run.name}",
             kind=kind_of(run),
             owner=run.owner,
             instance_group=run.group.id,
-            ranks=ranks,
-            gpus_per_rank=1 if run.group.gpus >= ranks else 0,
-            command=command,
+            gpus_per_rank=1 if run.group.gpus else 0,
+            command=(),
             working_directory=self._workspace.folder(run),
-            max_restarts=MAX_RESTARTS,
+            max_restarts=VALIDATION_RESTARTS,
             grace_seconds=GRACE_SECONDS,
             model=run.model_name,
             dataset=run.dataset_name,
-            framework=framework,
-            environment=self._environment,
-            warm=True,
+            framework=run.framework,
+            environment=self._limits.worker_environment,
+            max_silent_seconds=self._limits.max_silent_seconds,
+            max_disk_bytes=self._limits.max_disk_bytes,
+            warm=run.framework == "PyTorch",
         )
+        if isinstance(run, Training):
+            return replace(
+                request,
+                command=await self._workspace.prepare_training(run),
+                # An elastic one may be told to have more workers than there are slots.
+                ranks=min(run.cluster_size, run.group.slots) if run.is_elastic else run.cluster_size,
+                min_ranks=run.min_workers,
+                gpu_percentage=run.gpu_ratio,
+                max_restarts=run.max_restarts,
+                max_silent_seconds=run.max_silent_seconds,
+            )
+        return replace(request, command=await self._workspace.prepare_validation(cast(Validation, run)))
 
     async def _follow(self, runs: Sequence[R]) -> None:
         jobs = await self._jobs.get([run.job_id for run in runs])

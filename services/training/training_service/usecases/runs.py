@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Generic
 
-from servicekit.errors import conflict, in_use, not_found
+from servicekit.errors import conflict, in_use, invalid, not_found
 from servicekit.identity import current_identity
+from servicekit.paths import confined
 
 from training_service.domain.runs import Run, Training
 from training_service.usecases.ports import Jobs, Models, R, Runs, Trainings, Validations, Workspace
@@ -93,6 +95,17 @@ class ModelTrainings(ModelRuns[Training]):
         if file is None:
             raise not_found("weight file of training", name)
         return file
+
+    async def weights(self, model_name: str, name: str, file: str = "") -> Path:
+        """The weight file itself, or the `file` that is named below its folder; 404 while there is none."""
+        training = await self.get(model_name, name)
+        file = file or await self.weight_file(model_name, name)
+        path = confined(Path(self._workspace.path_of(training)), file, "file")
+        if path.is_dir():
+            raise invalid("file", file, "a file; this is a folder")
+        if not path.is_file():
+            raise not_found("weight file", file)
+        return path
 
 
 def kind_of(run: Run) -> str:

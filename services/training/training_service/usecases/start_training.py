@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 from uuid import uuid4
 
-from servicekit.errors import Code, ServiceError, invalid, not_built
+from servicekit.errors import Code, ServiceError, invalid
 from servicekit.identity import current_identity
 from servicekit.names import check_name
 from servicekit.times import utc_now
 
-from training_service.domain.runs import FRAMEWORKS, Training
+from training_service.domain.runs import Training
 from training_service.usecases.ports import DatasetFacts, Datasets, InitialWeights, Jobs, ModelFacts, Models, Trainings
 
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_TEST_INTERVAL = 100
 DEFAULT_TEST_ITERATION = 10
+DEFAULT_CHECKPOINTS_KEPT = 2
+DEFAULT_MAX_RESTARTS = 2
+MAX_RESTARTS = 100
+MAX_COMMAND_LENGTH = 10_000
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """The body of a start request; empty text and 0 mean that a field was not given."""
+    """The body of a start request; empty text, 0 and None mean that a field was not given."""
 
     name: str
     framework: str
@@ -34,6 +40,11 @@ class TrainingRequest:
     test_interval: int = 0
     test_iteration: int = 0
     sync_mode: str = ""
+    min_workers: int = 0
+    checkpoint_interval: int = 0
+    checkpoints_kept: int = 0
+    max_restarts: int | None = None
+    max_silent_seconds: int = 0
 
 
 class StartTraining:
@@ -47,23 +58,31 @@ class StartTraining:
         jobs: Jobs,
         weights: InitialWeights,
         wake: Callable[[], None],
+        *,
+        max_silent_seconds: int = 0,
     ) -> None:
         self._trainings = trainings
+        self._max_silent_seconds = max_silent_seconds
         self._models, self._datasets, self._jobs = models, datasets, jobs
         self._weights, self._wake = weights, wake
 
     async def __call__(self, model_name: str, request: TrainingRequest) -> Training:
+        _check_request(request)
         model = await self._models.get(model_name)
-        framework = _check_request(request)
-        _check_model(model, request, framework)
+        framework = await self._framework(request, model)
+        _check_model(model, request)
         owner = current_identity().user
         weights_file = self._weights.resolve("wfinit", request.weights_file, owner, is_folder=False)
         weights_folder = self._weights.resolve("wtfolder", request.weights_folder, owner, is_folder=True)
         dataset = await self._finished_dataset(model)
         group = await self._jobs.instance_group("sigid", model.instance_group, named_by="sig of the model")
-        if request.cluster_size > group.slots:
-            raise invalid("clusterSize", request.cluster_size, f"1 to {group.slots}, the slots of {group.name}")
-        given = bool(weights_file or weights_folder)
+        is_elastic = model.accelerator == "Elastic"
+        # An elastic training runs with the workers it can get.
+        needed = (request.min_workers or 1) if is_elastic else request.cluster_size
+        if needed > group.slots:
+            field = "minWorkers" if is_elastic else "clusterSize"
+            raise invalid(field, needed, f"1 to {group.slots}, the slots of {group.name}")
+        given = bool(weights_file or weights_folder or request.weights_url)
         training = Training(
             uid=uuid4().hex,
             name=request.name,
@@ -76,6 +95,7 @@ class StartTraining:
             job_id=uuid4().hex,
             dataset_uid=dataset.uid,
             dataset_hash=dataset.content_hash,
+            dataset_type=dataset.type,
             data=dict(dataset.splits),
             hyperparameter=dict(model.hyperparameter),
             batch_size=model.batch_size or DEFAULT_BATCH_SIZE,
@@ -84,7 +104,16 @@ class StartTraining:
             gpu_ratio=request.gpu_ratio,
             test_interval=request.test_interval or DEFAULT_TEST_INTERVAL,
             test_iteration=request.test_iteration or DEFAULT_TEST_ITERATION,
-            sync_mode="SYNC",
+            sync_mode=request.sync_mode.upper() or "SYNC",
+            accelerator=model.accelerator,
+            min_workers=needed if is_elastic else 0,
+            command=request.command,
+            distribute_strategy=model.distribute_strategy,
+            checkpoint_interval=request.checkpoint_interval,
+            checkpoints_kept=request.checkpoints_kept or DEFAULT_CHECKPOINTS_KEPT,
+            max_restarts=DEFAULT_MAX_RESTARTS if request.max_restarts is None else request.max_restarts,
+            max_silent_seconds=request.max_silent_seconds or self._max_silent_seconds,
+            weights_url=request.weights_url,
             weights_file=weights_file if given else model.weights_file,
             weights_folder=weights_folder if given else model.weights_folder,
             model_path=model.path,
@@ -92,6 +121,17 @@ class StartTraining:
         await self._trainings.add(training)
         self._wake()
         return training
+
+    async def _framework(self, request: TrainingRequest, model: ModelFacts) -> str:
+        """The framework of the model, if the request names it and it is installed."""
+        installed = await self._models.frameworks()
+        wanted = request.framework.casefold()
+        backends = {known.backend for known in installed if wanted in (known.name.casefold(), known.backend.casefold())}
+        if not backends:
+            raise invalid("dlFramework", request.framework, sorted({known.name for known in installed}))
+        if model.framework not in backends:
+            raise invalid("dlFramework", request.framework, f"{model.framework}, the framework of model {model.name!r}")
+        return model.framework
 
     async def _finished_dataset(self, model: ModelFacts) -> DatasetFacts:
         if not model.dataset:
@@ -112,38 +152,55 @@ class StartTraining:
         return dataset
 
 
-def _check_request(request: TrainingRequest) -> str:
-    """The framework as the platform spells it; raises for what can be judged without looking anything up."""
+def _check_request(request: TrainingRequest) -> None:
+    """Raise for what can be judged without looking anything up."""
     check_name("trainName", request.name)
-    framework = next((known for known in FRAMEWORKS if known.lower() == request.framework.lower()), None)
-    if framework is None:
-        raise invalid("dlFramework", request.framework, FRAMEWORKS)
+    if not request.framework:
+        raise invalid("dlFramework", "", "the name of a framework; GET /frameworks/all lists them")
     if request.cluster_size < 1:
         raise invalid("clusterSize", request.cluster_size, "1 or more")
-    for field, value in (
-        ("gpuRatio", request.gpu_ratio),
-        ("testInterval", request.test_interval),
-        ("testIteration", request.test_iteration),
+    for field, value, most in (
+        ("gpuRatio", request.gpu_ratio, 100),
+        ("testInterval", request.test_interval, None),
+        ("testIteration", request.test_iteration, None),
+        ("minWorkers", request.min_workers, request.cluster_size),
+        ("checkpointInterval", request.checkpoint_interval, None),
+        ("checkpointsKept", request.checkpoints_kept, None),
+        ("maxRestarts", request.max_restarts or 0, MAX_RESTARTS),
+        ("maxSilentSeconds", request.max_silent_seconds, None),
     ):
-        if value < 0:
-            raise invalid(field, value, "0 or more")
-    sync_mode = request.sync_mode.upper()
-    if sync_mode not in ("", "SYNC", "ASYNC"):
+        if value < 0 or (most is not None and value > most):
+            raise invalid(field, value, "0 or more" if most is None else f"0 to {most}")
+    if request.sync_mode.upper() not in ("", "SYNC", "ASYNC"):
         raise invalid("syncMode", request.sync_mode, ("SYNC", "ASYNC"))
-    if sync_mode == "ASYNC":
-        raise not_built("syncMode ASYNC")
     if request.weights_url:
-        raise not_built("wtURL")
+        if request.weights_file or request.weights_folder:
+            raise invalid("wtURL", request.weights_url, "not together with wfinit or wtfolder")
+        address = urlsplit(request.weights_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise invalid("wtURL", request.weights_url, "an http or https address")
     if request.command:
-        raise not_built("cmd")
-    return framework
+        _check_command(request.command)
 
 
-def _check_model(model: ModelFacts, request: TrainingRequest, framework: str) -> None:
-    if model.framework.lower() != framework.lower():
-        raise invalid("dlFramework", request.framework, f"{model.framework}, the framework of model {model.name!r}")
-    accelerator = model.accelerator.lower()
-    if accelerator == "elastic":
-        raise not_built("accelerator Elastic")
-    if accelerator == "single" and request.cluster_size > 1:
+def _check_command(command: str) -> None:
+    if "\0" in command or len(command) > MAX_COMMAND_LENGTH:
+        raise invalid("cmd", command[:100], f"at most {MAX_COMMAND_LENGTH} characters, none of them NUL")
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise invalid("cmd", command, f"a command line with closed quotes ({error})") from error
+    if not words:
+        raise invalid("cmd", command, "a command line such as python train.py --epochs 3")
+
+
+def _check_model(model: ModelFacts, request: TrainingRequest) -> None:
+    if model.type == "Inference":
+        raise invalid("modelname", model.name, "a model of type Training; this one is for inference only")
+    is_elastic = model.accelerator == "Elastic"
+    if model.accelerator == "Single" and request.cluster_size > 1:
         raise invalid("clusterSize", request.cluster_size, f"1, because the accelerator of {model.name!r} is Single")
+    if request.sync_mode.upper() == "ASYNC" and not is_elastic:
+        raise invalid("syncMode", request.sync_mode, f"SYNC, because the accelerator of {model.name!r} is not Elastic")
+    if request.min_workers and not is_elastic:
+        raise invalid("minWorkers", request.min_workers, f"0, because the accelerator of {model.name!r} is not Elastic")

@@ -58,6 +58,7 @@ class StartValidation:
             job_id=uuid4().hex,
             training_uid=training.uid,
             training_name=training.name,
+            framework=training.framework,
             metrics=metrics,
             threshold=request.threshold,
             input_dir=training.data["test"],

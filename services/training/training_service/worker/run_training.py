@@ -5,29 +5,49 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from training_service.domain.specs import TrainingSpec
-from training_service.worker.program import end_process, run_program
-
-FINAL_WEIGHTS = "model_epoch_final.pth"
+from training_service.frameworks.registry import framework_named
+from training_service.worker.command import run_command
+from training_service.worker.initial_weights import fetch_weights
+from training_service.worker.program import end_process
 
 
 def main(spec_file: str) -> None:
-    """Run the model's main.py; SystemExit with a message when it ends without having written its final weights."""
+    """Run the model's program or the command; SystemExit with a message when it ends without having written weights."""
     spec = TrainingSpec.read(spec_file)
+    framework = framework_named(spec.framework)
     train_dir = Path(spec.train_dir)
     train_dir.mkdir(parents=True, exist_ok=True)
-    is_first = os.environ.get("RANK", "0") == "0"
-    os.environ |= {
-        "DLMESH_PARAMETERS": str(_write_parameters(spec, train_dir.parent)),
-        "DATA_DIR": str(Path(spec.data["train"]).parent),
-        "RESULT_DIR": str(train_dir.parent),
-        "LOG_DIR": str(train_dir.parent / "log"),
+    folder = train_dir.parent
+    os.environ |= run_environment(spec, folder) | {"DLMESH_PARAMETERS": str(_write_parameters(spec, folder))}
+    if spec.weights_url:
+        spec = replace(spec, weights=str(fetch_weights(spec.weights_url, folder / "initial-weights")))
+    if spec.command:
+        run_command(spec.command, spec.code)
+    else:
+        framework.train(spec)
+    if os.environ.get("RANK", "0") == "0" and framework.weight_file(train_dir) is None:
+        started = " ".join(spec.command) or spec.program
+        sys.exit(f"{started} ended with code 0 but wrote no weights into --train_dir ($DLMESH_TRAIN_DIR)")
+
+
+def run_environment(spec: TrainingSpec, folder: Path) -> dict[str, str]:
+    """What a program finds in its environment; `folder` is that of the run."""
+    data = str(Path(spec.data["train"]).parent)
+    environment = {
+        "DATA_DIR": data,
+        "DLI_DATA_FS": data,
+        "RESULT_DIR": str(folder),
+        "LOG_DIR": str(folder / "log"),
+        "DLMESH_TRAIN_DIR": spec.train_dir,
+        "DLMESH_SYNC_MODE": spec.sync_mode,
     }
-    run_program(spec.code, "main.py", ["--train_dir", spec.train_dir, "--weights", spec.weights])
-    if is_first and not (train_dir / FINAL_WEIGHTS).is_file():
-        sys.exit(f"main.py ended without writing {FINAL_WEIGHTS} into --train_dir")
+    if spec.max_workers:
+        environment["DLMESH_MAX_WORKERS"] = str(spec.max_workers)
+    return environment
 
 
 def _write_parameters(spec: TrainingSpec, folder: Path) -> Path:

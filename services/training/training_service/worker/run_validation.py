@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 
 from training_service.domain.specs import ValidationSpec
+from training_service.frameworks.registry import framework_named
 from training_service.worker.classification_metrics import METRICS, read_samples
-from training_service.worker.program import end_process, run_program
+from training_service.worker.program import end_process
 
 OUTPUT_FILE = "validation.json"
 
 
 def main(spec_file: str) -> None:
-    """Run the model's inference.py on labelled data and report the metrics as the job's result."""
+    """Run the model's inference on labelled data and report the metrics as the job's result."""
     from workerkit import Reporter
 
     spec = ValidationSpec.read(spec_file)
@@ -21,16 +22,7 @@ def main(spec_file: str) -> None:
     reporter.progress(0, 1, "inference")
     output = Path(spec.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    options = {
-        "--model": spec.model,
-        "--input_dir": spec.input_dir,
-        "--output_dir": spec.output_dir,
-        "--output_file": OUTPUT_FILE,
-        "--prob_thresh": str(spec.threshold),
-        "--validate": "true",
-        "--label_file": spec.label_file,
-    }
-    run_program(spec.code, "inference.py", [part for option in options.items() for part in option])
+    framework_named(spec.framework).infer(spec, OUTPUT_FILE)
     samples = read_samples(output / OUTPUT_FILE)
     labels = Path(spec.label_file).read_text(encoding="utf-8").splitlines()
     pairs = [{"name": name, "value": METRICS[name](samples, labels)} for name in spec.metrics]

@@ -1,0 +1,1 @@
+"""How programs of each framework are run inside a job. Nothing here imports a framework before it is used."""

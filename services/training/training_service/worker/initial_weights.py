@@ -1,0 +1,56 @@
+"""Fetching the weights that a training starts from."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+CONNECT_SECONDS, SILENCE_SECONDS = 15.0, 60.0
+BLOCK_BYTES = 1 << 20
+_WAIT_SECONDS = 0.2
+_DEFAULT_NAME = "weights.pth"
+
+
+def fetch_weights(url: str, folder: Path) -> Path:
+    """Download `url` (http or https) into `folder` once, by the first rank; its file, on every rank.
+
+    The file is there whole or not at all. A refusal of the server (4xx) ends the process with 65: repeating would not
+    help; a failure on the way ends it with 1, and the next attempt tries again.
+    """
+    file = folder / (PurePosixPath(unquote(urlsplit(url).path)).name or _DEFAULT_NAME)
+    if os.environ.get("RANK", "0") == "0":
+        if not file.exists():
+            _download(url, file)
+    else:
+        # A failed download ends the whole gang.
+        while not file.exists():
+            time.sleep(_WAIT_SECONDS)
+    return file
+
+
+def _download(url: str, file: Path) -> None:
+    import requests
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.draft")
+    try:
+        with requests.get(url, stream=True, timeout=(CONNECT_SECONDS, SILENCE_SECONDS)) as answer:
+            if 400 <= answer.status_code < 500:
+                print(f"wtURL: {url} answered {answer.status_code} {answer.reason}", file=sys.stderr)
+                sys.exit(os.EX_DATAERR)
+            answer.raise_for_status()
+            with draft.open("wb") as sink:
+                for block in answer.iter_content(BLOCK_BYTES):
+                    sink.write(block)
+                sink.flush()
+                os.fsync(sink.fileno())
+                size = sink.tell()
+            promised = answer.headers.get("Content-Length")
+            if promised and "Content-Encoding" not in answer.headers and size != int(promised):
+                sys.exit(f"wtURL: {url} ended after {size} of {promised} bytes")
+    except requests.RequestException as error:
+        sys.exit(f"wtURL: {url} cannot be fetched: {error}")
+    draft.replace(file)
