@@ -1,17 +1,21 @@
-"""Resumable checkpoints that are either complete or not there.
+"""Resumable checkpoints that are either complete or not there, written beside the training.
 
-A checkpoint is written to a draft folder, sealed with a manifest of sizes and SHA-256 sums, and published by one
-rename. A reader takes the newest one whose manifest holds.
+The state is copied in memory between two steps; a thread of each worker writes its part to a draft folder while the
+training goes on. When all parts are there, the first worker seals the draft with a manifest of sizes and SHA-256 sums
+and publishes it by one rename. A reader takes the newest checkpoint whose manifest holds.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import re
 import shutil
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,51 +23,92 @@ if TYPE_CHECKING:
     from gang import Gang
 
 MANIFEST = "manifest.json"
+FINAL_WEIGHTS = "model_epoch_final.pth"
 MIN_SECONDS_BETWEEN = 10.0
-# Writing takes at most about this share of the time.
-MAX_SHARE_OF_TIME = 0.05
+# Copying and writing take at most about this share of the time.
+MAX_SHARE_OF_TIME = 0.02
+# The training has the cores first.
+WRITER_NICENESS = 10
+PART_SECONDS = 600.0
+_PART = ".part-{}.json"
 _PUBLISHED = re.compile(r"step-(\d{10})")
 
 
 class Checkpoints:
-    """The checkpoints of one training under `folder/steps`, and its weights as plain files in `folder`."""
+    """The checkpoints of one training under `folder/steps`, and its weights as plain files in `folder`.
 
-    def __init__(self, folder: str | Path, gang: Gang, keep: int = 2) -> None:
+    The newest `keep` are kept. With `interval_steps` one is due every so many steps, else every ten seconds, or less
+    often so that they take at most about 2 % of the time.
+    """
+
+    def __init__(self, folder: str | Path, gang: Gang, keep: int = 2, interval_steps: int = 0) -> None:
         self.folder = Path(folder)
         self.steps = self.folder / "steps"
         self.gang = gang
         self.keep = keep
+        self.interval_steps = interval_steps
         self._last = time.monotonic()
         self._pause_seconds = MIN_SECONDS_BETWEEN
+        # Joined when the interpreter ends: what was given to it is written.
+        self._writer = ThreadPoolExecutor(1, "checkpoints", initializer=_be_nice)
+        self._writing: Future[None] | None = None
         if gang.is_first:
             self.steps.mkdir(parents=True, exist_ok=True)
             for draft in self.folder.glob("**/.draft-*"):
                 shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
         gang.barrier()
 
-    def due(self) -> bool:
-        """True when enough time has passed since the last save."""
-        return time.monotonic() - self._last >= self._pause_seconds
+    def due(self, step: int = 0) -> bool:
+        """True when it is time for the next save; `step` counts only when there is an interval in steps."""
+        if self.interval_steps and step:
+            return step % self.interval_steps == 0
+        is_writing = self._writing is not None and not self._writing.done()
+        return not is_writing and time.monotonic() - self._last >= self._pause_seconds
 
     def save(self, engine: Any, step: int, **state: Any) -> None:
-        """Collective: publish the engine's whole state and `state` as the checkpoint of `step`; keep the newest few."""
+        """Collective: keep the engine's whole state and `state` as the checkpoint of `step`.
+
+        It is published a little later, at the latest when the process ends. One that cannot be written (a full disk)
+        is said and left out: the training goes on.
+        """
+        self.finish()
         begin = time.monotonic()
         draft = self.steps / f".draft-{step:010d}"
-        engine.save_checkpoint(str(draft), tag="state", client_state={"state": state}, save_latest=False)
-        self.gang.barrier()
-        if self.gang.is_first:
-            publish(draft, self.steps / f"step-{step:010d}", {"step": step, "world_size": self.gang.world_size})
-            prune(self.steps, self.keep)
-        self.gang.barrier()
-        self._last = time.monotonic()
-        self._pause_seconds = max(MIN_SECONDS_BETWEEN, (self._last - begin) / MAX_SHARE_OF_TIME)
+        parts = _parts_of(engine, draft, {"state": state})
+        copied = time.monotonic()
+        facts = {"step": step, "world_size": self.gang.world_size, "zero_stage": engine.zero_optimization_stage()}
+
+        def write() -> None:
+            resumed = time.monotonic()
+            error = _write_part(draft, parts, self.gang.rank)
+            if self.gang.is_first:
+                error = _await_parts(draft, self.gang.world_size) or error
+                if error:
+                    print(f"the checkpoint of step {step} could not be written: {error}", flush=True)
+                    shutil.rmtree(draft, ignore_errors=True)
+                else:
+                    publish(draft, self.steps / f"step-{step:010d}", facts)
+                    prune(self.steps, self.keep)
+            self._last = time.monotonic()
+            seconds = copied - begin + self._last - resumed
+            self._pause_seconds = max(MIN_SECONDS_BETWEEN, seconds / MAX_SHARE_OF_TIME)
+
+        self._writing = self._writer.submit(write)
+
+    def finish(self) -> None:
+        """Wait until this worker's part of everything is written; raises when weights could not be."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
 
     def load_newest(self, engine: Any) -> tuple[int, dict[str, Any]]:
         """Collective: restore the newest complete checkpoint; (its step, its state), or (0, {}) when there is none."""
         found = None
         if self.gang.is_first:
             discard_damaged(self.steps)
-            found = newest_complete(self.steps, self.gang.world_size)
+            # Without ZeRO every worker has the whole state, and any number of them can go on from it.
+            is_divided = engine.zero_optimization_stage() > 0
+            found = newest_complete(self.steps, self.gang.world_size if is_divided else None)
         chosen = self.gang.share(str(found or ""))
         if not chosen:
             return 0, {}
@@ -71,19 +116,113 @@ class Checkpoints:
         return read_manifest(Path(chosen))["facts"]["step"], client_state["state"]
 
     def write_weights(self, engine: Any, name: str) -> None:
-        """Collective: write the model's weights as the plain state dict `folder/name`, whole or not at all."""
-        import torch
+        """Collective: write the model's weights as the plain state dict `folder/name`, whole or not at all.
 
+        Final weights are there when this returns, others soon after.
+        """
+        self.finish()
         if engine.zero_optimization_stage() == 3:
             weights = engine._zero3_consolidated_16bit_state_dict()
         else:
-            weights = engine.module.state_dict()
+            weights = engine.module.state_dict() if self.gang.is_first else None
         if self.gang.is_first:
-            draft = self.folder / f".draft-{name}"
-            torch.save({key: value.detach().cpu() for key, value in weights.items()}, draft)
-            _flush(draft)
-            draft.replace(self.folder / name)
-            _flush(self.folder)
+            weights = _copied(dict(weights), {})
+
+            def write() -> None:
+                import torch
+
+                draft = self.folder / f".draft-{name}"
+                torch.save(weights, draft)
+                _flush(draft)
+                draft.replace(self.folder / name)
+                _flush(self.folder)
+
+            self._writing = self._writer.submit(write)
+        if name == FINAL_WEIGHTS:
+            self.finish()
+
+
+class _Snapshot:
+    """Stands in for DeepSpeed's own writer while it saves: it keeps copies instead of writing them."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        self.parts: list[tuple[Path, Any]] = []
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self.parts.append((Path(path), _copied(state_dict, {})))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
+
+
+def _parts_of(engine: Any, draft: Path, state: dict[str, Any]) -> list[tuple[Path, Any]]:
+    """What this worker has to write, copied to main memory: files and their contents."""
+    snapshot = _Snapshot(engine.checkpoint_engine)
+    engine.checkpoint_engine = snapshot
+    try:
+        engine.save_checkpoint(str(draft), tag="state", client_state=state, save_latest=False)
+    finally:
+        engine.checkpoint_engine = snapshot._writer
+    return snapshot.parts
+
+
+def _copied(value: Any, known: dict[Any, Any]) -> Any:
+    """Nested dicts, lists and tuples with tensors in main memory; those over the same memory stay one (`known`)."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        # Tied weights are different objects over the same memory.
+        place = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        if not value.numel() or place not in known:
+            known[place] = value.detach().to("cpu", copy=True)
+        return known[place]
+    if isinstance(value, dict):
+        same = copy.copy(value)
+        same.update({key: _copied(item, known) for key, item in value.items()})
+        return same
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item, known) for item in value)
+    return value
+
+
+def _write_part(draft: Path, parts: list[tuple[Path, Any]], rank: int) -> str:
+    """Write this worker's files and, last, that they are there; what went wrong, empty when nothing did."""
+    import torch
+
+    error = ""
+    try:
+        for path, content in parts:
+            torch.save(content, path)
+    except (OSError, RuntimeError) as failure:
+        error = str(failure)
+    try:
+        marker = draft / _PART.format(rank)
+        unfinished = marker.with_suffix(".writing")
+        unfinished.write_text(json.dumps({"error": error}), encoding="utf-8")
+        unfinished.replace(marker)
+    except OSError as failure:
+        error = error or str(failure)
+    return error
+
+
+def _await_parts(draft: Path, world_size: int) -> str:
+    """Wait for the parts of all workers and remove their markers; what went wrong with one, or empty."""
+    deadline = time.monotonic() + PART_SECONDS
+    errors = []
+    for rank in range(world_size):
+        marker = draft / _PART.format(rank)
+        while not marker.exists():
+            if time.monotonic() > deadline:
+                return f"the part of worker {rank} is missing"
+            time.sleep(0.01)
+        errors.append(json.loads(marker.read_text(encoding="utf-8"))["error"])
+        marker.unlink()
+    return "; ".join(error for error in errors if error)
+
+
+def _be_nice() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WRITER_NICENESS)
 
 
 def publish(draft: Path, final: Path, facts: dict[str, Any]) -> None:

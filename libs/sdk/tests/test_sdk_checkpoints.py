@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,3 +72,65 @@ def test_another_number_of_workers_is_passed_over(tmp_path: Path) -> None:
     write(tmp_path, 2, world_size=2)
     assert checkpoints.newest_complete(tmp_path, world_size=1) == one
     assert checkpoints.newest_complete(tmp_path, world_size=3) is None
+
+
+PROGRAM = """
+import errno, sys
+import torch
+from gang import join
+from checkpoints import Checkpoints
+
+folder, stage = sys.argv[1], int(sys.argv[2])
+gang = join()
+import deepspeed
+
+model = torch.nn.Linear(4, 2)
+optimizer = torch.optim.Adam(model.parameters())
+config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": stage},
+          "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+
+def step():
+    engine.backward(engine(torch.ones(1, 4)).sum())
+    engine.step()
+
+checkpoints = Checkpoints(folder, gang, interval_steps=3)
+assert [checkpoints.due(number) for number in (1, 2, 3, 6)] == [False, False, True, True]
+step()
+before = model.weight.detach().clone()
+checkpoints.save(engine, 1, note="first")
+step()
+assert not torch.equal(model.weight, before)
+checkpoints.finish()
+whole = torch.save
+
+def no_space(content, path):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+torch.save = no_space
+checkpoints.save(engine, 2)
+checkpoints.finish()
+torch.save = whole
+assert checkpoints.load_newest(engine) == (1, {"note": "first"})
+assert torch.equal(model.weight, before)
+checkpoints.write_weights(engine, "model_epoch_final.pth")
+assert torch.equal(torch.load(f"{folder}/model_epoch_final.pth", weights_only=True)["weight"], before)
+gang.leave()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2])
+def test_it_holds_the_moment_of_the_save_and_a_full_disk_costs_only_itself(tmp_path: Path, stage: int) -> None:
+    paths = os.pathsep.join(str(Path(checkpoints.__file__).parents[1] / name) for name in ("sdk", "workerkit"))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path), str(stage)],
+        env=os.environ | {"PYTHONPATH": paths},
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the checkpoint of step 2 could not be written: [Errno 28] No space left on device" in done.stdout
+    assert [path.name for path in (tmp_path / "steps").iterdir()] == ["step-0000000001"]
