@@ -1,0 +1,146 @@
+"""Commands that replace the model's program, and weights that are fetched before it."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_service.domain.specs import TrainingSpec
+from training_service.worker.command import is_launcher
+
+REPOSITORY = Path(__file__).parents[3]
+WRITE_WEIGHTS = (
+    "import os, pathlib, sys;"
+    "print(sys.argv[1:], os.environ.get('RANK'));"
+    "pathlib.Path(os.environ['DLMESH_TRAIN_DIR'], 'model_epoch_1.pth').touch()"
+)
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    (tmp_path / "code").mkdir()
+    return tmp_path / "code"
+
+
+def start(tmp_path: Path, *, environment: dict[str, str] | None = None, **spec: Any) -> subprocess.Popen[str]:
+    file = tmp_path / "spec.json"
+    fields = {"code": str(tmp_path / "code"), "train_dir": str(tmp_path / "run" / "checkpoints"), "weights": ""}
+    (tmp_path / "run").mkdir(exist_ok=True)
+    TrainingSpec(**{**fields, "data": {"train": "/d/train"}, **spec}).write(file)
+    packages = ["libs/sdk", "libs/workerkit", "libs/servicekit", "libs/contracts", "services/training"]
+    paths = os.pathsep.join(str(REPOSITORY / package) for package in packages)
+    return subprocess.Popen(
+        [sys.executable, "-m", "training_service.worker.run_training", str(file)],
+        env=os.environ | {"PYTHONPATH": paths, "DLMESH_JOB_DIR": str(tmp_path)} | (environment or {}),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(tmp_path: Path, **options: Any) -> tuple[int, str, str]:
+    process = start(tmp_path, **options)
+    output, errors = process.communicate(timeout=60)
+    return process.returncode, output, errors
+
+
+def test_a_command_replaces_the_program(tmp_path: Path, code: Path) -> None:
+    (code / "other.py").write_text(WRITE_WEIGHTS.replace(";", "\n"))
+    ended = run(tmp_path, command=["python", "other.py", "--out", "$DLMESH_TRAIN_DIR"], environment={"RANK": "1"})
+    assert ended == (0, f"['--out', '{tmp_path}/run/checkpoints'] 1\n", "")
+
+
+def test_a_launcher_runs_once_and_without_the_gangs_variables(tmp_path: Path, code: Path) -> None:
+    launcher = code / "torchrun"
+    launcher.write_text(f"#!{sys.executable}\n" + WRITE_WEIGHTS.replace(";", "\n"))
+    launcher.chmod(0o755)
+    other = start(tmp_path, command=[str(launcher)], environment={"RANK": "1", "WORLD_SIZE": "2"})
+    first = start(tmp_path, command=[str(launcher)], environment={"RANK": "0", "WORLD_SIZE": "2"})
+    assert first.communicate(timeout=60) == ("[] None\n", "")
+    assert other.communicate(timeout=60) == ("", "")
+    assert (first.returncode, other.returncode) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "launches"),
+    [
+        (["torchrun", "--nproc-per-node=2", "main.py"], True),
+        (["deepspeed", "main.py"], True),
+        (["python", "-m", "torch.distributed.run", "main.py"], True),
+        (["python", "main.py"], False),
+        (["python", "-m", "mine"], False),
+    ],
+)
+def test_what_starts_its_own_workers(words: list[str], launches: bool) -> None:
+    assert is_launcher(words) is launches
+
+
+def test_how_a_command_ends(tmp_path: Path, code: Path) -> None:
+    assert run(tmp_path, command=["python", "-c", "raise SystemExit(7)"])[0] == 7
+    assert run(tmp_path, command=["python", "-c", "import os; os.kill(os.getpid(), 9)"])[0] == 137
+    status, _, errors = run(tmp_path, command=["no-such-program"])
+    assert (status, errors) == (1, "cmd: 'no-such-program' cannot be run: No such file or directory\n")
+    status, _, errors = run(tmp_path, command=["python", "-c", "pass"])
+    assert (status, errors) == (
+        1,
+        "python -c pass ended with code 0 but wrote no weights into --train_dir ($DLMESH_TRAIN_DIR)\n",
+    )
+
+
+def test_a_stop_reaches_the_command(tmp_path: Path, code: Path) -> None:
+    waits = "import signal, sys; signal.signal(15, lambda *_: sys.exit(143)); print('up', flush=True); signal.pause()"
+    process = start(tmp_path, command=["python", "-c", waits])
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """A server of the files in `tmp_path/served`."""
+    (tmp_path / "served").mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Say nothing."""
+
+    handler = functools.partial(Quiet, directory=str(tmp_path / "served"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_weights_are_fetched_first(tmp_path: Path, code: Path, address: str) -> None:
+    (tmp_path / "served" / "my start.pth").write_bytes(b"w" * 3_000_000)
+    (code / "main.py").write_text(
+        "import sys, shutil; shutil.copy(sys.argv[sys.argv.index('--weights') + 1], sys.argv[2] + '/model_epoch_1.pth')"
+    )
+    assert run(tmp_path, weights_url=f"{address}/my%20start.pth?token=1") == (0, "", "")
+    assert (tmp_path / "run" / "initial-weights" / "my start.pth").stat().st_size == 3_000_000
+    assert (tmp_path / "run" / "checkpoints" / "model_epoch_1.pth").stat().st_size == 3_000_000
+
+
+def test_weights_that_are_not_there_are_not_asked_for_again(tmp_path: Path, code: Path, address: str) -> None:
+    (code / "main.py").write_text("raise AssertionError")
+    status, _, errors = run(tmp_path, weights_url=f"{address}/none.pth")
+    # 65 tells the queue that it would fail again.
+    assert (status, errors) == (65, f"wtURL: {address}/none.pth answered 404 File not found\n")
+
+
+def test_a_server_that_is_away_may_come_back(tmp_path: Path, code: Path) -> None:
+    (code / "main.py").write_text("raise AssertionError")
+    status, _, errors = run(tmp_path, weights_url="http://127.0.0.1:1/weights.pth")
+    assert status == 1
+    assert errors.startswith("wtURL: http://127.0.0.1:1/weights.pth cannot be fetched: ")
