@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from run_parameters import (
     data_path,
     files_below,
+    getCheckpointInterval,
+    getCheckpointsKept,
     getSeed,
     getTestBatchSize,
     getTestInterval,
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 __all__ = [
+    "getCheckpointInterval",
+    "getCheckpointsKept",
     "getEpoch",
     "getLearningRate",
     "getMaxSteps",

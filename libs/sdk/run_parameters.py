@@ -14,6 +14,7 @@ from typing import Any
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_TEST_INTERVAL = 100
 DEFAULT_TEST_ITERATION = 10
+DEFAULT_CHECKPOINTS_KEPT = 2
 
 
 @cache
@@ -70,6 +71,16 @@ def getTestInterval() -> int:
 def getTestIteration() -> int:
     """Test batches in one test."""
     return int(parameters().get("test_iteration") or DEFAULT_TEST_ITERATION)
+
+
+def getCheckpointInterval() -> int:
+    """Iterations between two checkpoints; 0 when time decides."""
+    return int(parameters().get("checkpoint_interval_steps") or 0)
+
+
+def getCheckpointsKept() -> int:
+    """How many checkpoints are kept, the newest."""
+    return int(parameters().get("checkpoints_kept") or DEFAULT_CHECKPOINTS_KEPT)
 
 
 def getSeed() -> int:
