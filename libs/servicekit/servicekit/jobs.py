@@ -69,8 +69,8 @@ class JobFacts:
 
     `state` is SUBMITTED, RUNNING, FINISHED, ERROR or KILLED. `result` is the object that the program reported, None
     when it reported none; `refusal` is what it says under "refused". `log_tail` has the last lines of the rank that
-    failed, `run_directory` the files of the newest attempt, `ranks` how many ranks that has and `rank_outcomes` how they
-    ended.
+    failed, `run_directory` the files of the newest attempt, `ranks` how many ranks that has and `rank_outcomes`
+    how they ended.
     """
 
     job_id: str

@@ -24,7 +24,7 @@ from scheduling_service.storage.groups import FixedGroups
 from scheduling_service.storage.jobs import SqlJobs
 from scheduling_service.usecases.delete_job import DeleteJob
 from scheduling_service.usecases.list_applications import ListApplications
-from scheduling_service.usecases.run_queue import RunQueue
+from scheduling_service.usecases.run_queue import GROW_AFTER_SECONDS, RunQueue
 from scheduling_service.usecases.stop_job import StopJob
 from scheduling_service.usecases.submit_job import SubmitJob
 
@@ -38,15 +38,25 @@ class LocalSettings:
     slots: int
     gpus: int
     warm_pool: bool
+    grow_after_seconds: float = GROW_AFTER_SECONDS
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> LocalSettings:
-        """DLMESH_SLOTS (ranks that run at once) and DLMESH_WARM_POOL (0 starts every rank cold)."""
+        """DLMESH_SLOTS (ranks that run at once), DLMESH_WARM_POOL (0 starts every rank cold) and
+        DLMESH_GROW_AFTER_SECONDS (how long an elastic job runs beside free slots before it takes them)."""
         text = environ.get("DLMESH_SLOTS") or str(max(2, os.cpu_count() or 1))
         if not text.isdigit() or int(text) < 1:
             raise ValueError(f"DLMESH_SLOTS: {text!r} is not valid; allowed: a whole number from 1")
+        seconds = environ.get("DLMESH_GROW_AFTER_SECONDS") or str(GROW_AFTER_SECONDS)
+        if not seconds.replace(".", "", 1).isdecimal():
+            raise ValueError(f"DLMESH_GROW_AFTER_SECONDS: {seconds!r} is not valid; allowed: a number from 0")
         gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-        return cls(slots=int(text), gpus=gpus, warm_pool=environ.get("DLMESH_WARM_POOL", "1") != "0")
+        return cls(
+            slots=int(text),
+            gpus=gpus,
+            warm_pool=environ.get("DLMESH_WARM_POOL", "1") != "0",
+            grow_after_seconds=float(seconds),
+        )
 
 
 def build(
@@ -61,7 +71,8 @@ def build(
     files = JobFiles(settings.home / "jobs")
     runner = EngineRunner(engine, files, settings.secret, settings.peers, os.environ)
     # The engine is this machine's, so whoever runs on it takes the lease over from a process that was killed.
-    queue = RunQueue(jobs, groups, runner, files, utc_now, holder=f"{socket.gethostname()}:{settings.home}")
+    holder = f"{socket.gethostname()}:{settings.home}"
+    queue = RunQueue(jobs, groups, runner, files, utc_now, holder, local.grow_after_seconds)
     loop = ReconcileLoop("queue", queue.step, idle_seconds=1.0)
     list_applications = ListApplications(jobs)
     job_servicer = JobServicer(

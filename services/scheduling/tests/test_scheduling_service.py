@@ -28,9 +28,12 @@ DEADLINE_SECONDS = 20
 
 
 @asynccontextmanager
-async def service(home: Path, database_url: str | None = None, slots: int = 2) -> AsyncIterator[Any]:
+async def service(
+    home: Path, database_url: str | None = None, slots: int = 2, grow_after_seconds: float = 0.0
+) -> AsyncIterator[Any]:
     settings = settings_for("scheduling", home, database_url=database_url)
-    application = build(settings, local=LocalSettings(slots=slots, gpus=0, warm_pool=False))
+    local = LocalSettings(slots=slots, gpus=0, warm_pool=False, grow_after_seconds=grow_after_seconds)
+    application = build(settings, local=local)
     async with running(application, settings) as client:
         yield SimpleNamespace(
             jobs=client.stub(JobStub),
@@ -183,6 +186,93 @@ async def test_a_program_that_refuses_its_input_is_not_tried_again(tmp_path: Pat
         await submit(platform, "j1", spec(tmp_path, "import os, sys; sys.exit(os.EX_DATAERR)", max_restarts=2))
         job = await until(platform, "j1", "FINISHED", "ERROR")
         assert (job.state, job.attempt, job.reason) == ("ERROR", 1, "rank 0 exited with code 65")
+
+
+# Says with how many ranks it runs, goes on until told to finish, and ends with 143 when it is to make place.
+ELASTIC = """
+import os, signal, sys, time
+rank, size, attempt = (os.environ[name] for name in ('RANK', 'WORLD_SIZE', 'DLMESH_JOB_ATTEMPT'))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+open(f'up-{attempt}-{rank}', 'w').write(size + ' of ' + os.environ['DLMESH_MAX_WORKERS'])
+while not os.path.exists('finish'):
+    time.sleep(0.02)
+"""
+STUBBORN = ELASTIC.replace("lambda *_: sys.exit(143)", "signal.SIG_IGN")
+
+
+async def text_of(path: Path) -> str:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not path.exists() or not path.read_text():
+            await asyncio.sleep(0.02)
+    return path.read_text()
+
+
+async def running_with(platform: Any, job_id: str, ranks: int) -> jobs_pb2.Job:
+    """Once it runs with so many ranks, all of which have said so."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while (job := await until(platform, job_id, "RUNNING", "FINISHED", "ERROR")).current_ranks != ranks:
+            assert job.state == "RUNNING", job.reason
+            await asyncio.sleep(0.02)
+    directory = Path(job.spec.working_directory)
+    for rank in range(ranks):
+        assert await text_of(directory / f"up-{job.attempt}-{rank}") == f"{ranks} of {job.spec.ranks}"
+    return job
+
+
+async def test_an_elastic_job_shrinks_for_others_and_grows_back(tmp_path: Path, database_url: str) -> None:
+    async with service(tmp_path, database_url) as platform:
+        await submit(platform, "e", spec(tmp_path, ELASTIC, ranks=2, min_ranks=1, name="E"))
+        assert (await running_with(platform, "e", 2)).attempt == 1
+        wait = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)"
+        await submit(platform, "x", spec(tmp_path, wait, name="X"))
+        small = await running_with(platform, "e", 1)
+        assert (small.attempt, small.reason) == (2, "went on with 1 instead of 2 ranks")
+        await until(platform, "x", "RUNNING")
+        (tmp_path / "go").touch()
+        await until(platform, "x", "FINISHED")
+        big = await running_with(platform, "e", 2)
+        assert (big.attempt, big.reason) == (3, "went on with 2 instead of 1 ranks")
+        (tmp_path / "finish").touch()
+        job = await until(platform, "e", "FINISHED", "ERROR")
+        assert (job.state, job.attempt, job.current_ranks) == ("FINISHED", 3, 2)
+
+
+async def test_a_gang_that_will_not_go_is_killed_and_only_resumed(tmp_path: Path) -> None:
+    async with service(tmp_path) as platform:
+        # Not one restart is allowed: neither the kill nor the resize may count as a failure.
+        stubborn = spec(tmp_path, STUBBORN, ranks=2, min_ranks=1, grace_seconds=0.2, max_restarts=0)
+        await submit(platform, "e", stubborn)
+        await running_with(platform, "e", 2)
+        await submit(platform, "x", spec(tmp_path, "pass"))
+        await until(platform, "x", "FINISHED")
+        await running_with(platform, "e", 2)
+        (tmp_path / "finish").touch()
+        assert (await until(platform, "e", "FINISHED", "ERROR")).state == "FINISHED"
+
+
+async def test_a_program_that_ends_well_while_it_is_resized_has_finished(tmp_path: Path) -> None:
+    async with service(tmp_path) as platform:
+        done = ELASTIC.replace("sys.exit(143)", "sys.exit(0)")
+        await submit(platform, "e", spec(tmp_path, done, ranks=2, min_ranks=1))
+        await running_with(platform, "e", 2)
+        await submit(platform, "x", spec(tmp_path, "pass"))
+        job = await until(platform, "e", "FINISHED", "ERROR")
+        assert (job.state, job.attempt) == ("FINISHED", 1)
+
+
+async def test_a_stop_wins_over_a_resize(tmp_path: Path) -> None:
+    async with service(tmp_path) as platform:
+        await submit(platform, "e", spec(tmp_path, STUBBORN, ranks=2, min_ranks=1, grace_seconds=0.5, name="E"))
+        await running_with(platform, "e", 2)
+        await submit(platform, "x", spec(tmp_path, "pass", name="X"))
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not (job := await until(platform, "e", "RUNNING")).reason:
+                await asyncio.sleep(0.02)
+        assert job.reason == "shrinks from 2 to 1 rank to make room for X"
+        await platform.jobs.StopJob(jobs_pb2.StopJobRequest(job_id="e"))
+        job = await until(platform, "e", "KILLED", "FINISHED", "ERROR")
+        assert (job.state, job.attempt, job.reason) == ("KILLED", 1, "stopped")
+        await until(platform, "x", "FINISHED")
 
 
 async def test_workers_report_for_their_own_job_and_attempt_only(tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ def spec_from_proto(spec: jobs_pb2.JobSpec) -> Spec:
         framework=spec.framework,
         max_seconds=spec.max_seconds,
         application_name=spec.application_name,
+        min_ranks=spec.min_ranks,
+        max_silent_seconds=spec.max_silent_seconds,
+        max_disk_bytes=spec.max_disk_bytes,
+        gpu_percentage=spec.gpu_percentage,
     )
 
 
@@ -58,6 +62,10 @@ def job_to_proto(job: Job, run_directory: Path) -> jobs_pb2.Job:
             framework=spec.framework,
             max_seconds=spec.max_seconds,
             application_name=spec.application_name,
+            min_ranks=spec.min_ranks,
+            max_silent_seconds=spec.max_silent_seconds,
+            max_disk_bytes=spec.max_disk_bytes,
+            gpu_percentage=spec.gpu_percentage,
         ),
         state=job.state.value,
         reason=job.reason,
@@ -72,6 +80,7 @@ def job_to_proto(job: Job, run_directory: Path) -> jobs_pb2.Job:
         run_directory=str(run_directory),
         driver_id=driver_id(job),
         instance_group_id=job.group_id,
+        current_ranks=job.current_ranks,
     )
 
 
@@ -112,8 +121,8 @@ def job_to_application(job: Job, group: InstanceGroup, host: str, attempt: Path)
         name=job.spec.application_name or job.spec.name,
         type="BATCH",
         state=job.state.value,
-        slots=job.spec.ranks if running else 0,
-        demanded_slots=job.spec.ranks if job.state is State.SUBMITTED else 0,
+        slots=job.current_ranks if running else 0,
+        demanded_slots=job.spec.fewest_ranks if job.state is State.SUBMITTED else 0,
         hosts=1 if running else 0,
         owner=job.spec.owner,
         updated_at_ms=unix_milliseconds(utc_now()),
@@ -134,7 +143,7 @@ def job_to_application(job: Job, group: InstanceGroup, host: str, attempt: Path)
                 id=driver_id(job), state=job.state.value, host=host, stdout_path=str(attempt / "keeper.log")
             )
         )
-        for rank in range(job.spec.ranks):
+        for rank in range(job.current_ranks):
             detail.executors.add(
                 id=str(rank),
                 state=job.state.value,

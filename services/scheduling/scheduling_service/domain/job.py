@@ -25,7 +25,7 @@ class State(StrEnum):
 
 
 _FINAL = frozenset({State.FINISHED, State.ERROR, State.KILLED})
-# RUNNING -> SUBMITTED is a retry: the job waits again for its gang.
+# RUNNING -> SUBMITTED is a retry or a resize: the job waits again for its gang.
 _MOVES: Mapping[State, frozenset[State]] = {
     State.SUBMITTED: frozenset({State.RUNNING, State.KILLED, State.ERROR}),
     State.RUNNING: frozenset({State.SUBMITTED, State.FINISHED, State.ERROR, State.KILLED}),
@@ -55,6 +55,20 @@ class Spec:
     framework: str = ""
     max_seconds: float = 0.0
     application_name: str = ""
+    min_ranks: int = 0
+    max_silent_seconds: float = 0.0
+    max_disk_bytes: int = 0
+    gpu_percentage: int = 0
+
+    @property
+    def fewest_ranks(self) -> int:
+        """With how many it can run; `ranks` unless it is elastic."""
+        return self.min_ranks or self.ranks
+
+    @property
+    def is_elastic(self) -> bool:
+        """True when the number of ranks may change while it runs."""
+        return self.fewest_ranks < self.ranks
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,10 @@ class Rank:
 
 @dataclass
 class Job:
-    """A row of the queue. Times are aware UTC; `attempt` counts from 1, 0 before the first."""
+    """A row of the queue. Times are aware UTC; `attempt` counts from 1, 0 before the first.
+
+    `current_ranks` are those of the newest attempt; `resizing` says that it ends so that the next has another number.
+    """
 
     id: str
     spec: Spec
@@ -96,15 +113,35 @@ class Job:
     ranks: Sequence[Rank] = ()
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    current_ranks: int = 0
+    resizing: bool = False
+    attempt_started_at: datetime | None = None
 
-    def start(self, now: datetime) -> None:
+    def start(self, ranks: int, now: datetime) -> None:
         """Take the slots for the next attempt."""
         self._move(State.RUNNING)
         self.attempt += 1
-        self.reason = ""
+        changed = self.resizing and ranks != self.current_ranks
+        self.reason = f"went on with {ranks} instead of {self.current_ranks} ranks" if changed else ""
+        self.current_ranks = ranks
+        self.resizing = False
+        self.not_before = None
+        self.attempt_started_at = now
         self.log_tail = ""
         self.ranks = ()
         self.started_at = self.started_at or now
+
+    def resize(self, reason: str) -> None:
+        """The attempt is to end for another number of ranks."""
+        if self.state is not State.RUNNING:
+            raise conflict(f"job {self.id} cannot be resized while it is {self.state}")
+        self.resizing = True
+        self.reason = reason
+
+    def resume(self) -> None:
+        """The attempt ended as the resize wanted: the next one may start at once. Neither a failure nor a loss."""
+        self._move(State.SUBMITTED)
+        self.not_before = None
 
     def finish(self, now: datetime) -> None:
         """All ranks ended with code 0."""
@@ -137,11 +174,13 @@ class Job:
 
     def _retry(self, reason: str, at: datetime) -> None:
         self._move(State.SUBMITTED)
+        self.resizing = False
         self.reason = reason
         self.not_before = at
 
     def _end(self, state: State, reason: str, now: datetime) -> None:
         self._move(state)
+        self.resizing = False
         self.reason = reason
         self.ended_at = now
 

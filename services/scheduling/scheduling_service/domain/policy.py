@@ -1,48 +1,145 @@
-"""Who runs next: first come, first served, whole gangs only."""
+"""Who runs next and with how many ranks: first come, first served, whole gangs only; elastic ones give and take."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+# A gang this near to its end would lose more by a restart than it wins by more ranks.
+NEARLY_DONE = 0.9
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A job in the queue, in the order of submission; `delayed_seconds` is what is left of a retry's pause."""
+    """A job in the queue, in the order of submission; `delayed_seconds` is what is left of a retry's pause.
+
+    An elastic one starts with `fewest` to `ranks` ranks, a rigid one (`fewest` 0) with `ranks`. One that is `resizing`
+    ended for the sake of another size and goes on before all others.
+    """
 
     job_id: str
     name: str
     ranks: int
     delayed_seconds: float = 0.0
+    fewest: int = 0
+    resizing: bool = False
+
+    @property
+    def needed(self) -> int:
+        """Slots without which it cannot start."""
+        return self.fewest or self.ranks
+
+
+@dataclass(frozen=True)
+class Running:
+    """A gang of `ranks`, which has run `settled_seconds` with this size and done a part (0 to 1) of its work.
+
+    An elastic one may have `fewest` to `most` ranks; a rigid one has both 0. One that is `resizing` was asked to end
+    and comes back, one that is `leaving` does not.
+    """
+
+    job_id: str
+    name: str
+    ranks: int
+    fewest: int = 0
+    most: int = 0
+    settled_seconds: float = 0.0
+    done: float = 0.0
+    resizing: bool = False
+    leaving: bool = False
+
+    @property
+    def spare(self) -> int:
+        """Slots it can do without."""
+        if self.leaving:
+            return self.ranks
+        return self.ranks - self.fewest if self.fewest else 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Jobs to start now, and for every other one why it waits."""
+    """Jobs to start now with how many ranks, gangs to resize and why, and for every other waiting job why it waits."""
 
-    start: Sequence[str]
-    reasons: dict[str, str]
+    start: Mapping[str, int]
+    resize: Mapping[str, str]
+    reasons: Mapping[str, str]
 
 
-def plan(waiting: Sequence[Waiting], slots: int, used: int) -> Plan:
-    """Decide for one group of `slots`, of which `used` are taken.
+def plan(
+    waiting: Sequence[Waiting],
+    running: Sequence[Running],
+    slots: int,
+    *,
+    idle_seconds: float = 0.0,
+    grow_after_seconds: float = 0.0,
+) -> Plan:
+    """Decide for one group of `slots`; `running` in the order of submission, `idle_seconds` since somebody waited last
+    or no slot was free.
 
-    A gang starts whole or not at all. A gang that does not fit holds the queue behind it: letting smaller jobs pass
-    would starve it. Jobs that pause before a retry hold nobody up.
+    A gang starts whole or not at all. A gang that does not fit, even if the elastic ones shrink, holds the queue behind
+    it: letting smaller jobs pass would starve it. Jobs that pause before a retry hold nobody up.
     """
-    free = slots - used
-    start: list[str] = []
+    free = slots - sum(gang.ranks for gang in running)
+    room = free + sum(gang.spare for gang in running)
     reasons: dict[str, str] = {}
+    admitted: list[Waiting] = []
     blocker: Waiting | None = None
-    for job in waiting:
+    for job in sorted(waiting, key=lambda job: not job.resizing):
         if job.delayed_seconds > 0:
             reasons[job.job_id] = f"pauses {job.delayed_seconds:.0f} s before it is started again"
         elif blocker is not None:
             reasons[job.job_id] = f"behind {blocker.name}, which runs next"
-        elif job.ranks <= free:
-            free -= job.ranks
-            start.append(job.job_id)
+        elif job.needed <= room:
+            room -= job.needed
+            admitted.append(job)
         else:
             blocker = job
-            reasons[job.job_id] = f"needs {job.ranks} slots at once, {free} of {slots} are free; runs next"
-    return Plan(start, reasons)
+            left = max(0, free - _needed(admitted))
+            reasons[job.job_id] = f"needs {job.needed} slots at once, {left} of {slots} are free; runs next"
+
+    start: dict[str, int] = {}
+    extra = max(0, free - _needed(admitted))
+    for position, job in enumerate(admitted):
+        if job.needed > free - sum(start.values()):
+            left = free - sum(start.values())
+            reasons[job.job_id] = f"needs {job.needed} slots at once, {left} of {slots} are free; others make room"
+            reasons |= {held.job_id: f"behind {job.name}, which runs next" for held in admitted[position + 1 :]}
+            return Plan(start, _shrink(running, _needed(admitted) - free, job.name), reasons)
+        more = min(extra, job.ranks - job.needed)
+        start[job.job_id] = job.needed + more
+        extra -= more
+    if waiting or idle_seconds < grow_after_seconds:
+        return Plan(start, {}, reasons)
+    return Plan(start, _grow(running, free, grow_after_seconds), reasons)
+
+
+def _needed(jobs: Iterable[Waiting]) -> int:
+    return sum(job.needed for job in jobs)
+
+
+def _shrink(running: Sequence[Running], lacking: int, for_whom: str) -> dict[str, str]:
+    """The youngest gangs give first; what those give that are ending already counts."""
+    lacking -= sum(gang.spare for gang in running if gang.resizing or gang.leaving)
+    resize: dict[str, str] = {}
+    for gang in reversed(running):
+        if lacking > 0 and gang.spare and not (gang.resizing or gang.leaving):
+            given = min(gang.spare, lacking)
+            lacking -= given
+            resize[gang.job_id] = (
+                f"shrinks from {gang.ranks} to {_ranks(gang.ranks - given)} to make room for {for_whom}"
+            )
+    return resize
+
+
+def _grow(running: Sequence[Running], free: int, grow_after_seconds: float) -> dict[str, str]:
+    """One gang at a time, the oldest first."""
+    if free <= 0 or any(gang.resizing or gang.leaving for gang in running):
+        return {}
+    for gang in running:
+        if gang.ranks < gang.most and gang.settled_seconds >= grow_after_seconds and gang.done < NEARLY_DONE:
+            return {gang.job_id: f"grows from {gang.ranks} to {_ranks(min(gang.most, gang.ranks + free))}"}
+    return {}
+
+
+def _ranks(number: int) -> str:
+    return f"{number} rank{'s' if number != 1 else ''}"

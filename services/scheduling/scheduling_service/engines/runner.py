@@ -78,7 +78,7 @@ class EngineRunner:
                 job_id=job.id,
                 number=job.attempt,
                 directory=directory,
-                ranks=spec.ranks,
+                ranks=job.current_ranks,
                 gpus_per_rank=spec.gpus_per_rank,
                 command=spec.command,
                 environment=self._environment(job, directory),
@@ -96,12 +96,13 @@ class EngineRunner:
         await self._engine.stop(self._files.attempt(job))
 
     def _environment(self, job: Job, directory: Path) -> dict[str, str]:
-        threads = max(1, (os.cpu_count() or 1) // job.spec.ranks)
+        threads = max(1, (os.cpu_count() or 1) // job.current_ranks)
         return {
             **self._inherited,
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": str(threads),
             **job.spec.environment,
+            **({"DLMESH_MAX_WORKERS": str(job.spec.ranks)} if job.spec.is_elastic else {}),
             "DLMESH_JOB_ID": job.id,
             "DLMESH_JOB_ATTEMPT": str(job.attempt),
             "DLMESH_JOB_TOKEN": job_token(self._secret, job.id),

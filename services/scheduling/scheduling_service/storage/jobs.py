@@ -158,6 +158,9 @@ def _row(job: Job) -> dict[str, Any]:
         "created_at": job.created_at,
         "started_at": job.started_at,
         "ended_at": job.ended_at,
+        "current_ranks": job.current_ranks,
+        "resizing": job.resizing,
+        "attempt_started_at": job.attempt_started_at,
     }
 
 

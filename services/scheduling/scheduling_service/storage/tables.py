@@ -35,6 +35,9 @@ JOBS = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("started_at", UtcDateTime),
     sa.Column("ended_at", UtcDateTime),
+    sa.Column("current_ranks", sa.Integer, nullable=False),
+    sa.Column("resizing", sa.Boolean, nullable=False),
+    sa.Column("attempt_started_at", UtcDateTime),
     sa.Index("ix_jobs_state_sequence", "state", "sequence"),
     sa.Index("ix_jobs_owner_sequence", "owner", "sequence"),
 )

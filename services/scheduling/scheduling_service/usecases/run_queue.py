@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from scheduling_service.domain.job import Job, Rank, State
-from scheduling_service.domain.policy import Waiting, plan
+from scheduling_service.domain.job import InstanceGroup, Job, Rank, State
+from scheduling_service.domain.policy import Running, Waiting, plan
 from scheduling_service.usecases.ports import Groups, Jobs, RunDirectories, Runner
 
 log = logging.getLogger(__name__)
@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 LEASE_SECONDS = 10.0
 TAIL_LINES = 20
 POLL_SECONDS = 0.05
+# How long an elastic gang runs, and slots stay free, before it grows: a restart costs seconds.
+GROW_AFTER_SECONDS = 5.0
 # Of jobs that have run for a while: on a machine full of ranks every look takes time from them.
 LONG_POLL_SECONDS, LONG_AFTER_SECONDS = 0.3, 5.0
 
@@ -33,10 +35,13 @@ class RunQueue:
         directories: RunDirectories,
         now: Callable[[], datetime],
         holder: str,
+        grow_after_seconds: float = GROW_AFTER_SECONDS,
     ) -> None:
         self._jobs, self._groups, self._runner, self._directories = jobs, groups, runner, directories
-        self._now, self._holder = now, holder
+        self._now, self._holder, self._grow_after_seconds = now, holder, grow_after_seconds
         self._leads_until: datetime | None = None
+        # By group: since when nobody waits and a slot is free.
+        self._idle_since: dict[str, datetime] = {}
 
     async def step(self) -> bool:
         """True when something changed, so that the next step comes at once."""
@@ -71,7 +76,7 @@ class RunQueue:
     async def _tend(self, job: Job) -> bool:
         if job.state is State.SUBMITTED:
             if job.stop_requested:
-                job.kill("stopped before it was started", self._now())
+                job.kill("stopped" if job.attempt else "stopped before it was started", self._now())
                 await self._jobs.save(job)
                 return True
             return False
@@ -82,11 +87,14 @@ class RunQueue:
                 if job.stop_requested:
                     job.kill("stopped before it was started", self._now())
                     await self._jobs.save(job)
+                elif job.resizing:
+                    job.resume()
+                    await self._jobs.save(job)
                 else:
                     await self._runner.launch(job)
                 return True
             case "STARTING" | "RUNNING":
-                if job.stop_requested:
+                if job.stop_requested or job.resizing:
                     await self._runner.stop(job)
                 return False
         await self._settle(job, seen)
@@ -103,6 +111,12 @@ class RunQueue:
             job.finish(now)
         elif job.stop_requested:
             job.kill("stopped", now)
+        elif phase == "STOPPED" and job.resizing:
+            # With code 0 everywhere the program says that it is done, asked to end or not.
+            if all(rank.exit_code == 0 for rank in job.ranks):
+                job.finish(now)
+            else:
+                job.resume()
         elif phase == "FAILED":
             failed = seen.failed_rank if seen.failed_rank is not None else 0
             job.log_tail = await asyncio.to_thread(self._directories.tail, job, failed, TAIL_LINES)
@@ -119,28 +133,75 @@ class RunQueue:
         return now + timedelta(seconds=job.retry_seconds())
 
     async def _start(self, active: Sequence[Job]) -> bool:
-        started = False
+        changed = False
         now = self._now()
         for group in self._groups.all():
             mine = [job for job in active if job.group_id == group.id]
-            used = sum(job.spec.ranks for job in mine if job.state is State.RUNNING)
+            running = {job.id: job for job in mine if job.state is State.RUNNING}
             waiting = {job.id: job for job in mine if job.state is State.SUBMITTED}
-            decided = plan([_waiting(job, now) for job in waiting.values()], group.slots, used)
-            for job_id in decided.start:
+            decided = plan(
+                [_waiting(job, now) for job in waiting.values()],
+                [_running(job, now) for job in running.values()],
+                group.slots,
+                idle_seconds=self._idle_seconds(group, mine, now),
+                grow_after_seconds=self._grow_after_seconds,
+            )
+            for job_id, ranks in decided.start.items():
                 job = waiting[job_id]
-                job.start(now)
+                job.start(ranks, now)
                 # The row first: after a kill here the next step finds the attempt UNKNOWN and launches it.
                 await self._jobs.begin(job)
                 await self._runner.launch(job)
-                started = True
+                changed = True
+            for job_id, reason in decided.resize.items():
+                job = running[job_id]
+                job.resize(reason)
+                # The row first, here too: whoever reads it next asks the gang to end.
+                await self._jobs.save(job)
+                await self._runner.stop(job)
+                log.info("job %s (%s): attempt %d %s", job.id, job.spec.name, job.attempt, reason)
+                changed = True
             for job_id, reason in decided.reasons.items():
                 job = waiting[job_id]
                 if job.reason != reason and not job.reason.endswith(f"({reason})"):
                     job.reason = reason if not job.attempt else f"{job.reason.split(' (')[0]} ({reason})"
                     await self._jobs.save(job)
-        return started
+        return changed
+
+    def _idle_seconds(self, group: InstanceGroup, jobs: Sequence[Job], now: datetime) -> float:
+        used = sum(job.current_ranks for job in jobs if job.state is State.RUNNING)
+        if used >= group.slots or any(job.state is State.SUBMITTED for job in jobs):
+            self._idle_since.pop(group.id, None)
+            return 0.0
+        return (now - self._idle_since.setdefault(group.id, now)).total_seconds()
 
 
 def _waiting(job: Job, now: datetime) -> Waiting:
     delay = (job.not_before - now).total_seconds() if job.not_before else 0.0
-    return Waiting(job.id, job.spec.application_name or job.spec.name, job.spec.ranks, max(0.0, delay))
+    return Waiting(
+        job_id=job.id,
+        name=_name(job),
+        ranks=job.spec.ranks,
+        delayed_seconds=max(0.0, delay),
+        fewest=job.spec.fewest_ranks,
+        resizing=job.resizing,
+    )
+
+
+def _running(job: Job, now: datetime) -> Running:
+    since = job.attempt_started_at or now
+    return Running(
+        job_id=job.id,
+        name=_name(job),
+        ranks=job.current_ranks,
+        fewest=job.spec.min_ranks if job.spec.is_elastic else 0,
+        most=job.spec.ranks if job.spec.is_elastic else 0,
+        settled_seconds=(now - since).total_seconds(),
+        done=job.progress.done / job.progress.total if job.progress.total > 0 else 0.0,
+        resizing=job.resizing,
+        leaving=job.stop_requested,
+    )
+
+
+def _name(job: Job) -> str:
+    return job.spec.application_name or job.spec.name

@@ -24,8 +24,23 @@ class SubmitJob:
         group = self._groups.get(instance_group)
         if not spec.command:
             raise invalid("command", "", "a program and its arguments")
-        if not 1 <= spec.ranks <= group.slots:
-            raise invalid("clusterSize", spec.ranks, f"1 to {group.slots}, the slots of instance group {group.name!r}")
+        if spec.ranks < 1:
+            raise invalid("clusterSize", spec.ranks, "1 or more")
+        if not 0 <= spec.min_ranks <= spec.ranks:
+            raise invalid("min_ranks", spec.min_ranks, f"0 to {spec.ranks}, the most ranks")
+        if spec.fewest_ranks > group.slots:
+            allowed = f"1 to {group.slots}, the slots of instance group {group.name!r}"
+            raise invalid("clusterSize", spec.fewest_ranks, allowed)
+        for field, value in (
+            ("max_silent_seconds", spec.max_silent_seconds),
+            ("max_disk_bytes", spec.max_disk_bytes),
+            ("gpus_per_rank", spec.gpus_per_rank),
+        ):
+            # Written so that a NaN is refused, too.
+            if not 0 <= value < float("inf"):
+                raise invalid(field, value, "0 or more")
+        if not 0 <= spec.gpu_percentage <= 100:
+            raise invalid("gpu_percentage", spec.gpu_percentage, "0 to 100")
         job = await self._jobs.add(Job(job_id, spec, group.id, self._now()))
         self._wake()
         return job
