@@ -43,7 +43,7 @@ def test_answers(monkeypatch: pytest.MonkeyPatch, records: Path) -> None:
 
 def test_an_lmdb_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch, records: Path) -> None:
     give(monkeypatch, records)
-    with pytest.raises(ValueError, match="is an LMDB.*import the dataset as TFRecords"):
+    with pytest.raises(ValueError, match=r"is an LMDB.*import the dataset as TFRecords"):
         tf_parameter_mgr.getValData()
 
 
