@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,19 +23,43 @@ class PytorchMonitor:
         self.total_iterations = total_iterations
         self._reporter = _reporter()
         self._last_seconds = 0.0
+        self._counted = 0
+        self._samples = 0
+        self._waited_seconds = 0.0
+        self._begin_seconds = time.monotonic()
         print(f"Total iterations: {total_iterations}", flush=True)
 
-    def train(self, iteration: int, loss: Any, accuracy: float | None = None) -> None:
-        """Report training loss (a float or tensor) and accuracy (0 to 1) of one iteration, counted from 1."""
-        now = time.monotonic()
-        if now - self._last_seconds < PRINT_SECONDS and iteration < self.total_iterations:
-            return
-        self._last_seconds = now
-        self._point(iteration, {"train_loss": loss, "train_accuracy": accuracy})
+    def is_due(self, iteration: int, samples: int = 0) -> bool:
+        """True when `train` would report this iteration; `samples` is how many it took, over all workers."""
+        self._count(iteration, samples)
+        return time.monotonic() - self._last_seconds >= PRINT_SECONDS or iteration >= self.total_iterations
 
-    def test(self, iteration: int, loss: float, accuracy: float | None = None) -> None:
-        """Report loss and accuracy (0 to 1) on the test data after `iteration`."""
-        self._point(iteration, {"test_loss": loss, "test_accuracy": accuracy})
+    def train(
+        self,
+        iteration: int,
+        loss: Any,
+        accuracy: Any = None,
+        learning_rate: float | None = None,
+        samples: int = 0,
+        **metrics: Any,
+    ) -> None:
+        """Report training loss (a float or tensor), accuracy (0 to 1) and more of one iteration, counted from 1."""
+        if not self.is_due(iteration, samples):
+            return
+        now = time.monotonic()
+        self._last_seconds = now
+        series = {"train_loss": loss, "train_accuracy": accuracy}
+        series |= {f"train_{name}": value for name, value in metrics.items()}
+        self._point(iteration, series, {"learning_rate": learning_rate, **self._costs(now)})
+
+    def test(self, iteration: int, loss: Any, accuracy: Any = None, **metrics: Any) -> None:
+        """Report loss, accuracy (0 to 1) and more on the test data after `iteration`."""
+        series = {"test_loss": loss, "test_accuracy": accuracy}
+        self._point(iteration, series | {f"test_{name}": value for name, value in metrics.items()}, {})
+
+    def waited(self, seconds: float) -> None:
+        """The training waited so long for its data."""
+        self._waited_seconds += seconds
 
     def close(self) -> None:
         """Deliver what is still under way."""
@@ -48,18 +74,44 @@ class PytorchMonitor:
     ) -> None:
         self.close()
 
-    def _point(self, iteration: int, series: dict[str, Any]) -> None:
+    def _count(self, iteration: int, samples: int) -> None:
+        if iteration != self._counted:
+            self._counted = iteration
+            self._samples += samples
+
+    def _costs(self, now: float) -> dict[str, float]:
+        """Throughput, share of the time spent waiting for data, memory; since the point before."""
+        seconds = now - self._begin_seconds
+        costs = {"memory_bytes": _memory_bytes()}
+        if seconds > 0:
+            costs["data_wait_fraction"] = self._waited_seconds / seconds
+            if self._samples:
+                costs["samples_per_second"] = self._samples / seconds
+        self._begin_seconds, self._samples, self._waited_seconds = now, 0, 0.0
+        return costs
+
+    def _point(self, iteration: int, series: dict[str, Any], costs: dict[str, Any]) -> None:
         values = {name: _number(value) for name, value in series.items() if value is not None}
         print(f"Timestamp {int(time.time() * 1000)}, Iteration {iteration}")
         for name, value in values.items():
             print(f"Iteration {iteration}: tag {name}, simple_value {value:.6g}", flush=True)
         if self._reporter is not None:
             self._reporter.progress(iteration, self.total_iterations, "training")
-            self._reporter.metrics(values, iteration)
+            reported = values | {name: float(value) for name, value in costs.items() if value is not None}
+            self._reporter.metrics(reported, iteration)
 
 
 def _number(value: Any) -> float:
     return float(value.detach()) if hasattr(value, "detach") else float(value)
+
+
+def _memory_bytes() -> float:
+    """The most that the GPU held, else what this process holds now."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return float(torch.cuda.max_memory_allocated())
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _reporter() -> Any:
