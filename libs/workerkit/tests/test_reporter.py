@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+import workerkit
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
 from dlmesh.training.v1 import metrics_pb2, metrics_pb2_grpc
 from workerkit import Reporter
@@ -133,3 +136,35 @@ def test_a_full_disk_does_not_stop_the_program(tmp_path: Path) -> None:
     reporter.progress(1, 2)
     reporter.metrics({"loss": 1}, 1)
     reporter.close()
+
+
+def test_a_heartbeat_is_the_programs_own_and_one_of_each_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLMESH_JOB_DIR", str(tmp_path))
+    monkeypatch.setenv("RANK", "1")
+    beats = tmp_path / "heartbeat-1"
+    for act in (
+        workerkit.heartbeat,
+        lambda: Reporter(None).progress(1, 2),
+        lambda: Reporter(None).metrics({"loss": 1}, 1),
+    ):
+        monkeypatch.setattr(sys.modules["workerkit.heartbeat"], "_next_beat", 0.0)
+        act()
+        assert beats.exists()
+        os.utime(beats, (1, 1))
+        act()
+        # Not more often than once a second.
+        assert beats.stat().st_mtime == 1
+        beats.unlink()
+
+
+def test_a_heartbeat_outside_of_a_job_and_on_a_full_disk_is_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["workerkit.heartbeat"]
+    monkeypatch.setattr(module, "_next_beat", 0.0)
+    monkeypatch.delenv("DLMESH_JOB_DIR", raising=False)
+    workerkit.heartbeat()
+    monkeypatch.setattr(module, "_next_beat", 0.0)
+    monkeypatch.setenv("DLMESH_JOB_DIR", str(tmp_path / "missing"))
+    workerkit.heartbeat()
+    assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,8 @@ Facts are spooled to the job's directory first and pushed by a daemon thread, so
 and never fails because of it; what was not pushed is read from the spool when the job ends.
 """
 
+from workerkit.heartbeat import heartbeat
 from workerkit.reporter import Reporter
 from workerkit.stopping import stop_requested, watch_for_stop
 
-__all__ = ["Reporter", "stop_requested", "watch_for_stop"]
+__all__ = ["Reporter", "heartbeat", "stop_requested", "watch_for_stop"]

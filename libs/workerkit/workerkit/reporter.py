@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from workerkit.heartbeat import heartbeat
 from workerkit.push import Push
 from workerkit.spool import REPORT_FILE, append_metrics, write_atomically
 
@@ -24,7 +25,8 @@ FLUSH_SECONDS = 5.0
 
 
 class Reporter:
-    """Reports one attempt of a job. Outside of a job, and on ranks other than 0, every method does nothing."""
+    """Reports one attempt of a job. Outside of a job, and on ranks other than 0, every method does nothing, but that
+    `progress` and `metrics` are heartbeats on every rank."""
 
     def __init__(self, directory: Path | None, push: Push | None = None) -> None:
         self._directory = directory
@@ -61,6 +63,7 @@ class Reporter:
 
     def progress(self, done: float, total: float, phase: str = "") -> None:
         """`done` of `total` units (iterations, images); call it as often as you like."""
+        heartbeat()
         self._remember({"progress": {"done": float(done), "total": float(total), "phase": phase}}, now=done >= total)
 
     def result(self, result: Any) -> None:
@@ -69,6 +72,7 @@ class Reporter:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """One point for each series; values that are not finite are left out."""
+        heartbeat()
         if self._directory is None:
             return
         finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}

@@ -7,12 +7,14 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from scheduling_service.engines.base import Attempt, Engine, Observation, Phase
-from scheduling_service.engines.local import processes
+from scheduling_service.engines.local import processes, watches
 from scheduling_service.engines.registry import ENGINES, make_engine
 from servicekit.errors import ServiceError
 
@@ -144,6 +146,142 @@ async def test_the_time_limit_ends_a_gang(engine: Engine, tmp_path: Path) -> Non
     assert "longer than the allowed 0.2 seconds" in seen.reason
 
 
+async def test_a_silent_rank_fails_and_is_named(engine: Engine, tmp_path: Path) -> None:
+    directory = tmp_path / "a1"
+    program = (
+        "import os, time\n"
+        "directory, rank = os.environ['HERE'], os.environ['RANK']\n"
+        "while True:\n"
+        "    if rank == '0': open(directory + '/heartbeat-0', 'w').close()\n"
+        "    if rank == '2': print('.')\n"
+        "    time.sleep(0.05)\n"
+    )
+    environment = {"PATH": os.environ["PATH"], "HERE": str(directory), "PYTHONUNBUFFERED": "1"}
+    await engine.launch(attempt(directory, program, ranks=3, max_silent_seconds=1.0, environment=environment))
+    seen = await until(engine, directory, *ENDED)
+    assert (seen.phase, seen.failed_rank) == (Phase.FAILED, 1)
+    assert seen.reason == "rank 1 gave no sign of life for 1 s"
+    assert not seen.final
+    await gone(*(rank.pid for rank in seen.ranks))
+
+
+async def test_a_rank_that_has_finished_may_be_silent(engine: Engine, tmp_path: Path) -> None:
+    directory = tmp_path / "a1"
+    program = (
+        "import os, time\n"
+        "for _ in range(30 if os.environ['RANK'] == '1' else 0):\n    print('.', flush=True); time.sleep(0.05)\n"
+    )
+    await engine.launch(attempt(directory, program, ranks=2, max_silent_seconds=0.6))
+    assert (await until(engine, directory, *ENDED)).phase is Phase.FINISHED
+
+
+async def test_a_run_that_fills_its_folder_is_ended_for_good(engine: Engine, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    # What a link leads to is not the run's.
+    (tmp_path / "large").write_bytes(b"x" * 8_000_000)
+    program = (
+        "import os, time\nos.symlink('../large', 'link')\nopen('first', 'wb').write(os.urandom(1_000_000))\n"
+        "open('ready', 'w').write('1')\nwhile not os.path.exists('go'): time.sleep(0.02)\n"
+        "os.mkdir('deep')\nopen('deep/second', 'wb').write(os.urandom(3_000_000))\ntime.sleep(600)\n"
+    )
+    directory = tmp_path / "job" / "a1"
+    directory.parent.mkdir()
+    wanted = attempt(directory, program, working_directory=str(work), max_disk_bytes=3 * 1024 * 1024)
+    await engine.launch(wanted)
+    await exists(work / "ready")
+    assert watches.held_bytes([work]) < 3 * 1024 * 1024
+    (work / "go").touch()
+    seen = await until(engine, directory, *ENDED)
+    assert (seen.phase, seen.final) == (Phase.FAILED, True)
+    assert seen.reason == "the run's folder holds 3.8 MiB, allowed are 3 MiB"
+    await gone(*(rank.pid for rank in seen.ranks))
+
+
+async def test_every_rank_says_how_it_ended_and_the_one_that_was_killed_is_the_cause(
+    engine: Engine, tmp_path: Path
+) -> None:
+    directory = tmp_path / "a1"
+    # The keeper sleeps until two have ended, so that it sees both at once.
+    program = (
+        "import os, signal, sys, time\nrank = os.environ['RANK']\nopen(f'up{rank}', 'w').write(str(os.getpid()))\n"
+        "while not os.path.exists('go'): time.sleep(0.01)\n"
+        "if rank == '0': sys.exit(7)\n"
+        "if rank == '1': os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "time.sleep(600)\n"
+    )
+    await engine.launch(attempt(directory, program, ranks=3))
+    pids = [int(await exists(tmp_path / f"up{rank}")) for rank in range(3)]
+    seen = await until(engine, directory, Phase.RUNNING)
+    os.kill(seen.keeper_pid, signal.SIGSTOP)
+    (tmp_path / "go").touch()
+    await gone(*pids[:2])
+    os.kill(seen.keeper_pid, signal.SIGCONT)
+    seen = await until(engine, directory, *ENDED)
+    assert seen.reason == "rank 1 was ended by SIGSEGV"
+    assert [rank.exit_code for rank in seen.ranks] == [7, -signal.SIGSEGV, -signal.SIGTERM]
+
+
+@pytest.mark.parametrize("how", ["code 0", "code 3", "stop"])
+async def test_fifty_stubborn_children_in_and_out_of_the_group_end_with_the_job(
+    engine: Engine, tmp_path: Path, how: str
+) -> None:
+    directory = tmp_path / "a1"
+    program = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "for number in range(50):\n"
+        "    if os.fork() == 0:\n"
+        "        if number % 3 == 1: os.setsid()\n"
+        "        if number % 3 == 2:\n"
+        "            os.setsid()\n"
+        "            if os.fork(): os._exit(0)\n"
+        "        os.write(os.open('pids', os.O_WRONLY | os.O_CREAT | os.O_APPEND), b'%d\\n' % os.getpid())\n"
+        "        time.sleep(600)\n"
+        "while len(open('pids').readlines()) < 50: time.sleep(0.02)\n"
+        "open('ready', 'w').write('1')\n"
+        "if sys.argv[1].startswith('code'): sys.exit(int(sys.argv[1].split()[1]))\n"
+        "time.sleep(600)\n"
+    )
+    wanted = attempt(directory, program, grace_seconds=0.2)
+    await engine.launch(replace(wanted, command=[*wanted.command, how]))
+    await exists(tmp_path / "ready")
+    if how == "stop":
+        await engine.stop(directory)
+    seen = await until(engine, directory, *ENDED)
+    assert seen.phase is {"code 0": Phase.FINISHED, "code 3": Phase.FAILED, "stop": Phase.STOPPED}[how]
+    pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 50
+    assert [pid for pid in pids if processes.start_time(pid) is not None] == []
+
+
+def test_a_nearly_full_file_system_is_warned_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = watches.Disk((tmp_path,), 0)
+    full = SimpleNamespace(f_bavail=10 << 20, f_frsize=1, f_blocks=10 << 30)
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    assert disk.warning() == f"the file system of {tmp_path} is nearly full: 10 MiB are free"
+    disk._warn_at = 0.0
+    assert disk.warning() == ""
+    full.f_bavail = 9 << 30
+    assert watches.Disk((tmp_path,), 0).warning() == ""
+
+
+def test_a_folder_inside_another_and_a_second_name_count_once(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "file").write_bytes(os.urandom(100_000))
+    once = watches.held_bytes([tmp_path])
+    os.link(tmp_path / "inside" / "file", tmp_path / "again")
+    assert watches.held_bytes([tmp_path]) == once >= 100_000
+    assert watches.Disk((tmp_path / "inside", tmp_path), 1)._folders == [tmp_path]
+
+
+@pytest.mark.parametrize(
+    ("number", "says"), [(12 << 30, "12 GiB"), (1_572_864, "1.5 MiB"), (2048, "2 KiB"), (7, "7 bytes")]
+)
+def test_sizes_read_well(number: int, says: str) -> None:
+    assert watches.describe_bytes(number) == says
+
+
 async def test_launching_again_starts_nothing_twice(engine: Engine, tmp_path: Path) -> None:
     directory = tmp_path / "a1"
     wanted = attempt(directory, "import os; open('runs', 'a').write('x'); import time; time.sleep(0.3)")
@@ -215,7 +353,7 @@ async def test_warm_ranks_start_fast_and_behave_like_fresh_interpreters(tmp_path
             "dist.destroy_process_group()\n"
         )
         wanted = attempt(directory, program, ranks=2, warm=True)
-        await engine.launch(Attempt(**{**wanted.__dict__, "command": [*wanted.command, "--x", "1"]}))
+        await engine.launch(replace(wanted, command=[*wanted.command, "--x", "1"]))
         seen = await until(engine, directory, *ENDED)
         assert seen.phase is Phase.FINISHED, (directory / "rank-0.err").read_text()
         assert (directory / "rank-1.out").read_text() == "3.0\nexit handlers run\n"

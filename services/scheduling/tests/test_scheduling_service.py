@@ -275,6 +275,47 @@ async def test_a_stop_wins_over_a_resize(tmp_path: Path) -> None:
         await until(platform, "x", "FINISHED")
 
 
+async def test_a_silent_job_is_restarted_and_one_that_fills_the_disk_is_not(tmp_path: Path) -> None:
+    async with service(tmp_path) as platform:
+        silent = spec(tmp_path, "import time; time.sleep(600)", max_silent_seconds=0.2, max_restarts=1)
+        await submit(platform, "silent", silent)
+        full = "import os, time; open('large', 'wb').write(os.urandom(2_200_000)); time.sleep(600)"
+        work = tmp_path / "work"
+        work.mkdir()
+        await submit(platform, "full", spec(work, full, max_disk_bytes=1 << 20, max_restarts=1))
+        job = await until(platform, "silent", "FINISHED", "ERROR")
+        assert (job.state, job.attempt, job.reason) == ("ERROR", 2, "rank 0 gave no sign of life for 0.2 s")
+        job = await until(platform, "full", "FINISHED", "ERROR")
+        assert (job.state, job.attempt) == ("ERROR", 1)
+        assert job.reason == "the run's folder holds 2.1 MiB, allowed are 1 MiB"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("min_ranks", 2, "0 to 1"),
+        ("min_ranks", -1, "0 to 1"),
+        ("max_silent_seconds", float("nan"), "0 or more"),
+        ("max_disk_bytes", -1, "0 or more"),
+        ("gpu_percentage", 101, "0 to 100"),
+        ("gpus_per_rank", -1, "0 or more"),
+    ],
+)
+async def test_senseless_limits_are_refused(tmp_path: Path, field: str, value: float, allowed: str) -> None:
+    async with service(tmp_path) as platform:
+        with pytest.raises(grpc.aio.AioRpcError, match=f"{field}.*{allowed}") as caught:
+            await submit(platform, "j1", spec(tmp_path, "", **{field: value}))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_an_elastic_job_may_want_more_than_there_is(tmp_path: Path) -> None:
+    async with service(tmp_path) as platform:
+        await submit(platform, "e", spec(tmp_path, ELASTIC, ranks=8, min_ranks=1))
+        await running_with(platform, "e", 2)
+        (tmp_path / "finish").touch()
+        await until(platform, "e", "FINISHED")
+
+
 async def test_workers_report_for_their_own_job_and_attempt_only(tmp_path: Path) -> None:
     async with service(tmp_path) as platform:
         await submit(platform, "j1", spec(tmp_path, "import time; time.sleep(600)"))

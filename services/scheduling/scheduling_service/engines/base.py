@@ -11,7 +11,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at running a job's gang. `directory` is its own; the engine and the ranks write there."""
+    """One try at running a job's gang. `directory` is its own; the engine and the ranks write there.
+
+    A rank that gives no sign of life for `max_silent_seconds` fails, and an attempt whose job's folder and working
+    directory hold more than `max_disk_bytes` fails for good; 0 is never. `warning` opens the errors of rank 0.
+    """
 
     job_id: str
     number: int
@@ -24,6 +28,11 @@ class Attempt:
     grace_seconds: float
     max_seconds: float
     warm: bool
+    max_silent_seconds: float = 0.0
+    max_disk_bytes: int = 0
+    # Devices of each rank; None leaves the choice to the program, an empty list hides them all.
+    gpus: Sequence[Sequence[int]] | None = None
+    warning: str = ""
 
 
 class Phase(Enum):
@@ -49,13 +58,15 @@ class RankOutcome:
 
 @dataclass(frozen=True)
 class Observation:
-    """An attempt as it stands; `failed_rank` is the one that failed first, whose output explains why."""
+    """An attempt as it stands; `failed_rank` is the one that failed first, whose output explains why. After a failure
+    that is `final` another attempt would fail just so."""
 
     phase: Phase
     reason: str = ""
     ranks: Sequence[RankOutcome] = field(default_factory=tuple)
     failed_rank: int | None = None
     keeper_pid: int = 0
+    final: bool = False
 
 
 class Engine(ABC):

@@ -86,6 +86,8 @@ class EngineRunner:
                 grace_seconds=spec.grace_seconds,
                 max_seconds=spec.max_seconds,
                 warm=spec.warm,
+                max_silent_seconds=spec.max_silent_seconds,
+                max_disk_bytes=spec.max_disk_bytes,
             )
         )
 

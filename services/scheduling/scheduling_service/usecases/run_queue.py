@@ -121,7 +121,7 @@ class RunQueue:
             failed = seen.failed_rank if seen.failed_rank is not None else 0
             job.log_tail = await asyncio.to_thread(self._directories.tail, job, failed, TAIL_LINES)
             # By its exit code a program says that its input will not do: it would fail again.
-            final = any(rank.exit_code == os.EX_DATAERR for rank in job.ranks)
+            final = seen.final or any(rank.exit_code == os.EX_DATAERR for rank in job.ranks)
             reason = seen.reason or "the program failed"
             job.fail_program(reason, self._retry_at(job, now), now, final=final)
         else:  # LOST, or stopped by somebody else than us: a machine going down, say

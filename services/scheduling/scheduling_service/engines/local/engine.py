@@ -68,7 +68,8 @@ class LocalEngine(Engine):
         outcome = _read(directory / OUTCOME_FILE)
         if outcome is not None:
             ranks = tuple(RankOutcome(row["rank"], row["pid"], row["exit_code"]) for row in outcome["ranks"])
-            return Observation(Phase(outcome["state"]), outcome["reason"], ranks, outcome["failed_rank"])
+            phase, final = Phase(outcome["state"]), outcome.get("final", False)
+            return Observation(phase, outcome["reason"], ranks, outcome["failed_rank"], final=final)
         if keeper is not None:
             if alive:
                 return Observation(Phase.RUNNING, keeper_pid=keeper["pid"])
@@ -105,6 +106,10 @@ class LocalEngine(Engine):
             "working_directory": attempt.working_directory or str(attempt.directory),
             "grace_seconds": attempt.grace_seconds,
             "max_seconds": attempt.max_seconds,
+            "max_silent_seconds": attempt.max_silent_seconds,
+            "max_disk_bytes": attempt.max_disk_bytes,
+            "gpus": None if attempt.gpus is None else [list(devices) for devices in attempt.gpus],
+            "warning": attempt.warning,
         }
         # The environment holds the job's token.
         (attempt.directory / SPEC_FILE).touch(mode=0o600)

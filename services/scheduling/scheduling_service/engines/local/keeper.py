@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any
 
 if __package__:
-    from scheduling_service.engines.local import processes
+    from scheduling_service.engines.local import processes, watches
 else:  # run as a file, without importing the package
     sys.path.insert(0, str(Path(__file__).parent))
     import processes  # type: ignore[import-not-found,no-redef]
+    import watches  # type: ignore[import-not-found,no-redef]
 
 SPEC_FILE, KEEPER_FILE, OUTCOME_FILE, LOCK_FILE = "spec.json", "keeper.json", "outcome.json", "keeper.lock"
 FAILURE_GRACE_SECONDS = 3.0
 LEFTOVER_GRACE_SECONDS = 1.0
+TICK_SECONDS = 1.0
 
 StartRank = Callable[[dict[str, Any], int, dict[str, str]], int]
 
@@ -75,6 +77,7 @@ class _Gang:
     reason: str = ""
     failed_rank: int | None = None
     stopped: bool = False
+    final: bool = False
 
     def run(self) -> dict[str, Any]:
         started_at = time.time()
@@ -90,6 +93,7 @@ class _Gang:
             "state": "stopped" if self.stopped else "failed" if failed else "finished",
             "reason": self.reason,
             "failed_rank": self.failed_rank,
+            "final": self.final,
             "started_at": started_at,
             "ended_at": time.time(),
             "ranks": [
@@ -100,6 +104,9 @@ class _Gang:
 
     def _start(self) -> None:
         ranks = self.spec["ranks"]
+        if warning := self.spec.get("warning"):
+            self._warn(warning)
+        gpus = self.spec.get("gpus")
         port = _free_port() if ranks > 1 else 0
         for rank in range(ranks):
             environment = dict(self.spec["environment"])
@@ -107,27 +114,55 @@ class _Gang:
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
             environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+            if gpus is not None:
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(device) for device in gpus[rank])
             self.pids[rank] = self.start_rank(self.spec, rank, environment)
 
     def _watch(self, started_at: float) -> None:
-        """Until all ranks have ended, one failed, a stop was asked for, or the time is over."""
+        """Until all ranks have ended, one failed, a stop was asked for, or a limit was passed."""
         limit = self.spec.get("max_seconds") or 0
+        max_silent_seconds = self.spec.get("max_silent_seconds") or 0
+        signs = watches.Signs(self.directory, self.spec["ranks"])
+        disk = watches.Disk(
+            (self.directory.parent, self.spec["working_directory"]), self.spec.get("max_disk_bytes") or 0
+        )
+        tick = min(TICK_SECONDS, max_silent_seconds / 4) if max_silent_seconds else TICK_SECONDS
         while len(self.exit_codes) < len(self.pids):
             if limit and time.time() - started_at > limit:
                 self.reason = f"ran longer than the allowed {limit:g} seconds"
                 return
-            received = signal.sigtimedwait(_AWAITED, 1.0)
+            received = signal.sigtimedwait(_AWAITED, tick)
             self._reap()
-            failed = [rank for rank, code in sorted(self.exit_codes.items()) if code != 0]
             # A stop may arrive together with the end of a rank that was told to stop as well: the stop wins.
             if received is not None and received.si_signo == signal.SIGTERM:
                 self.stopped = True
                 self._end(self.spec["grace_seconds"])
                 return
+            failed = [rank for rank, code in self.exit_codes.items() if code != 0]
             if failed:
-                rank = self.failed_rank = failed[0]
+                # Of several that ended together one ended by a signal is the cause: the others lost their partner.
+                rank = self.failed_rank = min(failed, key=lambda rank: (self.exit_codes[rank] > 0, rank))
                 self.reason = f"rank {rank} {describe_exit(self.exit_codes[rank])}"
                 return
+            running = [rank for rank in self.pids if rank not in self.exit_codes]
+            if not running:
+                return
+            if max_silent_seconds:
+                rank, seconds = signs.most_silent(running)
+                if seconds > max_silent_seconds:
+                    self.failed_rank = rank
+                    self.reason = f"rank {rank} gave no sign of life for {max_silent_seconds:g} s"
+                    return
+            if passed := disk.look():
+                self.reason, self.final = passed, True
+                return
+            if warning := disk.warning():
+                self._warn(warning)
+
+    def _warn(self, text: str) -> None:
+        """A line among the errors of rank 0, which is the log that people look into."""
+        with (self.directory / "rank-0.err").open("a") as file:
+            file.write(f"warning: {text}\n")
 
     def _end(self, grace_seconds: float) -> None:
         """SIGTERM to the ranks still running, then SIGKILL to everything below us."""

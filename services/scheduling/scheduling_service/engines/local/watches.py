@@ -1,0 +1,127 @@
+"""What a keeper looks at while its ranks run: signs of life and the room on the disk. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+DISK_SECONDS = 2.0
+# A look takes at most this part of the time, however large the folders are, and sees at most so many files.
+DISK_SHARE = 0.02
+DISK_FILES = 100_000
+LEAST_FREE_BYTES, LEAST_FREE_PART = 200 * 1024 * 1024, 0.01
+
+
+class Signs:
+    """Since when each rank is silent: neither its heartbeat nor its output changed.
+
+    Times of files are compared with themselves only, so a clock that is set does not look like silence.
+    """
+
+    def __init__(self, directory: Path, ranks: int) -> None:
+        self._directory = directory
+        self._stamps: dict[int, tuple[int, ...]] = {}
+        self._changed_at = dict.fromkeys(range(ranks), time.monotonic())
+
+    def most_silent(self, ranks: Sequence[int]) -> tuple[int, float]:
+        """The one of `ranks` that is silent longest, and for how many seconds."""
+        now = time.monotonic()
+        for rank in ranks:
+            stamp = tuple(
+                _changed(self._directory / name)
+                for name in (f"heartbeat-{rank}", f"rank-{rank}.out", f"rank-{rank}.err")
+            )
+            if stamp != self._stamps.get(rank):
+                self._stamps[rank], self._changed_at[rank] = stamp, now
+        silent = min(ranks, key=lambda rank: (self._changed_at[rank], rank))
+        return silent, now - self._changed_at[silent]
+
+
+class Disk:
+    """What the folders hold together, looked at now and then; `most_bytes` 0 is unlimited."""
+
+    def __init__(self, folders: Sequence[str | Path], most_bytes: int) -> None:
+        paths = {Path(folder).resolve() for folder in folders}
+        # One inside of another is counted with it.
+        self._folders = sorted(path for path in paths if not paths & set(path.parents))
+        self._most_bytes = most_bytes
+        self._look_at = time.monotonic() + DISK_SECONDS
+        self._warn_at = 0.0
+        self._warned = False
+
+    def look(self) -> str:
+        """Why the run must end; empty while it need not, and between looks."""
+        began = time.monotonic()
+        if not self._most_bytes or began < self._look_at:
+            return ""
+        held = held_bytes(self._folders)
+        took = time.monotonic() - began
+        self._look_at = began + took + max(DISK_SECONDS, took / DISK_SHARE)
+        if held <= self._most_bytes:
+            return ""
+        return f"the run's folder holds {describe_bytes(held)}, allowed are {describe_bytes(self._most_bytes)}"
+
+    def warning(self) -> str:
+        """Once, when the file system is nearly full."""
+        now = time.monotonic()
+        if self._warned or now < self._warn_at:
+            return ""
+        self._warn_at = now + 10 * DISK_SECONDS
+        for folder in self._folders:
+            try:
+                system = os.statvfs(folder)
+            except OSError:
+                continue
+            free, all_of_it = system.f_bavail * system.f_frsize, system.f_blocks * system.f_frsize
+            if all_of_it and free < max(LEAST_FREE_BYTES, LEAST_FREE_PART * all_of_it):
+                self._warned = True
+                return f"the file system of {folder} is nearly full: {describe_bytes(free)} are free"
+        return ""
+
+
+def held_bytes(folders: Iterable[Path]) -> int:
+    """What the files below `folders` take on the disk; links are not followed and a file with two names counts once.
+
+    It stops after DISK_FILES files, which is then the least that they hold.
+    """
+    total = seen = 0
+    known: set[tuple[int, int]] = set()
+    left = [str(folder) for folder in folders]
+    while left and seen < DISK_FILES:
+        try:
+            entries = os.scandir(left.pop())
+        except OSError:
+            continue
+        with entries:
+            for entry in entries:
+                seen += 1
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        left.append(entry.path)
+                        continue
+                    facts = entry.stat(follow_symlinks=False)
+                except OSError:
+                    continue
+                if facts.st_nlink > 1:
+                    if (facts.st_dev, facts.st_ino) in known:
+                        continue
+                    known.add((facts.st_dev, facts.st_ino))
+                total += facts.st_blocks * 512
+    return total
+
+
+def describe_bytes(number: int) -> str:
+    """`12 GiB`, `1.5 MiB`, `3 bytes`."""
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if number >= 1024**power:
+            return f"{round(number / 1024**power, 1):g} {unit}"
+    return f"{number} bytes"
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
