@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 from scheduling_service.engines.base import Attempt, Engine, Observation, Phase
+from scheduling_service.engines.local import engine as local_engine
 from scheduling_service.engines.local import processes, watches
+from scheduling_service.engines.local.engine import LocalEngine, _spawn_keeper
 from scheduling_service.engines.registry import ENGINES, make_engine
 from servicekit.errors import ServiceError
 
@@ -315,6 +318,53 @@ async def test_local_ranks_die_with_their_keeper_and_the_attempt_is_lost(tmp_pat
     os.kill(seen.keeper_pid, signal.SIGKILL)
     assert (await until(engine, directory, *ENDED)).phase is Phase.LOST
     await gone(rank)
+
+
+RUNS = "open('runs', 'a').write('x')"
+
+
+async def late_keeper(directory: Path) -> None:
+    """One that a killed service had started, which only now gets to run."""
+    pid = _spawn_keeper(directory)
+    await asyncio.to_thread(os.waitpid, pid, 0)
+
+
+async def test_an_attempt_whose_launch_was_cut_off_is_launched_at_once_and_only_once(tmp_path: Path) -> None:
+    directory = tmp_path / "a1"
+    wanted = attempt(directory, RUNS)
+    LocalEngine(tmp_path / "home", warm_pool=False)._write_spec(wanted)
+    engine = LocalEngine(tmp_path / "home", warm_pool=False)
+    assert (await engine.observe(directory)).phase is Phase.UNKNOWN
+    await asyncio.gather(engine.launch(wanted), late_keeper(directory))
+    assert (await until(engine, directory, *ENDED)).phase is Phase.FINISHED
+    await late_keeper(directory)
+    assert (tmp_path / "runs").read_text() == "x"
+
+
+async def test_an_attempt_that_was_stopped_before_its_keeper_came_never_runs(tmp_path: Path) -> None:
+    directory = tmp_path / "a1"
+    engine = LocalEngine(tmp_path / "home", warm_pool=False)
+    engine._write_spec(attempt(directory, RUNS))
+    await engine.stop(directory)
+    assert (await engine.observe(directory)).phase is Phase.STOPPED
+    await late_keeper(directory)
+    assert (await engine.observe(directory)).phase is Phase.STOPPED
+    assert not (tmp_path / "runs").exists()
+
+
+async def test_an_attempt_that_was_given_up_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "a1"
+    engine = LocalEngine(tmp_path / "home", warm_pool=False)
+    monkeypatch.setattr(local_engine, "_spawn_keeper", lambda _: os.getpid())
+    monkeypatch.setattr(local_engine, "START_SECONDS", 0.0)
+    await engine.launch(attempt(directory, RUNS))
+    # A keeper that is there, if not yet ready, is waited for.
+    with (directory / "keeper.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert (await engine.observe(directory)).phase is Phase.STARTING
+    assert (await engine.observe(directory)).phase is Phase.LOST
+    await late_keeper(directory)
+    assert not (tmp_path / "runs").exists()
 
 
 async def test_a_process_of_another_boot_is_not_taken_for_ours(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ class PlayedEngine:
     ended: dict[tuple[str, int], Observation] = field(default_factory=dict)
 
     async def launch(self, job: Job) -> None:
+        if (job.id, job.attempt) in self.ended:
+            return
         self.launched.setdefault((job.id, job.attempt), job.current_ranks)
         running = {key: ranks for key, ranks in self.launched.items() if key not in self.ended}
         assert sum(running.values()) <= self.slots
@@ -45,7 +47,10 @@ class PlayedEngine:
         return Observation(Phase.RUNNING if key in self.launched else Phase.UNKNOWN)
 
     async def stop(self, job: Job) -> None:
-        self.end(job.id, Phase.STOPPED, 143)
+        if (job.id, job.attempt) in self.launched:
+            self.end(job.id, Phase.STOPPED, 143)
+        else:
+            self.ended[job.id, job.attempt] = Observation(Phase.STOPPED)
 
     def end(self, job_id: str, phase: Phase, code: int) -> None:
         """The newest attempt ends so, if it has not yet."""
@@ -156,6 +161,17 @@ async def test_a_resize_survives_a_kill_anywhere(
             break
     assert deaths == kill_at - 1
     assert deaths > 30
+
+
+async def test_a_gang_that_is_resized_before_it_came_to_be_starts_all_the_same(tmp_path: Path, jobs: SqlJobs) -> None:
+    job = Job("e", spec("E", 2, min_ranks=1), LOCAL_ID, utc_now())
+    await jobs.add(job)
+    job.start(1, utc_now())
+    job.resize("grows from 1 to 2 ranks")
+    await jobs.begin(job)
+    await Service(jobs, PlayedEngine(slots=2), tmp_path / "jobs", 0).until(e=(State.RUNNING, 2))
+    (job,) = await jobs.find(["e"])
+    assert job.attempt == 2
 
 
 async def test_jobs_that_ran_before_the_migration_keep_their_slots(tmp_path: Path) -> None:

@@ -84,14 +84,18 @@ class RunQueue:
         match seen.phase.name:
             case "UNKNOWN":
                 # The row said RUNNING and then we were killed: launch now what was decided then.
+                if not (job.stop_requested or job.resizing):
+                    await self._runner.launch(job)
+                    return True
+                # A launch that was under way must not come late.
+                await self._runner.stop(job)
+                if (await self._runner.observe(job)).phase.name != "UNKNOWN":
+                    return True
                 if job.stop_requested:
                     job.kill("stopped before it was started", self._now())
-                    await self._jobs.save(job)
-                elif job.resizing:
-                    job.resume()
-                    await self._jobs.save(job)
                 else:
-                    await self._runner.launch(job)
+                    job.resume()
+                await self._jobs.save(job)
                 return True
             case "STARTING" | "RUNNING":
                 if job.stop_requested or job.resizing:
@@ -113,7 +117,7 @@ class RunQueue:
             job.kill("stopped", now)
         elif phase == "STOPPED" and job.resizing:
             # With code 0 everywhere the program says that it is done, asked to end or not.
-            if all(rank.exit_code == 0 for rank in job.ranks):
+            if job.ranks and all(rank.exit_code == 0 for rank in job.ranks):
                 job.finish(now)
             else:
                 job.resume()

@@ -18,7 +18,7 @@ from typing import Any
 
 from scheduling_service.engines.base import Attempt, Engine, Observation, Phase, RankOutcome
 from scheduling_service.engines.local import processes
-from scheduling_service.engines.local.keeper import KEEPER_FILE, OUTCOME_FILE, SPEC_FILE, write_json
+from scheduling_service.engines.local.keeper import KEEPER_FILE, LOCK_FILE, OUTCOME_FILE, SPEC_FILE, take, write_json
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class LocalEngine(Engine):
         self._pool: subprocess.Popen[bytes] | None = None
         self._pool_watch: asyncio.Task[None] | None = None
         self._children: set[int] = set()
+        # Attempts that this process launched and whose keeper it has not seen yet.
+        self._launched: set[Path] = set()
 
     async def open(self) -> None:
         if self._warm_pool:
@@ -53,9 +55,10 @@ class LocalEngine(Engine):
 
     async def launch(self, attempt: Attempt) -> None:
         directory = attempt.directory
-        if (directory / KEEPER_FILE).exists():
+        if (directory / KEEPER_FILE).exists() or (directory / OUTCOME_FILE).exists():
             return
         await asyncio.to_thread(self._write_spec, attempt)
+        self._launched.add(directory)
         if attempt.warm and await self._launch_warm(directory):
             return
         self._children.add(_spawn_keeper(directory))
@@ -71,21 +74,28 @@ class LocalEngine(Engine):
             phase, final = Phase(outcome["state"]), outcome.get("final", False)
             return Observation(phase, outcome["reason"], ranks, outcome["failed_rank"], final=final)
         if keeper is not None:
+            self._launched.discard(directory)
             if alive:
                 return Observation(Phase.RUNNING, keeper_pid=keeper["pid"])
             return Observation(Phase.LOST, "the process that kept the ranks went without a word")
         try:
-            launched = (directory / SPEC_FILE).stat().st_mtime
+            written = (directory / SPEC_FILE).stat().st_mtime
         except FileNotFoundError:
             return Observation(Phase.UNKNOWN)
-        if time.time() - launched < START_SECONDS:
-            return Observation(Phase.STARTING)
-        return Observation(Phase.LOST, "the process that keeps the ranks did not start; see keeper.log")
+        if directory not in self._launched and not _is_locked(directory):
+            # Of a process that was killed before or while it started the keeper. To launch again is safe either way.
+            return Observation(Phase.UNKNOWN)
+        reason = "the process that keeps the ranks did not start; see keeper.log"
+        if time.time() - written >= START_SECONDS and _seal(directory, Phase.LOST, reason):
+            return Observation(Phase.LOST, reason)
+        return Observation(Phase.STARTING)
 
     async def stop(self, directory: Path) -> None:
         keeper = _read(directory / KEEPER_FILE)
         if keeper and is_same_process(keeper["pid"], keeper["start_time"], keeper["boot_id"]):
             processes.send_signal([keeper["pid"]], signal.SIGTERM)
+        elif keeper is None and (directory / SPEC_FILE).exists():
+            _seal(directory, Phase.STOPPED, "stopped before it was started")
 
     def _reap(self) -> None:
         """Keepers that we started cold are our children until we end; take note of those that ended."""
@@ -172,6 +182,20 @@ def _spawn_keeper(directory: Path) -> int:
         ],
         setsid=True,
     )
+
+
+def _is_locked(directory: Path) -> bool:
+    with (directory / LOCK_FILE).open("w") as lock:
+        return not take(lock)
+
+
+def _seal(directory: Path, phase: Phase, reason: str) -> bool:
+    """End an attempt that has no keeper, so that one that comes late does nothing; False when it has one."""
+    with (directory / LOCK_FILE).open("w") as lock:
+        if not take(lock) or (directory / KEEPER_FILE).exists() or (directory / OUTCOME_FILE).exists():
+            return False
+        write_json(directory / OUTCOME_FILE, {"state": phase.value, "reason": reason, "failed_rank": None, "ranks": []})
+        return True
 
 
 def is_same_process(pid: int, start_time: int, boot_id: str) -> bool:

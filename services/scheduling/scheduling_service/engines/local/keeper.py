@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 if __package__:
     from scheduling_service.engines.local import processes, watches
@@ -43,14 +43,27 @@ def write_json(path: Path, value: Any) -> None:
     draft.replace(path)
 
 
-def keep(directory: Path, start_rank: StartRank) -> None:
-    """Run the attempt described in `directory`/spec.json to its end. A second keeper of an attempt does nothing."""
-    lock = (directory / LOCK_FILE).open("w")
+def take(lock: TextIO) -> bool:
+    """Whether this process has the lock of an attempt now; the end of the process or of the file gives it back."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return
-    if (directory / KEEPER_FILE).exists():
+        return False
+    return True
+
+
+def keep(directory: Path, start_rank: StartRank) -> None:
+    """Run the attempt described in `directory`/spec.json to its end.
+
+    A second keeper of an attempt does nothing, nor does one that comes after the attempt was given up.
+    """
+    lock = (directory / LOCK_FILE).open("w")
+    while not take(lock):
+        # Another keeper, which says so soon, or the engine, which only looks.
+        if (directory / KEEPER_FILE).exists():
+            return
+        time.sleep(0.02)
+    if (directory / KEEPER_FILE).exists() or (directory / OUTCOME_FILE).exists():
         return
     processes.adopt_orphans()
     # Signals are waited for, not handled: no race between looking and sleeping.
