@@ -29,10 +29,10 @@ DEADLINE_SECONDS = 20
 
 @asynccontextmanager
 async def service(
-    home: Path, database_url: str | None = None, slots: int = 2, grow_after_seconds: float = 0.0
+    home: Path, database_url: str | None = None, slots: int = 2, grow_after_seconds: float = 0.0, gpus: int = 0
 ) -> AsyncIterator[Any]:
     settings = settings_for("scheduling", home, database_url=database_url)
-    local = LocalSettings(slots=slots, gpus=0, warm_pool=False, grow_after_seconds=grow_after_seconds)
+    local = LocalSettings(slots=slots, gpus=gpus, warm_pool=False, grow_after_seconds=grow_after_seconds)
     application = build(settings, local=local)
     async with running(application, settings) as client:
         yield SimpleNamespace(
@@ -314,6 +314,60 @@ async def test_an_elastic_job_may_want_more_than_there_is(tmp_path: Path) -> Non
         await running_with(platform, "e", 2)
         (tmp_path / "finish").touch()
         await until(platform, "e", "FINISHED")
+
+
+async def test_ranks_share_a_gpu_and_keep_it_over_a_restart_of_the_service(tmp_path: Path) -> None:
+    program = (
+        "import os, time\nname = 'seen-' + os.environ['RANK']\n"
+        "open(name, 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+        "while not os.path.exists('finish'): time.sleep(0.02)"
+    )
+    async with service(tmp_path, slots=4, gpus=2) as platform:
+        await submit(platform, "halves", spec(tmp_path, program, ranks=2, gpu_percentage=50))
+        assert [await text_of(tmp_path / f"seen-{rank}") for rank in range(2)] == ["0", "0"]
+    async with service(tmp_path, slots=4, gpus=2) as platform:
+        other = tmp_path / "other"
+        other.mkdir()
+        await submit(platform, "whole", spec(other, program, gpus_per_rank=1))
+        assert await text_of(other / "seen-0") == "1"
+        await submit(platform, "late", spec(other, "pass", gpu_percentage=10))
+        assert (
+            await reason_of(platform, "late") == "needs 10 % of a GPU for each of 1 rank, free are 0 %, 0 %; runs next"
+        )
+        with pytest.raises(grpc.aio.AioRpcError, match="2 GPUs of instance group 'local': 2 such ranks"):
+            await submit(platform, "never", spec(tmp_path, program, ranks=3, gpus_per_rank=1))
+        (tmp_path / "finish").touch()
+        await until(platform, "late", "FINISHED")
+        (other / "finish").touch()
+        await until(platform, "whole", "FINISHED")
+
+
+async def test_a_job_for_a_gpu_runs_on_slots_where_there_is_none(tmp_path: Path) -> None:
+    async with service(tmp_path) as platform:
+        program = "import os, sys; sys.exit('CUDA_VISIBLE_DEVICES' in os.environ)"
+        await submit(platform, "j1", spec(tmp_path, program, gpu_percentage=50))
+        await until(platform, "j1", "FINISHED")
+        log = platform.jobs.ReadJobLog(jobs_pb2.ReadJobLogRequest(job_id="j1", stream="stderr"))
+        text = b"".join([piece.data for piece in await collect(log)])
+        assert text == b"warning: no GPU in this group, runs on CPU slots\n"
+
+
+@pytest.mark.gpu
+async def test_two_ranks_compute_on_one_real_gpu(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    program = (
+        "import os, torch\nassert torch.cuda.device_count() == 1\n"
+        "device = torch.device('cuda', int(os.environ['LOCAL_RANK']))\n"
+        "total = torch.ones(8, device=device).sum().item()\n"
+        "open('sum-' + os.environ['RANK'], 'w').write(str(total))"
+    )
+    async with service(tmp_path, gpus=torch.cuda.device_count()) as platform:
+        await submit(platform, "j1", spec(tmp_path, program, ranks=2, gpu_percentage=50))
+        job = await until(platform, "j1", "FINISHED", "ERROR")
+        assert job.state == "FINISHED", job.log_tail
+    assert [(tmp_path / f"sum-{rank}").read_text() for rank in range(2)] == ["8.0", "8.0"]
 
 
 async def test_workers_report_for_their_own_job_and_attempt_only(tmp_path: Path) -> None:

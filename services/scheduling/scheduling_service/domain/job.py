@@ -9,6 +9,8 @@ from enum import StrEnum
 
 from servicekit.errors import conflict
 
+from scheduling_service.domain.gpus import WHOLE, Placement
+
 
 class State(StrEnum):
     """States of a job; the last three are final."""
@@ -70,6 +72,16 @@ class Spec:
         """True when the number of ranks may change while it runs."""
         return self.fewest_ranks < self.ranks
 
+    @property
+    def gpu_share(self) -> int:
+        """Per cent of each of its GPUs that a rank takes."""
+        return self.gpu_percentage or WHOLE
+
+    @property
+    def gpus_of_rank(self) -> int:
+        """GPUs that a rank asks for: one that it shares, or whole ones."""
+        return 1 if self.gpu_share < WHOLE else self.gpus_per_rank
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -93,7 +105,8 @@ class Rank:
 class Job:
     """A row of the queue. Times are aware UTC; `attempt` counts from 1, 0 before the first.
 
-    `current_ranks` are those of the newest attempt; `resizing` says that it ends so that the next has another number.
+    `current_ranks` and `gpus` (empty without) are those of the newest attempt; `resizing` says that it ends so that the
+    next has another number.
     """
 
     id: str
@@ -116,14 +129,16 @@ class Job:
     current_ranks: int = 0
     resizing: bool = False
     attempt_started_at: datetime | None = None
+    gpus: Placement = ()
 
-    def start(self, ranks: int, now: datetime) -> None:
-        """Take the slots for the next attempt."""
+    def start(self, ranks: int, now: datetime, gpus: Placement = ()) -> None:
+        """Take the slots, and the GPUs of each rank, for the next attempt."""
         self._move(State.RUNNING)
         self.attempt += 1
         changed = self.resizing and ranks != self.current_ranks
         self.reason = f"went on with {ranks} instead of {self.current_ranks} ranks" if changed else ""
         self.current_ranks = ranks
+        self.gpus = gpus
         self.resizing = False
         self.not_before = None
         self.attempt_started_at = now

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from scheduling_service.domain.gpus import WHOLE, Placement, allocate
 
 # A gang this near to its end would lose more by a restart than it wins by more ranks.
 NEARLY_DONE = 0.9
@@ -14,7 +16,7 @@ class Waiting:
     """A job in the queue, in the order of submission; `delayed_seconds` is what is left of a retry's pause.
 
     An elastic one starts with `fewest` to `ranks` ranks, a rigid one (`fewest` 0) with `ranks`. One that is `resizing`
-    ended for the sake of another size and goes on before all others.
+    ended for the sake of another size and goes on before all others. Each rank takes `gpu_share` per cent of `gpus`.
     """
 
     job_id: str
@@ -23,6 +25,8 @@ class Waiting:
     delayed_seconds: float = 0.0
     fewest: int = 0
     resizing: bool = False
+    gpus: int = 0
+    gpu_share: int = WHOLE
 
     @property
     def needed(self) -> int:
@@ -47,6 +51,8 @@ class Running:
     done: float = 0.0
     resizing: bool = False
     leaving: bool = False
+    gpus: int = 0
+    gpu_share: int = WHOLE
 
     @property
     def spare(self) -> int:
@@ -58,11 +64,15 @@ class Running:
 
 @dataclass(frozen=True)
 class Plan:
-    """Jobs to start now with how many ranks, gangs to resize and why, and for every other waiting job why it waits."""
+    """Jobs to start now with how many ranks, gangs to resize and why, and for every other waiting job why it waits.
+
+    `gpus` has the devices of each rank of those that start and take any.
+    """
 
     start: Mapping[str, int]
     resize: Mapping[str, str]
     reasons: Mapping[str, str]
+    gpus: Mapping[str, Placement] = field(default_factory=dict)
 
 
 def plan(
@@ -72,30 +82,40 @@ def plan(
     *,
     idle_seconds: float = 0.0,
     grow_after_seconds: float = 0.0,
+    free_gpus: Sequence[int] = (),
 ) -> Plan:
     """Decide for one group of `slots`; `running` in the order of submission, `idle_seconds` since somebody waited last
-    or no slot was free.
+    or no slot was free, `free_gpus` the free per cent of each device.
 
     A gang starts whole or not at all. A gang that does not fit, even if the elastic ones shrink, holds the queue behind
-    it: letting smaller jobs pass would starve it. Jobs that pause before a retry hold nobody up.
+    it: letting smaller jobs pass would starve it. Jobs that pause before a retry hold nobody up. Gangs shrink for slots
+    only, not for GPUs.
     """
     free = slots - sum(gang.ranks for gang in running)
     room = free + sum(gang.spare for gang in running)
     reasons: dict[str, str] = {}
     admitted: list[Waiting] = []
     blocker: Waiting | None = None
+    devices = list(free_gpus)
+    gpus: dict[str, list[list[int]]] = {}
     for job in sorted(waiting, key=lambda job: not job.resizing):
         if job.delayed_seconds > 0:
             reasons[job.job_id] = f"pauses {job.delayed_seconds:.0f} s before it is started again"
         elif blocker is not None:
             reasons[job.job_id] = f"behind {blocker.name}, which runs next"
-        elif job.needed <= room:
-            room -= job.needed
-            admitted.append(job)
-        else:
+        elif job.needed > room:
             blocker = job
             left = max(0, free - _needed(admitted))
             reasons[job.job_id] = f"needs {job.needed} slots at once, {left} of {slots} are free; runs next"
+        elif len(placement := allocate(rest := list(devices), job.needed, job.gpus, job.gpu_share)) < job.needed:
+            blocker = job
+            wanted = f"{job.gpu_share} % of a GPU" if job.gpu_share < WHOLE else f"{job.gpus} whole GPUs"
+            shares = ", ".join(f"{share} %" for share in devices)
+            reasons[job.job_id] = f"needs {wanted} for each of {_ranks(job.needed)}, free are {shares}; runs next"
+        else:
+            room -= job.needed
+            admitted.append(job)
+            devices, gpus[job.job_id] = rest, placement
 
     start: dict[str, int] = {}
     extra = max(0, free - _needed(admitted))
@@ -104,13 +124,13 @@ def plan(
             left = free - sum(start.values())
             reasons[job.job_id] = f"needs {job.needed} slots at once, {left} of {slots} are free; others make room"
             reasons |= {held.job_id: f"behind {job.name}, which runs next" for held in admitted[position + 1 :]}
-            return Plan(start, _shrink(running, _needed(admitted) - free, job.name), reasons)
-        more = min(extra, job.ranks - job.needed)
-        start[job.job_id] = job.needed + more
-        extra -= more
+            return Plan(start, _shrink(running, _needed(admitted) - free, job.name), reasons, gpus)
+        gpus[job.job_id] += allocate(devices, min(extra, job.ranks - job.needed), job.gpus, job.gpu_share)
+        start[job.job_id] = len(gpus[job.job_id])
+        extra -= start[job.job_id] - job.needed
     if waiting or idle_seconds < grow_after_seconds:
-        return Plan(start, {}, reasons)
-    return Plan(start, _grow(running, free, grow_after_seconds), reasons)
+        return Plan(start, {}, reasons, gpus)
+    return Plan({}, _grow(running, free, devices, grow_after_seconds), {})
 
 
 def _needed(jobs: Iterable[Waiting]) -> int:
@@ -131,13 +151,15 @@ def _shrink(running: Sequence[Running], lacking: int, for_whom: str) -> dict[str
     return resize
 
 
-def _grow(running: Sequence[Running], free: int, grow_after_seconds: float) -> dict[str, str]:
+def _grow(running: Sequence[Running], free: int, devices: Sequence[int], grow_after_seconds: float) -> dict[str, str]:
     """One gang at a time, the oldest first."""
     if free <= 0 or any(gang.resizing or gang.leaving for gang in running):
         return {}
     for gang in running:
-        if gang.ranks < gang.most and gang.settled_seconds >= grow_after_seconds and gang.done < NEARLY_DONE:
-            return {gang.job_id: f"grows from {gang.ranks} to {_ranks(min(gang.most, gang.ranks + free))}"}
+        if gang.settled_seconds >= grow_after_seconds and gang.done < NEARLY_DONE:
+            more = len(allocate(list(devices), min(free, gang.most - gang.ranks), gang.gpus, gang.gpu_share))
+            if more:
+                return {gang.job_id: f"grows from {gang.ranks} to {_ranks(gang.ranks + more)}"}
     return {}
 
 

@@ -17,6 +17,7 @@ from scheduling_service.engines.base import Attempt, Engine, Observation
 # What ranks do not inherit of our environment: settings and passwords of the platform, and how its interpreter is run.
 WITHHELD_PREFIX = "DLMESH_"
 WITHHELD = ("PYTHONSAFEPATH",)
+NO_GPU = "no GPU in this group, runs on CPU slots"
 TAIL_BYTES = 16 * 1024
 
 
@@ -88,6 +89,8 @@ class EngineRunner:
                 warm=spec.warm,
                 max_silent_seconds=spec.max_silent_seconds,
                 max_disk_bytes=spec.max_disk_bytes,
+                gpus=job.gpus or None,
+                warning=NO_GPU if spec.gpus_of_rank and not job.gpus else "",
             )
         )
 

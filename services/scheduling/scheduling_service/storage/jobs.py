@@ -161,6 +161,7 @@ def _row(job: Job) -> dict[str, Any]:
         "current_ranks": job.current_ranks,
         "resizing": job.resizing,
         "attempt_started_at": job.attempt_started_at,
+        "gpus": [list(devices) for devices in job.gpus],
     }
 
 

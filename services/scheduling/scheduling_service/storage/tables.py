@@ -38,6 +38,7 @@ JOBS = sa.Table(
     sa.Column("current_ranks", sa.Integer, nullable=False),
     sa.Column("resizing", sa.Boolean, nullable=False),
     sa.Column("attempt_started_at", UtcDateTime),
+    sa.Column("gpus", sa.JSON, nullable=False),
     sa.Index("ix_jobs_state_sequence", "state", "sequence"),
     sa.Index("ix_jobs_owner_sequence", "owner", "sequence"),
 )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from scheduling_service.domain.gpus import free_shares
 from scheduling_service.domain.job import InstanceGroup, Job, Rank, State
 from scheduling_service.domain.policy import Running, Waiting, plan
 from scheduling_service.usecases.ports import Groups, Jobs, RunDirectories, Runner
@@ -144,15 +145,16 @@ class RunQueue:
             running = {job.id: job for job in mine if job.state is State.RUNNING}
             waiting = {job.id: job for job in mine if job.state is State.SUBMITTED}
             decided = plan(
-                [_waiting(job, now) for job in waiting.values()],
-                [_running(job, now) for job in running.values()],
+                [_waiting(job, group, now) for job in waiting.values()],
+                [_running(job, group, now) for job in running.values()],
                 group.slots,
                 idle_seconds=self._idle_seconds(group, mine, now),
                 grow_after_seconds=self._grow_after_seconds,
+                free_gpus=free_shares(group.gpus, [(job.gpus, job.spec.gpu_share) for job in running.values()]),
             )
             for job_id, ranks in decided.start.items():
                 job = waiting[job_id]
-                job.start(ranks, now)
+                job.start(ranks, now, decided.gpus[job_id] if _gpus_of_rank(job, group) else ())
                 # The row first: after a kill here the next step finds the attempt UNKNOWN and launches it.
                 await self._jobs.begin(job)
                 await self._runner.launch(job)
@@ -180,7 +182,7 @@ class RunQueue:
         return (now - self._idle_since.setdefault(group.id, now)).total_seconds()
 
 
-def _waiting(job: Job, now: datetime) -> Waiting:
+def _waiting(job: Job, group: InstanceGroup, now: datetime) -> Waiting:
     delay = (job.not_before - now).total_seconds() if job.not_before else 0.0
     return Waiting(
         job_id=job.id,
@@ -189,10 +191,12 @@ def _waiting(job: Job, now: datetime) -> Waiting:
         delayed_seconds=max(0.0, delay),
         fewest=job.spec.fewest_ranks,
         resizing=job.resizing,
+        gpus=_gpus_of_rank(job, group),
+        gpu_share=job.spec.gpu_share,
     )
 
 
-def _running(job: Job, now: datetime) -> Running:
+def _running(job: Job, group: InstanceGroup, now: datetime) -> Running:
     since = job.attempt_started_at or now
     return Running(
         job_id=job.id,
@@ -203,8 +207,15 @@ def _running(job: Job, now: datetime) -> Running:
         settled_seconds=(now - since).total_seconds(),
         done=job.progress.done / job.progress.total if job.progress.total > 0 else 0.0,
         resizing=job.resizing,
+        gpus=_gpus_of_rank(job, group),
+        gpu_share=job.spec.gpu_share,
         leaving=job.stop_requested,
     )
+
+
+def _gpus_of_rank(job: Job, group: InstanceGroup) -> int:
+    """Where there are no GPUs a job that asks for them runs on slots all the same."""
+    return job.spec.gpus_of_rank if group.gpus else 0
 
 
 def _name(job: Job) -> str:

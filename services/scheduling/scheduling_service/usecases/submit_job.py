@@ -7,6 +7,7 @@ from datetime import datetime
 
 from servicekit.errors import invalid
 
+from scheduling_service.domain.gpus import WHOLE, allocate
 from scheduling_service.domain.job import Job, Spec
 from scheduling_service.usecases.ports import Groups, Jobs
 
@@ -41,6 +42,11 @@ class SubmitJob:
                 raise invalid(field, value, "0 or more")
         if not 0 <= spec.gpu_percentage <= 100:
             raise invalid("gpu_percentage", spec.gpu_percentage, "0 to 100")
+        if group.gpus:
+            fitting = len(allocate([WHOLE] * group.gpus, spec.fewest_ranks, spec.gpus_of_rank, spec.gpu_share))
+            if fitting < spec.fewest_ranks:
+                has = f"what fits on the {group.gpus} GPUs of instance group {group.name!r}: {fitting} such ranks"
+                raise invalid("clusterSize", spec.fewest_ranks, has)
         job = await self._jobs.add(Job(job_id, spec, group.id, self._now()))
         self._wake()
         return job

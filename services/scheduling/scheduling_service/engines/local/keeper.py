@@ -128,7 +128,7 @@ class _Gang:
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
             environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
             if gpus is not None:
-                environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(device) for device in gpus[rank])
+                environment |= gpu_environment(gpus, rank)
             self.pids[rank] = self.start_rank(self.spec, rank, environment)
 
     def _watch(self, started_at: float) -> None:
@@ -212,6 +212,18 @@ class _Gang:
             for rank, known in self.pids.items():
                 if known == pid:
                     self.exit_codes[rank] = os.waitstatus_to_exitcode(status)
+
+
+def gpu_environment(gpus: list[list[int]], rank: int) -> dict[str, str]:
+    """What lets a rank see its GPUs; `gpus` are the devices of each rank.
+
+    With one whole device each all see the devices of the gang and take the one that LOCAL_RANK counts to, as under
+    torchrun. Else a rank sees its own only, and its local rank is 0, for libraries take it for a device's number.
+    """
+    devices = [device for of_rank in gpus for device in of_rank]
+    if len(set(devices)) == len(devices) == len(gpus):
+        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus[rank])), "LOCAL_RANK": "0"}
 
 
 def describe_exit(code: int) -> str:
