@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from scheduling_service.usecases import run_queue
 from scheduling_service.usecases.run_queue import RunQueue
 from scheduling_service.wiring import MIGRATIONS
 from servicekit.database import Database
+from servicekit.errors import ServiceError
 from servicekit.times import utc_now
 
 
@@ -172,6 +173,29 @@ async def test_a_gang_that_is_resized_before_it_came_to_be_starts_all_the_same(t
     await Service(jobs, PlayedEngine(slots=2), tmp_path / "jobs", 0).until(e=(State.RUNNING, 2))
     (job,) = await jobs.find(["e"])
     assert job.attempt == 2
+
+
+async def test_a_loop_that_is_being_replaced_cannot_turn_a_job_back(jobs: SqlJobs) -> None:
+    now = utc_now()
+    await jobs.add(Job("j", replace(spec("J", 1), max_restarts=1), LOCAL_ID, now))
+    (job,) = await jobs.active()
+    job.start(1, now)
+    await jobs.begin(job)
+    (old,), (new,) = await jobs.active(), await jobs.active()
+    new.fail_program("rank 0 exited with code 3", now, now)
+    await jobs.save(new)
+    new.start(1, now)
+    await jobs.begin(new)
+    old.lose("gone", now, now)
+    with pytest.raises(ServiceError, match="attempt 1 is over"):
+        await jobs.save(old)
+    new.finish(now)
+    await jobs.save(new)
+    old.start(1, now)
+    with pytest.raises(ServiceError):
+        await jobs.begin(old)
+    (job,) = await jobs.find(["j"])
+    assert (job.state, job.attempt) == (State.FINISHED, 2)
 
 
 async def test_jobs_that_ran_before_the_migration_keep_their_slots(tmp_path: Path) -> None:

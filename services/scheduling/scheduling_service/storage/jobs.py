@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from servicekit.database import Database
+from servicekit.errors import conflict
 from servicekit.leases import claim
 from sqlalchemy.exc import IntegrityError
 
@@ -74,17 +75,20 @@ class SqlJobs:
         return [_job(dict(row)) for row in rows], total or 0
 
     async def begin(self, job: Job) -> None:
-        await self._save(job, result_json="")
+        await self._save(job, job.attempt - 1, result_json="")
 
     async def save(self, job: Job) -> None:
-        await self._save(job)
+        await self._save(job, job.attempt)
 
-    async def _save(self, job: Job, **more: str) -> None:
+    async def _save(self, job: Job, attempt: int, **more: str) -> None:
         values = _row(job)
         for fixed_or_theirs in _NOT_THE_LOOPS:
             del values[fixed_or_theirs]
+        as_it_was = sa.and_(JOBS.c.id == job.id, JOBS.c.attempt == attempt, JOBS.c.state.in_(_ACTIVE))
         async with self._database.session() as session:
-            await session.execute(sa.update(JOBS).where(JOBS.c.id == job.id).values(**values, **more))
+            result = await session.execute(sa.update(JOBS).where(as_it_was).values(**values, **more))
+        if isinstance(result, sa.CursorResult) and result.rowcount != 1:
+            raise conflict(f"job {job.id} went on meanwhile: attempt {attempt} is over")
 
     async def request_stop(self, job_id: str) -> None:
         async with self._database.session() as session:

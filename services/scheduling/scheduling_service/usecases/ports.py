@@ -55,7 +55,10 @@ class Jobs(Protocol):
         """Those without a final state, oldest first."""
 
     async def save(self, job: Job) -> None:
-        """Write what the loop decides: everything but the stop request and the worker's reports."""
+        """Write what the loop decides: everything but the stop request and the worker's reports.
+
+        409 when the job ended or has another attempt by now: a service that is being replaced may decide on old rows.
+        """
 
     async def begin(self, job: Job) -> None:
         """As `save`, for a new attempt: a result that an earlier one reported is forgotten."""
