@@ -307,17 +307,28 @@ async def test_another_process_finds_the_gang_again(engine: Engine, tmp_path: Pa
     assert (await until(successor, directory, *ENDED)).phase is Phase.FINISHED
 
 
-async def test_local_ranks_die_with_their_keeper_and_the_attempt_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("session", [False, True])
+async def test_ranks_and_their_children_die_with_their_keeper_and_the_attempt_is_lost(
+    tmp_path: Path, session: bool
+) -> None:
     engine = make_engine("local", home=tmp_path / "home", warm_pool=False)
     directory = tmp_path / "a1"
-    await engine.launch(
-        attempt(directory, "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)")
+    program = (
+        "import os, subprocess, time\n"
+        f"child = subprocess.Popen(['sleep', '600'], start_new_session={session})\n"
+        "open('pids', 'w').write(f'{os.getpid()} {child.pid}'); time.sleep(600)\n"
     )
-    rank = int(await exists(tmp_path / "pid"))
+    environment = {"PATH": os.environ["PATH"], "DLMESH_JOB_DIR": str(directory)}
+    await engine.launch(attempt(directory, program, environment=environment))
+    pids = [int(word) for word in (await exists(tmp_path / "pids")).split()]
+    stranger = await asyncio.create_subprocess_exec("sleep", "600", env={"DLMESH_JOB_DIR": f"{directory}0"})
     seen = await until(engine, directory, Phase.RUNNING)
     os.kill(seen.keeper_pid, signal.SIGKILL)
     assert (await until(engine, directory, *ENDED)).phase is Phase.LOST
-    await gone(rank)
+    await gone(*pids)
+    assert processes.start_time(stranger.pid) is not None
+    stranger.kill()
+    assert await stranger.wait() == -signal.SIGKILL
 
 
 RUNS = "open('runs', 'a').write('x')"

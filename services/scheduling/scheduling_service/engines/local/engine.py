@@ -77,6 +77,11 @@ class LocalEngine(Engine):
             self._launched.discard(directory)
             if alive:
                 return Observation(Phase.RUNNING, keeper_pid=keeper["pid"])
+            if keeper["boot_id"] == processes.boot_id() and "session" in keeper:
+                # The ranks died with the keeper; what they had started did not, and the next attempt needs its place.
+                mark = f"DLMESH_JOB_DIR={directory}"
+                left = await asyncio.to_thread(processes.left_behind, keeper["session"], mark)
+                processes.send_signal(left, signal.SIGKILL)
             return Observation(Phase.LOST, "the process that kept the ranks went without a word")
         try:
             written = (directory / SPEC_FILE).stat().st_mtime

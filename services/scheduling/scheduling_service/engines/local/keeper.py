@@ -70,8 +70,9 @@ def keep(directory: Path, start_rank: StartRank) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    me = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "boot_id": processes.boot_id()}
-    write_json(directory / KEEPER_FILE, me)
+    me = os.getpid()
+    identity = {"pid": me, "start_time": processes.start_time(me), "boot_id": processes.boot_id()}
+    write_json(directory / KEEPER_FILE, {**identity, "session": os.getsid(0)})
     spec = json.loads((directory / SPEC_FILE).read_text())
     outcome = _Gang(directory, spec, start_rank).run()
     write_json(directory / OUTCOME_FILE, outcome)

@@ -54,6 +54,24 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def left_behind(session: int, mark: str) -> list[int]:
+    """Processes of ours with `mark` (NAME=value) in their environment, or of `session` with any mark of the platform.
+
+    The latter are forks of the warm pool, which show its environment; without a look at that a later session that got
+    the same number would be taken for ours.
+    """
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or entry.name == str(os.getpid()):
+            continue
+        with contextlib.suppress(OSError):
+            environment = (entry / "environ").read_bytes().split(b"\0")
+            ours = any(line.startswith(b"DLMESH_") for line in environment)
+            if mark.encode() in environment or (ours and os.getsid(int(entry.name)) == session):
+                found.append(int(entry.name))
+    return found
+
+
 def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
     """Signal each; those that have gone are fine."""
     for pid in pids:
