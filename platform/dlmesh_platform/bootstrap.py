@@ -26,7 +26,10 @@ PYTHON = VENV / "bin" / "python"
 STAMPS = ROOT / ".setup"
 LOCKS = (ROOT / "requirements.lock", ROOT / "requirements-dev.lock")
 IMPORT_ROOTS = (
-    *(ROOT / "libs" / name for name in ("contracts", "servicekit", "workerkit", "recordkit", "sdk", "testkit")),
+    *(
+        ROOT / "libs" / name
+        for name in ("contracts", "servicekit", "workerkit", "recordkit", "caffe_nets", "sdk", "testkit")
+    ),
     ROOT / "gateway",
     ROOT / "platform",
     *(ROOT / "services" / name for name in ("datasets", "models", "training", "tuning", "inference", "scheduling")),
