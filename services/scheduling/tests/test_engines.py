@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,7 @@ async def test_a_silent_rank_fails_and_is_named(engine: Engine, tmp_path: Path) 
     program = (
         "import os, time\n"
         "directory, rank = os.environ['HERE'], os.environ['RANK']\n"
+        "if rank == '1': open(directory + '/heartbeat-1', 'w').close()\n"
         "while True:\n"
         "    if rank == '0': open(directory + '/heartbeat-0', 'w').close()\n"
         "    if rank == '2': print('.')\n"
@@ -166,6 +168,23 @@ async def test_a_silent_rank_fails_and_is_named(engine: Engine, tmp_path: Path) 
     assert seen.reason == "rank 1 gave no sign of life for 1 s"
     assert not seen.final
     await gone(*(rank.pid for rank in seen.ranks))
+
+
+async def test_a_rank_that_never_says_anything_lives_while_another_does(engine: Engine, tmp_path: Path) -> None:
+    directory = tmp_path / "a1"
+    program = (
+        "import os, time\nlast = time.monotonic() + 1.5\n"
+        "while time.monotonic() < last:\n"
+        "    if os.environ['RANK'] == '0': print('.', flush=True)\n"
+        "    time.sleep(0.05)\n"
+        "time.sleep(600)\n"
+    )
+    before = time.monotonic()
+    await engine.launch(attempt(directory, program, ranks=2, max_silent_seconds=0.6))
+    seen = await until(engine, directory, *ENDED)
+    # Not before rank 0 had fallen silent, too; rank 1 had been so for longer.
+    assert time.monotonic() - before > 2.0
+    assert seen.reason == "rank 1 gave no sign of life for 0.6 s"
 
 
 async def test_a_rank_that_has_finished_may_be_silent(engine: Engine, tmp_path: Path) -> None:

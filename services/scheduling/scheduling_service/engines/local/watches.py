@@ -17,6 +17,7 @@ LEAST_FREE_BYTES, LEAST_FREE_PART = 200 * 1024 * 1024, 0.01
 class Signs:
     """Since when each rank is silent: neither its heartbeat nor its output changed.
 
+    A rank that has never had a heartbeat is as lively as the liveliest: of many programs only one rank says something.
     Times of files are compared with themselves only, so a clock that is set does not look like silence.
     """
 
@@ -29,14 +30,18 @@ class Signs:
         """The one of `ranks` that is silent longest, and for how many seconds."""
         now = time.monotonic()
         for rank in ranks:
-            stamp = tuple(
-                _changed(self._directory / name)
-                for name in (f"heartbeat-{rank}", f"rank-{rank}.out", f"rank-{rank}.err")
-            )
-            if stamp != self._stamps.get(rank):
-                self._stamps[rank], self._changed_at[rank] = stamp, now
-        silent = min(ranks, key=lambda rank: (self._changed_at[rank], rank))
-        return silent, now - self._changed_at[silent]
+            names = (f"heartbeat-{rank}", f"rank-{rank}.out", f"rank-{rank}.err")
+            stamps = tuple(_changed(self._directory / name) for name in names)
+            if stamps != self._stamps.get(rank):
+                self._stamps[rank], self._changed_at[rank] = stamps, now
+        liveliest = max(self._changed_at[rank] for rank in ranks)
+
+        def heard_at(rank: int) -> float:
+            has_heartbeat = self._stamps[rank][0] > 0
+            return self._changed_at[rank] if has_heartbeat else liveliest
+
+        silent = min(ranks, key=lambda rank: (heard_at(rank), self._changed_at[rank], rank))
+        return silent, now - heard_at(silent)
 
 
 class Disk:
