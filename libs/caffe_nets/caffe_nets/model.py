@@ -65,18 +65,14 @@ class CaffeModel(CaffeNet):
                 )
         return plan
 
-    @torch.no_grad()
     def _check_classes(self, plan: Plan) -> None:
         if not any(step.type in ("SoftmaxWithLoss", "HingeLoss") for step in plan.steps):
             return
-        was_training = self.training
-        self.eval()
-        _, logits = self.run(plan, torch.zeros(1, *self.input_shape))
-        self.train(was_training)
-        if logits.shape[1] < self.classes:
-            maker = next(step for step in reversed(plan.steps) if plan.logits in step.tops and step.type != "Split")
+        scores = plan.logits_shape[1]
+        if scores < self.classes:
+            maker = next(step for step in reversed(plan.steps) if plan.logits in step.tops)
             raise CaffeError(
-                f"layer {maker.name!r} ({maker.type}): its top {plan.logits!r} has {logits.shape[1]} scores, "
+                f"layer {maker.name!r} ({maker.type}): its top {plan.logits!r} has {scores} scores, "
                 f"and the dataset has {self.classes} labels; set num_output to {self.classes}"
             )
 

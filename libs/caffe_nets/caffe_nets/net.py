@@ -33,7 +33,8 @@ class Step:
 @dataclass
 class Plan:
     """The layers of one phase. `images` and `labels` are the blobs that are fed, `constants` DummyData layers;
-    `transform` is the TransformationParameter of the data layer and `batch_size` its, 0 when it says none."""
+    `transform` is the TransformationParameter of the data layer and `batch_size` its, 0 when it says none. The blob
+    `logits` has the scores of the classes."""
 
     steps: list[Step] = field(default_factory=list)
     images: str = ""
@@ -42,6 +43,7 @@ class Plan:
     transform: Any = None
     batch_size: int = 0
     logits: str = ""
+    logits_shape: Shape = ()
 
 
 class CaffeNet(nn.Module):
@@ -83,6 +85,7 @@ class CaffeNet(nn.Module):
         if not plan.images:
             raise CaffeError(f"the net has no data layer for phase {phase}: add a Data or Input layer")
         plan.logits = _logits(plan)
+        plan.logits_shape = tuple(blobs[plan.logits].shape)
         return plan
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -157,9 +160,13 @@ class CaffeNet(nn.Module):
             raise CaffeError(f"unknown type; known: {', '.join(sorted(LAYERS.keys() | DATA_TYPES))}")
         for bottom in parameter.bottom:
             if bottom not in blobs:
-                found = f"is made by the later layer {later[bottom]!r}" if bottom in later else "is made by no layer"
-                hint = "; layers stand in the order they run in, without cycles" if bottom in later else ""
-                raise CaffeError(f"its bottom {bottom!r} {found}{hint}")
+                maker = later.get(bottom, parameter.name)
+                if maker == parameter.name:
+                    raise CaffeError(f"its bottom {bottom!r} is made by no layer")
+                raise CaffeError(
+                    f"its bottom {bottom!r} is made by the later layer {maker!r}; "
+                    "layers stand in the order they run in, without cycles"
+                )
         key = self._module_for(parameter, [tuple(blobs[name].shape) for name in parameter.bottom], phase)
         module: Any = self.layers[key]
         module.train(phase == "train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,6 @@ import numpy as np
 import pytest
 from recordkit.datum import encode_datum
 from sklearn.datasets import load_digits
-
-BUILTIN = Path(__file__).parents[3] / "services/models/models_service/builtin"
 
 
 def write_digits(folder: Path, side: int = 28, channels: int = 1) -> Path:
@@ -41,3 +40,14 @@ def write_parameters(file: Path, data: Path, hyperparameter: dict[str, Any] | No
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_digits(tmp_path_factory.mktemp("digits") / "data")
+
+
+@pytest.fixture
+def parameters(tmp_path: Path) -> Callable[..., Path]:
+    """Makes the parameters of a run; what is no field of theirs is a hyperparameter."""
+
+    def make(data: Path, **given: Any) -> Path:
+        own = {name: given.pop(name) for name in ("batch_size", "checkpoint_interval_steps") if name in given}
+        return write_parameters(tmp_path / "parameters.json", data, given, **own)
+
+    return make
