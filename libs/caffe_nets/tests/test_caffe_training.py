@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,31 @@ def top1(file: Path) -> float:
     return float(np.mean([best[row["sampleId"]] == row["groundTruth"] for row in document["samples"]]))
 
 
+def check_served(folder: Path, out: Path, tmp_path: Path) -> None:
+    """The bundle of a served model and a validation answer the same for a picture that has to be resized."""
+    import caffe_nets
+
+    bundle = tmp_path / "bundle"
+    shutil.copytree(folder, bundle)
+    for name in ("serving.json", "model_epoch_final.pth"):
+        shutil.copy(out / name, bundle)
+    facts = json.loads((bundle / "serving.json").read_text())
+    shape = [facts[side] for side in ("channels", "height", "width")]
+    model = serving.build_model(bundle, len(facts["labels"]), *shape)
+    model.load_state_dict(torch.load(bundle / "model_epoch_final.pth", weights_only=True))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40), np.uint8))
+    pixels = serving.preprocess(bundle, picture, *shape)
+    assert (list(pixels.shape), pixels.dtype) == (shape, np.float32)
+    with torch.inference_mode():
+        scores = torch.softmax(model(torch.from_numpy(pixels)[None]), 1)
+    (tmp_path / "pictures").mkdir()
+    picture.save(tmp_path / "pictures/one.png")
+    caffe_nets.infer(folder, out, tmp_path / "pictures", tmp_path, "one.json", validate=False)
+    best = json.loads((tmp_path / "one.json").read_text())["result"][0]
+    assert best["prob"] == pytest.approx(float(scores.max()), rel=1e-4)
+    assert best["label"] == facts["labels"][int(scores.argmax())]
+
+
 @pytest.mark.slow
 def test_lenet_learns_digits_and_is_asked(tmp_path: Path, digits: Path, parameters: Any) -> None:
     import caffe_nets
@@ -79,23 +105,7 @@ def test_lenet_learns_digits_and_is_asked(tmp_path: Path, digits: Path, paramete
     blobs = {layer.name: layer.blobs for layer in written.layer if layer.blobs}
     np.testing.assert_array_equal(list(blobs["conv1"][0].data), state["layers.conv1.weight"].flatten().numpy())
 
-    # As it is served: the same scores from a picture.
-    facts = json.loads((out / "serving.json").read_text())
-    shape = [facts[side] for side in ("channels", "height", "width")]
-    model = serving.build_model(LENET, len(facts["labels"]), *shape)
-    model.load_state_dict(state)
-    picture = Image.fromarray(np.full((40, 40), 128, np.uint8))
-    pixels = serving.preprocess(LENET, picture, *shape)
-    assert (pixels.shape, pixels.dtype) == ((1, 28, 28), np.float32)
-    with torch.inference_mode():
-        scores = torch.softmax(model(torch.from_numpy(pixels)[None]), 1)
-    picture.save(tmp_path / "one.png")
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "one.png").rename(tmp_path / "pictures/one.png")
-    caffe_nets.infer(LENET, out, tmp_path / "pictures", tmp_path, "one.json", validate=False)
-    best = json.loads((tmp_path / "one.json").read_text())["result"][0]
-    assert best["prob"] == pytest.approx(float(scores.max()), rel=1e-4)
-    assert best["label"] == facts["labels"][int(scores.argmax())]
+    check_served(LENET, out, tmp_path)
 
 
 @pytest.mark.slow
@@ -118,6 +128,7 @@ def test_a_resumed_training_repeats_the_losses(tmp_path: Path, digits: Path, par
     again = torch.load(out / "model_epoch_final.pth", weights_only=True)
     for name, value in first.items():
         torch.testing.assert_close(again[name], value)
+    check_served(folder, out, tmp_path)
 
 
 @pytest.mark.slow
