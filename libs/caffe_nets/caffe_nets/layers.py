@@ -17,11 +17,7 @@ Shape = tuple[int, ...]
 Tops = Tensor | tuple[Tensor, ...]
 # Where data comes in; the network itself feeds their tops.
 DATA_TYPES = frozenset({"Data", "ImageData", "Input", "DummyData"})
-UNREADABLE_TYPES = {
-    "HDF5Data": "HDF5 files are not read; make a dataset of the platform and use a Data layer",
-    "MemoryData": "memory cannot be fed; use a Data layer",
-    "WindowData": "windows are not read; use a Data layer",
-}
+UNREADABLE_TYPES = {"HDF5Data": "HDF5 files are not read; make a dataset of the platform and use a Data layer"}
 LAYERS: dict[str, type[Layer]] = {}
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import lmdb
 import numpy as np
 import pytest
+from dlmesh.datasets.v1 import records_pb2
 from recordkit.datum import encode_datum
 from sklearn.datasets import load_digits
 
 
 def write_digits(folder: Path, side: int = 28, channels: int = 1) -> Path:
-    """scikit-learn's digits, `side` pixels square, as LMDB splits with labels.txt."""
+    """scikit-learn's digits, `side` pixels square, as LMDB splits with labels.txt and their mean."""
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.images))
     places = np.arange(side) * 8 // side
@@ -26,6 +27,9 @@ def write_digits(folder: Path, side: int = 28, channels: int = 1) -> Path:
                 pixels = (data.images[index] * 15.9).astype(np.uint8)[places][:, places]
                 record = encode_datum(np.repeat(pixels[None], channels, 0), int(data.target[index]))
                 writer.put(b"%08d_%d.png" % (number, index), record)
+    mean = np.repeat((data.images[order[:1200]] * 15.9).mean(0)[places][:, places][None], channels, 0)
+    message = records_pb2.MeanImage(num=1, channels=channels, height=side, width=side, data=mean.ravel())
+    (folder / "mean.binaryproto").write_bytes(message.SerializeToString())
     (folder / "labels.txt").write_text("".join(f"{digit}\n" for digit in range(10)))
     return folder
 
@@ -35,6 +39,11 @@ def write_parameters(file: Path, data: Path, hyperparameter: dict[str, Any] | No
     splits = {split: str(data / split) for split in ("train", "val", "test")}
     file.write_text(json.dumps({"data": splits, "hyperparameter": hyperparameter or {}, **more}))
     return file
+
+
+@pytest.fixture(scope="session")
+def colour_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("digits") / "data", 32, 3)
 
 
 @pytest.fixture(scope="session")

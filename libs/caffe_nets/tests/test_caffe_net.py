@@ -317,3 +317,12 @@ def test_templates_take_the_size_of_the_dataset(template: str, shape: tuple[int,
     _, logits = model.run(model.plans["test"], transformed)
     torch.testing.assert_close(scores, logits[:, :7])
     assert not [key for key in model.state_dict() if "@" in key]
+
+
+@pytest.mark.parametrize(
+    ("template", "shape", "weights"), [("caffe-lenet", (1, 28, 28), 431_080), ("caffe-cifar", (3, 32, 32), 145_578)]
+)
+def test_templates_have_the_published_number_of_weights(
+    template: str, shape: tuple[int, int, int], weights: int
+) -> None:
+    assert sum(weight.numel() for weight in build(BUILTIN / template, shape, 10).parameters()) == weights

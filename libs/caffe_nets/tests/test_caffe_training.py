@@ -18,11 +18,11 @@ from caffe_nets import serving
 from caffe_nets.schema import NetParameter
 from PIL import Image
 
-REPOSITORY = Path(__file__).parents[3]
-LENET = REPOSITORY / "services/models/models_service/builtin/caffe-lenet"
+BUILTIN = Path(__file__).parents[3] / "services/models/models_service/builtin"
 TINY = """
 layer { name: "data" type: "Data" top: "data" top: "label"
-  transform_param { scale: 0.004 mirror: %s crop_size: 24 } data_param { batch_size: 32 } }
+  transform_param { scale: 0.004 mirror: true crop_size: 24 mean_file: "/elsewhere/mean.binaryproto" }
+  data_param { batch_size: 32 } }
 layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
   convolution_param { num_output: 4 kernel_size: 4 stride: 4 weight_filler { type: "xavier" } } }
 layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }
@@ -36,7 +36,7 @@ PROGRAM = "import sys, caffe_nets; caffe_nets.train(*sys.argv[1:])"
 
 def write_tiny(folder: Path, solver: str) -> Path:
     folder.mkdir()
-    (folder / "train_test.prototxt").write_text(TINY % "true")
+    (folder / "train_test.prototxt").write_text(TINY)
     (folder / "solver.prototxt").write_text('net: "train_test.prototxt" base_lr: 0.05 momentum: 0.9 ' + solver)
     return folder
 
@@ -92,20 +92,24 @@ def check_served(folder: Path, out: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_lenet_learns_digits_and_is_asked(tmp_path: Path, digits: Path, parameters: Any) -> None:
+@pytest.mark.parametrize(("template", "iterations", "least"), [("caffe-lenet", 150, 0.95), ("caffe-cifar", 200, 0.85)])
+def test_templates_learn_digits_and_are_asked(
+    tmp_path: Path, request: pytest.FixtureRequest, parameters: Any, template: str, iterations: int, least: float
+) -> None:
     import caffe_nets
 
-    out = tmp_path / "out"
-    output = train(LENET, out, parameters(digits, maxiteration=150, batch_size=64))
-    assert float(re.findall(r"Iteration 150: tag test_accuracy, simple_value ([\d.]+)", output)[-1]) >= 0.95
-    caffe_nets.infer(LENET, out, digits / "test", tmp_path, "result.json")
-    assert top1(tmp_path / "result.json") >= 0.95
+    data = request.getfixturevalue("digits" if template == "caffe-lenet" else "colour_digits")
+    folder, out = BUILTIN / template, tmp_path / "out"
+    output = train(folder, out, parameters(data, maxiteration=iterations, batch_size=64))
+    assert float(re.findall(rf"Iteration {iterations}: tag test_accuracy, simple_value ([\d.]+)", output)[-1]) >= least
+    caffe_nets.infer(folder, out, data / "test", tmp_path, "result.json")
+    assert top1(tmp_path / "result.json") >= least
     written = NetParameter.FromString((out / "model_final.caffemodel").read_bytes())
     state = torch.load(out / "model_epoch_final.pth", weights_only=True)
     blobs = {layer.name: layer.blobs for layer in written.layer if layer.blobs}
     np.testing.assert_array_equal(list(blobs["conv1"][0].data), state["layers.conv1.weight"].flatten().numpy())
 
-    check_served(LENET, out, tmp_path)
+    check_served(folder, out, tmp_path)
 
 
 @pytest.mark.slow
