@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import inference_helper
+import numpy as np
 import pytest
+import torch
 
 NAMES = ["a.png", "b.png"]
 PROBABILITIES = [[0.1, 0.2, 0.7], [0.5, 0.45, 0.05]]
@@ -67,3 +69,62 @@ def test_lengths_must_agree() -> None:
         inference_helper.getClassificationResult(NAMES, [[1.0]])
     with pytest.raises(ValueError, match="ground_truth: 1 entries"):
         inference_helper.getClassificationResult(NAMES, PROBABILITIES, ground_truth=[0])
+
+
+def test_detections_come_in_many_forms() -> None:
+    box = [1.0, 2.0, 30.5, 40.0]
+    forms = [
+        [(1, 0.75, box)],
+        [("dog", torch.tensor(0.75), np.array(box))],
+        np.array([[*box, 0.75, 1]]),
+        {"boxes": torch.tensor([box]), "labels": torch.tensor([1]), "scores": torch.tensor([0.75])},
+    ]
+    truths = [
+        [("dog", box)],
+        [{"label": 1, "bbox": box}],
+        {"boxes": np.array([box]), "labels": [1]},
+        {"boxes": torch.tensor([box]), "labels": torch.tensor([1]), "difficult": torch.tensor([False])},
+    ]
+    names = ["a", "b", "c", "d"]
+    document = inference_helper.getObjectDetectionResult(names, forms, ["cat", "dog"], truths)
+    found = {"label": "dog", "prob": 0.75, "bbox": "1,2,30.5,40"}
+    there = {"label": "dog", "bbox": "1,2,30.5,40", "difficult": False, "crowd": False}
+    assert document == {
+        "type": "detection",
+        "result": [{"sampleId": name, **found} for name in names],
+        "samples": [{"sampleId": name, "groundTruth": [there]} for name in names],
+    }
+    json.dumps(document)
+
+
+def test_bad_detections_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 entries for 1 names"):
+        inference_helper.getObjectDetectionResult(["a"], [[], []])
+    with pytest.raises(ValueError, match="ground_truth: 0 entries"):
+        inference_helper.getObjectDetectionResult(["a"], [[]], ground_truth=[])
+    with pytest.raises(ValueError, match="this one has 3"):
+        inference_helper.getObjectDetectionResult(["a"], [[(0, 1.0, (1, 2, 3))]])
+
+
+def test_probabilities_and_truth_may_be_tensors(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    inference_helper.writeClassificationResult2(
+        file, NAMES, torch.tensor(PROBABILITIES), ["x", "y", "z"], torch.tensor([2, 1]), 0.5
+    )
+    document = json.loads(file.read_text())
+    assert [row["label"] for row in document["result"]] == ["z", "x"]
+    assert [row["groundTruth"] for row in document["samples"]] == ["z", "y"]
+
+
+def test_vectors(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    inference_helper.writeVectorResult(file, NAMES, torch.tensor([[0.5, 1.0], [2.0, 3.0]]), [[0, 1], [2, 3]])
+    assert json.loads(file.read_text()) == {
+        "type": "vector",
+        "result": [{"sampleId": "a.png", "vector": [0.5, 1.0]}, {"sampleId": "b.png", "vector": [2.0, 3.0]}],
+        "samples": [{"sampleId": "a.png", "groundTruth": [0.0, 1.0]}, {"sampleId": "b.png", "groundTruth": [2.0, 3.0]}],
+    }
+    inference_helper.writeVectorResult(file, ["a"], [0.5])
+    assert json.loads(file.read_text())["result"] == [{"sampleId": "a", "vector": [0.5]}]
+    with pytest.raises(ValueError, match="1 rows for 2 names"):
+        inference_helper.writeVectorResult(file, NAMES, [[1]])

@@ -14,41 +14,10 @@ import lmdb
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from training_service.domain.runs import VALIDATION_METRICS
 from training_service.domain.specs import TrainingSpec, ValidationSpec
-from training_service.worker.classification_metrics import METRICS, Sample, read_samples
 
 REPOSITORY = Path(__file__).parents[3]
 TEMPLATE = REPOSITORY / "services/models/models_service/builtin/pytorch-image-classification"
-LABELS = ["cat", "dog", "horse"]
-SAMPLES = [
-    Sample("cat", ("cat", "dog", "horse")),
-    Sample("dog", ("cat", "dog")),
-    Sample("dog", ("dog",)),
-    Sample("horse", ()),
-]
-
-
-def test_metrics_of_a_classification() -> None:
-    assert METRICS["Top1"](SAMPLES, LABELS) == "0.5"
-    assert METRICS["Top5"](SAMPLES, LABELS) == "0.75"
-    matrix = json.loads(METRICS["ConfusionMatrix"](SAMPLES, LABELS))
-    assert matrix == {"labels": LABELS, "matrix": [[1, 0, 0], [1, 1, 0], [0, 0, 0]]}
-
-
-def test_every_metric_the_service_offers_is_computed() -> None:
-    assert set(METRICS) == set(VALIDATION_METRICS)
-
-
-def test_samples_come_from_the_result_file(tmp_path: Path) -> None:
-    file = tmp_path / "result.json"
-    rows = [{"sampleId": "a", "label": "dog", "prob": 0.2}, {"sampleId": "a", "label": "cat", "prob": 0.8}]
-    truth = [{"sampleId": "a", "groundTruth": "cat"}, {"sampleId": "b", "groundTruth": "dog"}]
-    file.write_text(json.dumps({"type": "classification", "result": rows, "samples": truth}))
-    assert read_samples(file) == [Sample("cat", ("cat", "dog")), Sample("dog", ())]
-    file.write_text(json.dumps({"type": "classification", "result": rows}))
-    with pytest.raises(ValueError, match="no ground truth"):
-        read_samples(file)
 
 
 def varint(number: int) -> bytes:

@@ -31,6 +31,7 @@ DATASET = DatasetFacts(
     status="FINISHED",
     content_hash="abc",
     splits={"train": "/d/train", "val": "/d/val", "test": "/d/test"},
+    type="LMDB",
 )
 
 

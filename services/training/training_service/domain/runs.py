@@ -163,7 +163,23 @@ class Validation(Run):
         super()._finish(job)
 
 
-VALIDATION_METRICS = ("Top1", "Top5", "ConfusionMatrix")
+CLASSIFICATION_METRICS = ("Top1", "Top5", "ConfusionMatrix")
+DETECTION_METRICS = ("IoU", "mAP", "mAP50", "mAP_VOC", "mAP_VOC07")
+VECTOR_METRICS = ("MAE", "RMSE", "R2")
+VALIDATION_METRICS = (*CLASSIFICATION_METRICS, *DETECTION_METRICS, *VECTOR_METRICS)
+# By record format. Numbers of a table may be labels or quantities; of other data nothing is known.
+_METRICS_OF = {
+    "LMDB": CLASSIFICATION_METRICS,
+    "TFRecords": CLASSIFICATION_METRICS,
+    "ObjectDetection": DETECTION_METRICS,
+    "ImageVector": VECTOR_METRICS,
+    "CSV": (*CLASSIFICATION_METRICS, *VECTOR_METRICS),
+}
+
+
+def metrics_of(dataset_type: str) -> tuple[str, ...]:
+    """The metrics that make sense for a dataset of this record format; all of them when it is not known."""
+    return _METRICS_OF.get(dataset_type, VALIDATION_METRICS)
 
 
 def percent(done: float, total: float) -> int:

@@ -11,7 +11,7 @@ from servicekit.identity import current_identity
 from servicekit.names import check_name
 from servicekit.times import utc_now
 
-from training_service.domain.runs import VALIDATION_METRICS, Status, Validation
+from training_service.domain.runs import Status, Validation, metrics_of
 from training_service.usecases.ports import Models, Trainings, Validations
 
 
@@ -37,7 +37,6 @@ class StartValidation:
     async def __call__(self, model_name: str, request: ValidationRequest) -> Validation:
         model = await self._models.get(model_name)
         check_name("valName", request.name)
-        metrics = _check_metrics(request.metrics)
         if not 0.0 <= request.threshold <= 1.0:
             raise invalid("threshold", request.threshold, "0 to 1")
         training = await self._trainings.find(model.uid, request.training)
@@ -46,6 +45,7 @@ class StartValidation:
             raise invalid("trainName", request.training, known)
         if training.status is not Status.FINISHED:
             raise invalid("trainName", request.training, f"a FINISHED training; this one is {training.status}")
+        metrics = _check_metrics(request.metrics, training.dataset_type)
         validation = Validation(
             uid=uuid4().hex,
             name=request.name,
@@ -68,11 +68,13 @@ class StartValidation:
         return validation
 
 
-def _check_metrics(names: Sequence[str]) -> list[str]:
+def _check_metrics(names: Sequence[str], dataset_type: str) -> list[str]:
+    valid = metrics_of(dataset_type)
     if not names:
-        raise invalid("metrics", [], VALIDATION_METRICS)
-    spelled = {known.lower(): known for known in VALIDATION_METRICS}
+        raise invalid("metrics", [], valid)
+    spelled = {known.lower(): known for known in valid}
     for name in names:
         if name.lower() not in spelled:
-            raise invalid("metrics", name, VALIDATION_METRICS)
+            of = f" (those of {dataset_type} datasets)" if dataset_type else ""
+            raise invalid("metrics", name, f"{', '.join(valid)}{of}")
     return list(dict.fromkeys(spelled[name.lower()] for name in names))

@@ -6,7 +6,6 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 
@@ -18,16 +17,12 @@ class Sample:
     predicted: tuple[str, ...]
 
 
-def read_samples(file: Path) -> list[Sample]:
-    """Samples of a result file with ground truth; ValueError says what the file lacks."""
-    document: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if "samples" not in document:
-        raise ValueError(
-            f"{file.name} has no ground truth: inference.py must pass ground_truth when --validate is true"
-        )
+def read_samples(document: Mapping[str, Any], threshold: float = 0.0) -> list[Sample]:
+    """Samples of a result with ground truth; labels less probable than `threshold` do not count."""
     found: dict[str, list[tuple[float, str]]] = defaultdict(list)
-    for row in document.get("result", []):
-        found[row["sampleId"]].append((-float(row["prob"]), row["label"]))
+    for row in document["result"]:
+        if float(row["prob"]) >= threshold:
+            found[row["sampleId"]].append((-float(row["prob"]), row["label"]))
     return [
         Sample(row["groundTruth"], tuple(label for _, label in sorted(found[row["sampleId"]])))
         for row in document["samples"]

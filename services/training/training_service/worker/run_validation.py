@@ -7,8 +7,8 @@ from pathlib import Path
 
 from training_service.domain.specs import ValidationSpec
 from training_service.frameworks.registry import framework_named
-from training_service.worker.classification_metrics import METRICS, read_samples
 from training_service.worker.program import end_process
+from training_service.worker.result_metrics import measure
 
 OUTPUT_FILE = "validation.json"
 
@@ -23,9 +23,17 @@ def main(spec_file: str) -> None:
     output = Path(spec.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     framework_named(spec.framework).infer(spec, OUTPUT_FILE)
-    samples = read_samples(output / OUTPUT_FILE)
-    labels = Path(spec.label_file).read_text(encoding="utf-8").splitlines()
-    pairs = [{"name": name, "value": METRICS[name](samples, labels)} for name in spec.metrics]
+    labels = Path(spec.label_file)
+    try:
+        values = measure(
+            output / OUTPUT_FILE,
+            spec.metrics,
+            labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else [],
+            spec.threshold,
+        )
+    except (OSError, ValueError) as error:
+        sys.exit(f"the result of inference.py cannot be measured: {error}")
+    pairs = [{"name": name, "value": value} for name, value in values.items()]
     reporter.progress(1, 1, "inference")
     reporter.result({"pairs": pairs})
     reporter.close()
