@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from training_service.frameworks.base import Framework
 
 FRAMEWORKS: Mapping[str, str] = {
+    "Caffe": "training_service.frameworks.caffe:Caffe",
     "PyTorch": "training_service.frameworks.pytorch:PyTorch",
 }
 
