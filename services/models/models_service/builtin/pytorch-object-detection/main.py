@@ -1,0 +1,33 @@
+"""Trains the detector of model.py on the platform's data with DeepSpeed, on one or many workers."""
+
+import argparse
+
+import pth_parameter_mgr as parameters
+from detection_datasets import DetectionDataset, collate
+from gang import join
+from model import build_model, detection_loss, preprocess
+from record_datasets import read_labels
+from training_loop import Task, train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--train_dir", required=True, help="where checkpoints and weights are written")
+    parser.add_argument("--weights", default="", help="folder or file with initial weights")
+    arguments, _ = parser.parse_known_args()
+
+    gang = join(parameters.getSeed())
+    labels = read_labels(parameters.getTrainData())
+    task = Task(
+        model=build_model(len(labels)),
+        train_data=DetectionDataset(parameters.getTrainData(), labels, preprocess),
+        test_data=DetectionDataset(parameters.getTestData(), labels, preprocess),
+        loss=detection_loss,
+        serving={"labels": labels},
+        collate=collate,
+    )
+    train(task, gang, arguments.train_dir, arguments.weights)
+
+
+if __name__ == "__main__":
+    main()
