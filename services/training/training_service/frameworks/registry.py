@@ -10,6 +10,7 @@ from training_service.frameworks.base import Framework
 FRAMEWORKS: Mapping[str, str] = {
     "Caffe": "training_service.frameworks.caffe:Caffe",
     "PyTorch": "training_service.frameworks.pytorch:PyTorch",
+    "TensorFlow": "training_service.frameworks.tensorflow:TensorFlow",
 }
 
 
