@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlmesh_platform.launch import RunningPlatform, launch
-from dlmesh_platform.main_job import MainJob, Prediction, Validation, write_digits
+from dlmesh_platform.main_job import RANKS, MainJob, Prediction, Validation, write_digits
 from dlmesh_platform.supervisor import exclusive
 
 LEAST_TOP1 = 0.95
@@ -95,7 +95,7 @@ class Demo:
 
         self._step("import: PNG folders to LMDB, 80/10/10", dataset)
         self._step("model from the template", lambda _: job.create_model())
-        self._step("train: DeepSpeed, 2 ranks", train)
+        self._step(f"train: DeepSpeed, ranks: {RANKS}", train)
         validation = self._step("validate on the test split", validate)
         self._step("inference model", lambda _: job.create_inference())
         predictions = self._step("predict 10 unseen images on Triton", predict)

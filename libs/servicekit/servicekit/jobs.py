@@ -19,6 +19,11 @@ class InstanceGroup:
     slots: int = 0
     gpus: int = 0
 
+    def room(self, gpu_percentage: int = 0) -> int:
+        """The most ranks that one job can have here when each takes this share of a GPU (0 or 100: all of it)."""
+        ranks_per_gpu = 100 // (gpu_percentage or 100)
+        return min(self.slots, self.gpus * ranks_per_gpu) if self.gpus else self.slots
+
 
 @dataclass(frozen=True)
 class JobRequest:

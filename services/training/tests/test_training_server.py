@@ -220,6 +220,31 @@ async def test_the_model_and_its_dataset_must_fit(
     assert caught.value.code() is code
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "fields", "outcome"),
+    [
+        ("Native", {}, "clusterSize: 2.*1 to 1, what the GPUs of local hold"),
+        ("Native", {"gpu_percentage": 60}, "clusterSize: 2.*1 to 1"),
+        ("Native", {"gpu_percentage": 50}, 2),
+        ("Elastic", {"cluster_size": 5}, 1),
+        ("Elastic", {"cluster_size": 5, "gpu_percentage": 50}, 2),
+    ],
+)
+async def test_ranks_fit_on_the_gpus_of_the_group(
+    room: Room, accelerator: str, fields: dict[str, Any], outcome: str | int
+) -> None:
+    room.jobs.group = replace(room.jobs.group, gpus=1)
+    room.models.known["digits"] = replace(MODEL, accelerator=accelerator, path=room.models.known["digits"].path)
+    if accelerator == "Elastic":
+        (Path(room.models.known["digits"].path) / "elastic-main.py").write_text("print('hello')")
+    if isinstance(outcome, str):
+        with acting_as(ALICE), pytest.raises(grpc.aio.AioRpcError, match=outcome):
+            await room.trainings.StartTraining(start(**fields))
+    else:
+        asked = room.jobs.requests[await room.started(**fields)]
+        assert (asked.ranks, asked.gpus_per_rank) == (outcome, 1)
+
+
 async def test_initial_weights_are_uploads_or_inside_the_data_roots(room: Room) -> None:
     home = room.settings.home
     (home / "data" / "old").mkdir()

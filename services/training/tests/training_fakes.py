@@ -77,6 +77,7 @@ class FakeJobs:
         self.refusal: ServiceError | None = None
         self.is_away = False
         self.unanswered = 0
+        self.group = GROUP
 
     def _answer(self) -> None:
         if self.is_away:
@@ -108,7 +109,7 @@ class FakeJobs:
     async def instance_group(self, field: str, name_or_id: str, *, named_by: str) -> InstanceGroup:
         if name_or_id not in (GROUP.id, GROUP.name):
             raise invalid(f"{named_by}: {field}", name_or_id, [GROUP.name])
-        return GROUP
+        return self.group
 
     def move(self, job_id: str, state: str, **facts: Any) -> None:
         self.facts[job_id] = replace(self.facts[job_id], state=state, **facts)

@@ -107,8 +107,8 @@ class FollowJobs(Generic[R]):
             return replace(
                 request,
                 command=await self._workspace.prepare_training(run),
-                # An elastic one may be told to have more workers than there are slots.
-                ranks=min(run.cluster_size, run.group.slots) if run.is_elastic else run.cluster_size,
+                # An elastic one may be told to have more workers than there is room for.
+                ranks=min(run.cluster_size, run.group.room(run.gpu_ratio)) if run.is_elastic else run.cluster_size,
                 min_ranks=run.min_workers,
                 gpu_percentage=run.gpu_ratio,
                 max_restarts=run.max_restarts,

@@ -79,9 +79,10 @@ class StartTraining:
         is_elastic = model.accelerator == "Elastic"
         # An elastic training runs with the workers it can get.
         needed = (request.min_workers or 1) if is_elastic else request.cluster_size
-        if needed > group.slots:
-            field = "minWorkers" if is_elastic else "clusterSize"
-            raise invalid(field, needed, f"1 to {group.slots}, the slots of {group.name}")
+        room = group.room(request.gpu_ratio)
+        if needed > room:
+            limit = f"the slots of {group.name}" if room == group.slots else f"what the GPUs of {group.name} hold"
+            raise invalid("minWorkers" if is_elastic else "clusterSize", needed, f"1 to {room}, {limit}")
         given = bool(weights_file or weights_folder or request.weights_url)
         training = Training(
             uid=uuid4().hex,
