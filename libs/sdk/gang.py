@@ -41,7 +41,8 @@ class Gang:
         return min(4, cores - 2) if self.device.type == "cuda" and cores > 2 else 0
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Collective: for each flag, whether it is true for any worker."""
+        """Collective: for each flag, whether it is true for any worker. Called every step, it shows that this one lives."""
+        workerkit.heartbeat()
         if self.world_size == 1:
             return flags
         # On the CPU also when training on a GPU: it must not wait for the device.
