@@ -41,7 +41,7 @@ class Gang:
         return min(4, cores - 2) if self.device.type == "cuda" and cores > 2 else 0
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Collective: for each flag, whether it is true for any worker. Called every step, it shows that this one lives."""
+        """Collective: for each flag, whether it is true for any worker. Call it every step: it also shows life."""
         workerkit.heartbeat()
         if self.world_size == 1:
             return flags
