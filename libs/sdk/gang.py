@@ -74,16 +74,19 @@ class Gang:
             dist.destroy_process_group()
 
 
-def join(seed: int = 0) -> Gang:
+def join(seed: int = 0, *, computes: bool = True) -> Gang:
     """Join the process group that the environment describes (alone when it describes none) and seed torch.
 
     Gloo on CPU, NCCL for tensors on a GPU. After this SIGTERM no longer ends the process: it sets `stop_requested`.
+    Without `computes` torch only carries what workers tell each other (another framework has the devices): all on CPU.
     """
     for name, alone in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.items():
         os.environ.setdefault(name, alone)
     rank, local_rank, world_size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if torch.cuda.is_available():
+    if not computes:
+        device, backend = torch.device("cpu"), "gloo"
+    elif torch.cuda.is_available():
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
