@@ -171,6 +171,17 @@ def test_a_parameter_server_ends_with_its_worker(tmp_path: Path) -> None:
     assert framework_named("TensorFlow").weight_file(tmp_path / "run" / "checkpoints") == "model.ckpt-1.index"
 
 
+def test_an_unknown_strategy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "KERAS_BACKEND": "tensorflow"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("TF_FORCE_GPU_ALLOW_GROWTH", "TF_CPP_MIN_LOG_LEVEL"):
+        # So that what is set now is taken back.
+        monkeypatch.setenv(name, "")
+    spec = TrainingSpec(str(tmp_path), str(tmp_path), "", {}, {"distribute_strategy": "TPUStrategy"})
+    with pytest.raises(SystemExit, match="'TPUStrategy' is not known; known: MultiWorkerMirrored"):
+        framework_named("TensorFlow").train(spec)
+
+
 def test_roles() -> None:
     hosts = ["h:1", "h:2", "h:3"]
     assert roles(hosts, 1, has_server=False) == ({"worker": hosts}, {"type": "worker", "index": 1})

@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training_service.domain.specs import TrainingSpec
+from training_service.domain.specs import TrainingSpec, ValidationSpec
 from training_service.frameworks.base import Framework
 from training_service.worker.program import run_program
 
+# As the contract names them; the first is meant where the model names none.
+STRATEGIES = ("MultiWorkerMirroredStrategy", "ParameterServerStrategy")
 JOIN_SECONDS = 600.0
 # How long workers may go on after the first one has ended before they count as mere servers.
 GRACE_SECONDS = 10.0
@@ -38,15 +40,18 @@ class TensorFlow(Framework):
     )
 
     def train(self, spec: TrainingSpec) -> None:
+        _prepare()
         rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         arguments = ["--train_dir", spec.train_dir, "--weights", spec.weights]
         # The ranks of an elastic program meet by other means.
         if ranks == 1 or spec.max_workers:
             run_program(spec.code, spec.program, arguments)
             return
+        strategy = str(spec.parameters.get("distribute_strategy") or STRATEGIES[0])
+        if strategy not in STRATEGIES:
+            sys.exit(f"distributeStrategy: {strategy!r} is not known; known: {', '.join(STRATEGIES)}")
+        has_server = strategy == "ParameterServerStrategy"
         hosts, _reserved = meet(rank, ranks)
-        strategy = str(spec.parameters.get("distribute_strategy") or "")
-        has_server = strategy.casefold() in ("parameterserverstrategy", "parameterserver", "ps")
         cluster, task = roles(hosts, rank, has_server=has_server)
         os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
         if not has_server:
@@ -63,6 +68,24 @@ class TensorFlow(Framework):
             threading.Thread(target=_end_with_the_chief, args=(folder, rank, ranks), daemon=True).start()
         run_program(spec.code, spec.program, arguments)
         _ended(folder, rank).touch()
+
+    def infer(self, spec: ValidationSpec, output_file: str) -> None:
+        _prepare()
+        super().infer(spec, output_file)
+
+
+def _prepare() -> None:
+    """What has to be said before TensorFlow is imported; the user's own settings stay."""
+    settings = {
+        "KERAS_BACKEND": "tensorflow",
+        # Ranks may share a GPU.
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "TF_CPP_MIN_LOG_LEVEL": "1",
+    }
+    if (neighbours := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > 1:
+        settings["TF_NUM_INTRAOP_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // neighbours))
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
 
 
 def roles(hosts: list[str], rank: int, *, has_server: bool) -> tuple[dict[str, list[str]], dict[str, Any]]:
