@@ -165,6 +165,7 @@ _POLICIES: Mapping[str, tuple[Sequence[str], Callable[[Settings, int], float]]] 
     "poly": (("max_iter", "power"), lambda s, iteration: (1 - iteration / int(s["max_iter"])) ** float(s["power"])),
     "sigmoid": (
         ("gamma", "stepsize"),
-        lambda s, iteration: 1 / (1 + math.exp(-float(s["gamma"]) * (iteration - int(s["stepsize"])))),
+        # 1 / (1 + exp(-x)), which overflows far from the step.
+        lambda s, iteration: (1 + math.tanh(float(s["gamma"]) * (iteration - int(s["stepsize"])) / 2)) / 2,
     ),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +17,10 @@ DEFAULT_LEARNING_RATE = 0.01
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to build one torch optimizer: which hyperparameter feeds which argument, and our defaults."""
+    """How to build one torch optimizer: which hyperparameter feeds which argument; the defaults are torch's."""
 
     optimizer: type[Optimizer]
     arguments: Mapping[str, str]
-    defaults: Values = field(default_factory=dict)
     has_betas: bool = False
 
 
@@ -29,17 +28,16 @@ _SGD = {"momentum": "momentum", "weight_decay": "weightdecay", "dampening": "dam
 _DECAY_EPS = {"weight_decay": "weightdecay", "eps": "epsilon"}
 _OPTIMIZERS = {
     "SGD": Recipe(torch.optim.SGD, _SGD),
-    "Momentum": Recipe(torch.optim.SGD, _SGD, {"momentum": 0.9}),
-    "Nesterov": Recipe(torch.optim.SGD, _SGD, {"momentum": 0.9, "nesterov": True}),
     "Adam": Recipe(torch.optim.Adam, _DECAY_EPS | {"amsgrad": "amsgrad"}, has_betas=True),
-    "AdaGrad": Recipe(
+    "Adagrad": Recipe(
         torch.optim.Adagrad, _DECAY_EPS | {"lr_decay": "lr_decay", "initial_accumulator_value": "accumulator"}
     ),
-    "AdaDelta": Recipe(torch.optim.Adadelta, _DECAY_EPS | {"rho": "rho"}),
+    "Adadelta": Recipe(torch.optim.Adadelta, _DECAY_EPS | {"rho": "rho"}),
     "RMSProp": Recipe(
         torch.optim.RMSprop, _DECAY_EPS | {"alpha": "alpha", "momentum": "momentum", "centered": "centered"}
     ),
     "ASGD": Recipe(torch.optim.ASGD, {"weight_decay": "weightdecay", "lambd": "lambd", "alpha": "alpha", "t0": "t0"}),
+    "SparseAdam": Recipe(torch.optim.SparseAdam, {"eps": "epsilon"}, has_betas=True),
     "Adamax": Recipe(torch.optim.Adamax, _DECAY_EPS, has_betas=True),
     "Rprop": Recipe(torch.optim.Rprop, {}),
 }
@@ -56,8 +54,7 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], hyperparameters: V
     if recipe is None:
         raise ValueError(f"solvertype: {name!r} is not built for PyTorch; allowed: {', '.join(_OPTIMIZERS)}")
     given = _given(hyperparameters)
-    arguments = dict(recipe.defaults)
-    arguments |= {argument: given[key] for argument, key in recipe.arguments.items() if key in given}
+    arguments = {argument: given[key] for argument, key in recipe.arguments.items() if key in given}
     if recipe.has_betas:
         arguments["betas"] = (given.get("beta1", 0.9), given.get("beta2", 0.999))
     learning_rate = given.get("learningrate", DEFAULT_LEARNING_RATE)

@@ -24,10 +24,10 @@ def descend(optimizer: torch.optim.Optimizer, weights: torch.nn.Parameter, steps
 OPTIMIZERS: list[tuple[str, dict[str, Any], type[torch.optim.Optimizer], dict[str, Any]]] = [
     ("SGD", {"momentum": 0.5, "weightdecay": 0.1}, torch.optim.SGD, {"momentum": 0.5, "weight_decay": 0.1}),
     ("SGD", {}, torch.optim.SGD, {}),
-    ("Momentum", {}, torch.optim.SGD, {"momentum": 0.9}),
-    ("Nesterov", {"momentum": 0.8}, torch.optim.SGD, {"momentum": 0.8, "nesterov": True}),
+    ("SGD", {"momentum": 0.8, "nesterov": True}, torch.optim.SGD, {"momentum": 0.8, "nesterov": True}),
+    ("SGD", {"momentum": 0.8, "dampening": 0.3}, torch.optim.SGD, {"momentum": 0.8, "dampening": 0.3}),
     ("Adam", {"weightdecay": 0.1, "epsilon": 1e-3}, torch.optim.Adam, {"weight_decay": 0.1, "eps": 1e-3}),
-    ("Nesterov", {"nesterov": True, "epsilon": 0}, torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    ("sgd", {"nesterov": False, "epsilon": 0}, torch.optim.SGD, {}),
     ("Adam", {"beta1": 0.0, "amsgrad": True}, torch.optim.Adam, {"betas": (0.0, 0.999), "amsgrad": True}),
     (
         "AdaGrad",
@@ -41,6 +41,14 @@ OPTIMIZERS: list[tuple[str, dict[str, Any], type[torch.optim.Optimizer], dict[st
     ("AdaDelta", {}, torch.optim.Adadelta, {}),
     ("RMSProp", {"momentum": 0.3}, torch.optim.RMSprop, {"momentum": 0.3}),
     ("ASGD", {}, torch.optim.ASGD, {}),
+    (
+        "ASGD",
+        {"lambd": 0.01, "alpha": 0.5, "t0": 2.0, "weightdecay": 0.1},
+        torch.optim.ASGD,
+        {"lambd": 0.01, "alpha": 0.5, "t0": 2.0, "weight_decay": 0.1},
+    ),
+    ("Adadelta", {"rho": 0.5, "epsilon": 1e-3}, torch.optim.Adadelta, {"rho": 0.5, "eps": 1e-3}),
+    ("Adamax", {"beta1": 0.5, "beta2": 0.6}, torch.optim.Adamax, {"betas": (0.5, 0.6)}),
     ("Adamax", {}, torch.optim.Adamax, {}),
     ("Rprop", {}, torch.optim.Rprop, {}),
 ]
@@ -57,9 +65,28 @@ def test_optimizer_descends_like_torch(
     assert descend(optimizer, ours) == descend(reference, theirs)
 
 
-def test_unknown_solver_names_the_known() -> None:
-    with pytest.raises(ValueError, match=r"solvertype: 'Ftrl'.*SGD, Momentum.*Rprop"):
-        pth_solvers.build_optimizer([parameter()], {"solvertype": "Ftrl"})
+def test_sparse_adam_descends_like_torch() -> None:
+    def descend_sparse(make: Any) -> list[list[float]]:
+        torch.manual_seed(3)
+        table = torch.nn.Embedding(5, 2, sparse=True)
+        optimizer = make(table.parameters())
+        for _ in range(4):
+            optimizer.zero_grad()
+            table(torch.tensor([1, 3, 3])).pow(2).sum().backward()
+            optimizer.step()
+        weights: list[list[float]] = table.weight.tolist()
+        return weights
+
+    given = {"solvertype": "SparseAdam", "learningrate": 0.05, "beta1": 0.5, "beta2": 0.9, "epsilon": 1e-4}
+    assert descend_sparse(lambda weights: pth_solvers.build_optimizer(weights, given)) == descend_sparse(
+        lambda weights: torch.optim.SparseAdam(list(weights), 0.05, (0.5, 0.9), 1e-4)
+    )
+
+
+@pytest.mark.parametrize("solver", ["Ftrl", "Momentum", "Nesterov"])
+def test_unknown_solver_names_the_known(solver: str) -> None:
+    with pytest.raises(ValueError, match=rf"solvertype: '{solver}'.*SGD, Adam.*SparseAdam.*Rprop"):
+        pth_solvers.build_optimizer([parameter()], {"solvertype": solver})
 
 
 def test_stepsize_zero_means_not_given() -> None:
