@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from models_service.domain.hyperparameters import FIELDS, POLICIES, SOLVERS, read_hyperparameters
+from models_service.domain.hyperparameters import FIELDS, POLICIES, SOLVERS, check_complete, read_hyperparameters
 from models_service.domain.template import check_files
 from models_service.usecases.frameworks import list_frameworks
 from models_service.usecases.weights import choose_name
@@ -70,6 +70,42 @@ def test_bad_values_name_their_field(name: str, value: Any) -> None:
 )
 def test_words_are_read_in_any_case_and_with_their_marks(framework: str, given: str, kept: str) -> None:
     assert read_hyperparameters({"solvertype": given}, framework) == {"solvertype": kept}
+
+
+@pytest.mark.parametrize(
+    ("framework", "given", "message"),
+    [
+        ("PyTorch", {"lrpolicy": "step"}, "hyperparameter.stepsize.*lrpolicy step needs it"),
+        ("PyTorch", {"lrpolicy": "step", "stepsize": 0}, "hyperparameter.stepsize: 0"),
+        ("PyTorch", {"lrpolicy": "multistep"}, "hyperparameter.stepvalues"),
+        ("PyTorch", {"nesterov": True}, "hyperparameter.momentum.*nesterov needs it"),
+        ("PyTorch", {"nesterov": True, "momentum": 0.5, "dampening": 0.1}, "hyperparameter.dampening: 0.1"),
+        ("TensorFlow", {"lrpolicy": "exponential", "decaysteps": 5}, "hyperparameter.decayrate"),
+        ("TensorFlow", {"lrpolicy": "inversetime", "decayrate": 5}, "hyperparameter.decaysteps"),
+        ("TensorFlow", {"lrpolicy": "naturalexp"}, "hyperparameter.decaysteps"),
+        ("TensorFlow", {"lrpolicy": "polynomial"}, "hyperparameter.decaysteps"),
+        ("TensorFlow", {"lrpolicy": "piecewise", "decayrate": 0.1}, "hyperparameter.stepvalues"),
+        ("TensorFlow", {"momentum": 1.5}, "hyperparameter.momentum: 1.5"),
+    ],
+)
+def test_what_a_value_needs_of_others_is_asked_for(framework: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ServiceError, match=message):
+        check_complete(given, framework)
+
+
+@pytest.mark.parametrize(
+    ("framework", "given"),
+    [
+        ("PyTorch", {}),
+        ("PyTorch", {"lrpolicy": "step", "stepsize": 2}),
+        ("PyTorch", {"nesterov": True, "momentum": 0.5, "dampening": 0.0}),
+        ("PyTorch", {"nesterov": False}),
+        ("Caffe", {"lrpolicy": "step"}),
+        ("TensorFlow", {"lrpolicy": "piecewise", "decayrate": 0.1, "stepvalues": "5"}),
+    ],
+)
+def test_what_is_complete_is_taken(framework: str, given: dict[str, Any]) -> None:
+    check_complete(given, framework)
 
 
 def test_values_are_kept_as_given() -> None:

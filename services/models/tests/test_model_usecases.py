@@ -239,6 +239,7 @@ async def test_a_model_keeps_its_own_files_and_settings(room: Room) -> None:
         ({"instance_group_name": "none"}, "signame"),
         ({"hyperparameters": {"learningrate": 0}}, "hyperparameter.learningrate"),
         ({"hyperparameters": {"epoch": 0}}, "hyperparameter.epoch"),
+        ({"hyperparameters": {"lrpolicy": "step"}}, "hyperparameter.stepsize"),
         ({"weight_folder": "/etc"}, "wtfolder"),
         ({"weight_folder": "../../x"}, "wtfolder"),
         ({"initial_weights": "none.pth"}, "wfinit"),
@@ -292,6 +293,17 @@ async def test_model_updates(room: Room) -> None:
         ):
             await refused(room.models.update("m1", given), Code.INVALID_ARGUMENT, field)
         await refused(room.models.update("none", ModelInput()), Code.NOT_FOUND)
+
+
+async def test_an_update_keeps_hyperparameters_complete(room: Room) -> None:
+    with acting_as(ALICE):
+        await make_model(room)
+        await refused(
+            room.models.update("m1", ModelInput(hyperparameters={"nesterov": True})),
+            Code.INVALID_ARGUMENT,
+            "hyperparameter.momentum",
+        )
+        await room.models.update("m1", ModelInput(hyperparameters={"nesterov": True, "momentum": 0.9}))
 
 
 async def test_concurrent_updates_lose_nothing(room: Room) -> None:

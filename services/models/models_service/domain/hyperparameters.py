@@ -134,9 +134,9 @@ FIELDS: Mapping[str, Number | Flag | Words | StepValues | None] = {
     "l2_regularization": _NOT_NEGATIVE,
     "beta1": _FRACTION,
     "beta2": _FRACTION,
-    "lr_power": _ANY,
+    "lr_power": Number("a number of at most 0", lambda value: value <= 0),
     "end_learning_rate": _NOT_NEGATIVE,
-    "rho": _NOT_NEGATIVE,
+    "rho": Number("a number of at least 0 and at most 1", lambda value: 0 <= value <= 1),
     "lr_decay": _NOT_NEGATIVE,
     "amsgrad": _FLAG,
     "lambd": _NOT_NEGATIVE,
@@ -148,7 +148,7 @@ FIELDS: Mapping[str, Number | Flag | Words | StepValues | None] = {
     "t_max": _COUNT_OR_ZERO,
     "eta_min": _NOT_NEGATIVE,
     "mode": Words(("min", "max")),
-    "factor": _NOT_NEGATIVE,
+    "factor": _FRACTION,
     "patience": _COUNT_OR_ZERO,
     "threshold": _NOT_NEGATIVE,
     "threshold_mode": Words(("rel", "abs")),
@@ -176,6 +176,36 @@ def read_hyperparameters(values: Mapping[str, Any], framework: str, field: str =
         else:
             raise invalid(field, name, tuple(FIELDS), reason="UNKNOWN_FIELD")
     return checked
+
+
+# What a policy cannot do without. Caffe's may stand in solver.prototxt; a training says there what is missing.
+_NEEDED: Mapping[tuple[str, str], tuple[str, ...]] = {
+    (_PYTORCH, "step"): ("stepsize",),
+    (_PYTORCH, "multistep"): ("stepvalues",),
+    (_TENSORFLOW, "exponential"): ("decaysteps", "decayrate"),
+    (_TENSORFLOW, "inversetime"): ("decaysteps", "decayrate"),
+    (_TENSORFLOW, "naturalexp"): ("decaysteps", "decayrate"),
+    (_TENSORFLOW, "polynomial"): ("decaysteps",),
+    (_TENSORFLOW, "piecewise"): ("stepvalues", "decayrate"),
+}
+
+
+def check_complete(hyperparameters: Mapping[str, Value], framework: str, field: str = "hyperparameter") -> None:
+    """Raise for what one value needs of the others; `hyperparameters` are all that a run would get, already read."""
+    policy = str(hyperparameters.get("lrpolicy", "fixed"))
+    for name in _NEEDED.get((framework, policy), ()):
+        if not (value := hyperparameters.get(name)):
+            raise invalid(
+                f"{field}.{name}", "" if value is None else value, f"given and not 0, lrpolicy {policy} needs it"
+            )
+    if framework == _PYTORCH and hyperparameters.get("nesterov"):
+        if not (momentum := hyperparameters.get("momentum", 0.0)):
+            raise invalid(f"{field}.momentum", momentum, "a number greater than 0, nesterov needs it")
+        if dampening := hyperparameters.get("dampening", 0.0):
+            raise invalid(f"{field}.dampening", dampening, "0, nesterov needs it")
+    momentum = hyperparameters.get("momentum", 0.0)
+    if framework == _TENSORFLOW and float(momentum) > 1:
+        raise invalid(f"{field}.momentum", momentum, "a number of at least 0 and at most 1 for TensorFlow")
 
 
 def _known(words: Mapping[str, tuple[str, ...]], framework: str) -> list[str]:

@@ -15,7 +15,7 @@ from servicekit.identity import Identity, acting_as, current_identity
 from servicekit.names import check_name
 from servicekit.times import utc_now
 
-from models_service.domain.hyperparameters import read_hyperparameters
+from models_service.domain.hyperparameters import check_complete, read_hyperparameters
 from models_service.domain.model import RESERVED_NAMES, Model, check_batch_size
 from models_service.domain.template import Template
 from models_service.domain.words import ACCELERATORS, MODEL_TYPES, check_text, read_word
@@ -107,6 +107,7 @@ class Models:
         if await self._catalog.find_model(name) is not None:
             raise already_exists("model", name)
         hyperparameters = {**template.hyperparameters, **settings.pop("hyperparameters", {})}
+        check_complete(hyperparameters, template.framework)
         model = replace(blank, hyperparameters=hyperparameters, **settings)
         await self._catalog.reserve(model.directory, utc_now() + RESERVATION)
         try:
@@ -147,6 +148,7 @@ class Models:
                 raise invalid(wire_name, value, f"{fixed}, which a model keeps")
         changes = await self._settings(model, given)
         added = changes.pop("hyperparameters", {})
+        check_complete({**model.hyperparameters, **added}, model.framework)
         await asyncio.to_thread(given.texts.write_to, model.directory)
         await self._catalog.change_model(
             name,
