@@ -146,5 +146,5 @@ class CMonitor:
             return
         if "train_loss" in values or "train_accuracy" in values:
             self._monitor.train(self._step, values.get("train_loss"), values.get("train_accuracy"))
-        if "test_loss" in values:
-            self._monitor.test(self._step, values["test_loss"], values.get("test_accuracy"))
+        if "test_loss" in values or "test_accuracy" in values:
+            self._monitor.test(self._step, values.get("test_loss"), values.get("test_accuracy"))

@@ -99,6 +99,7 @@ def test_summaries_of_eager_steps(tmp_path: Path, capsys: pytest.CaptureFixture[
     for step in range(1, 4):
         monitor.SummaryScalar("train loss", 1.0 / step)
         monitor.SummaryScalar("train accuracy", 0.5)
+        monitor.SummaryScalar("test accuracy", 0.75, step=step)
     monitor.SummaryScalar("test loss", 0.25, step=3)
     monitor.SummaryHist("weight", np.arange(10.0), "dense:0")
     monitor.close()
@@ -106,9 +107,11 @@ def test_summaries_of_eager_steps(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert lines[0] == "Total iterations: 3"
     assert "Iteration 3: tag train_loss, simple_value 0.333333" in lines
     assert "Iteration 3: tag test_loss, simple_value 0.25" in lines
+    assert sum("tag test_accuracy, simple_value 0.75" in line for line in lines) == 3
     assert events(tmp_path) == {
         "train_loss": [1, 2, 3],
         "train_accuracy": [1, 2, 3],
+        "test_accuracy": [1, 2, 3],
         "test_loss": [3],
         "weight/dense_0": [1],
     }
