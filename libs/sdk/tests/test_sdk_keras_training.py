@@ -65,11 +65,49 @@ plan = Plan(epochs=4, batch_size=30, test_interval=20, test_batches=2, seed=1)
 train(KerasTask(model, data[:200], data[200:]), gang, train_dir, weights, plan, Curve())
 """
 
+# Not compiled, with names instead of objects, and loggers of both published forms.
+FABRIC_PROGRAM = """
+import json, os, signal, sys
+import keras, numpy as np
+from fabric_keras import KerasFabric
+from fabric_options import FabricOptions, Sizing
 
-def run(folder: Path, ranks: int, stop_at: int = 0, weights: str = "") -> list[dict[str, Any]]:
+os.environ["DLMESH_TRAIN_DIR"], stop_at = sys.argv[1], int(sys.argv[2])
+
+class Driver:
+    def log_train_metrics(self, loss, acc, completed_batch, worker=0):
+        print(json.dumps({"driver": completed_batch, "worker": worker, "loss": loss, "percent": acc}), flush=True)
+
+    def log_test_metrics(self, loss, acc, completed_batch, worker=0):
+        print(json.dumps({"tested": completed_batch, "loss": loss, "percent": acc}), flush=True)
+
+class Worker:
+    def on_train_end(self):
+        print(json.dumps({"ended": self.params["epochs"]}), flush=True)
+
+    def log_train_metrics(self, metrics, iteration, epoch, workers):
+        print(json.dumps({"step": iteration, "epoch": epoch, "workers": workers, **metrics}), flush=True)
+        if iteration == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+def datasets():
+    x = np.random.default_rng(0).normal(size=(250, 6)).astype(np.float32)
+    y = np.eye(3)[x[:, :3].argmax(1)]
+    return list(zip(x[:200], y[:200])), (x[200:], y[200:])
+
+keras.utils.set_random_seed(3)
+model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(16, activation="relu"),
+                          keras.layers.Dense(3, activation="softmax")])
+fabric = KerasFabric(FabricOptions(model, datasets, "categorical_crossentropy", "adam",
+                                   driver_logger=Driver(), worker_logger=Worker()))
+fabric.train(Sizing(epochs=4, global_batch_size=30, max_workers=2))
+"""
+
+
+def run(folder: Path, ranks: int, stop_at: int = 0, weights: str = "", content: str = PROGRAM) -> list[dict[str, Any]]:
     """What the first worker printed as JSON; all end with 143 if they were stopped, else with 0."""
     program = folder / "program.py"
-    program.write_text(PROGRAM)
+    program.write_text(content)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     packages = ["libs/sdk", "libs/recordkit", "libs/workerkit", "libs/servicekit", "libs/contracts"]
@@ -147,6 +185,72 @@ def test_given_weights_are_the_beginning(tmp_path: Path, calm: tuple[Path, list[
     assert second["loss"] < 0.5 * first["loss"]
     # The optimizer begins anew.
     assert (second["step"], second["rate"]) == (1, first["rate"])
+
+
+def test_an_elastic_keras_program_goes_on_where_it_was(tmp_path: Path) -> None:
+    for name in ("calm", "changing"):
+        (tmp_path / name).mkdir()
+    calm = run(tmp_path / "calm", 1, content=FABRIC_PROGRAM)
+    folder = tmp_path / "changing"
+    parts = [
+        run(folder, ranks, stop_at=stop_at, content=FABRIC_PROGRAM) for ranks, stop_at in ((1, 6), (2, 17), (1, 0))
+    ]
+    curve = steps(*parts)
+    assert [line["step"] for line in curve] == list(range(1, 29))
+    assert [line["workers"] for line in curve] == [1] * 6 + [2] * 11 + [1] * 11
+    losses, expected = ([line["loss"] for line in lines] for lines in (curve, steps(calm)))
+    assert losses == pytest.approx(expected, rel=1e-3)
+    assert losses[-1] < 0.8 * losses[0]
+    driver = [line for part in parts for line in part if "driver" in line]
+    assert [line["percent"] for line in driver] == pytest.approx([100 * line["accuracy"] for line in curve])
+    # Once each epoch of 7 steps, the last time at the end.
+    assert [line["tested"] for part in parts for line in part if "tested" in line] == [7, 14, 21, 28]
+    assert parts[-1][-1] == {"ended": 4}
+    assert (folder / "checkpoints" / "model_epoch_final.keras").exists()
+
+
+def test_samples_of_every_kind_of_data() -> None:
+    import keras
+    import tensorflow as tf
+    from fabric_keras import as_samples
+
+    x, y = np.arange(20.0).reshape(10, 2), np.arange(10)
+
+    class Flow(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> Any:
+            part = slice(index * 3, index * 3 + 3)
+            return x[part], y[part]
+
+    for data in ((x, y), Flow(), list(zip(x, y, strict=True))):
+        samples = as_samples(data)
+        assert len(samples) == 10
+        assert [int(samples[index][1]) for index in (9, 0, 4)] == [9, 0, 4]
+        np.testing.assert_array_equal(samples[9][0], x[9])
+    with pytest.raises(TypeError, match="has no samples by index"):
+        as_samples(tf.data.Dataset.from_tensor_slices((x, y)))
+
+
+def test_what_keras_models_take_no_part_in_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import keras
+    from fabric_keras import KerasFabric
+    from fabric_options import FabricOptions
+
+    def model() -> Any:
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+
+    def no_data() -> Any:
+        raise AssertionError
+
+    with pytest.raises(ValueError, match="optimizer: None is not enough"):
+        KerasFabric(FabricOptions(model(), no_data, "mse"))
+    with pytest.raises(ValueError, match="save_to_onnx: True is for PyTorch"):
+        KerasFabric(FabricOptions(model(), no_data, "mse", "sgd", save_to_onnx=True))
+    monkeypatch.setenv("DLMESH_SYNC_MODE", "ASYNC")
+    with pytest.raises(ValueError, match="syncMode: 'ASYNC'"):
+        KerasFabric(FabricOptions(model(), no_data, "mse", "sgd"))
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
