@@ -81,6 +81,50 @@ with tf.Graph().as_default():
         saver.save(session, os.path.join(arguments.train_dir, "model.ckpt"), global_step=1)
 """
 
+COORDINATOR_PROGRAM = """
+import argparse, os
+import tensorflow as tf
+import tf_parameter_mgr
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--train_dir")
+arguments, _ = parser.parse_known_args()
+resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+if resolver.task_type in ("worker", "ps"):
+    server = tf.distribute.Server(resolver.cluster_spec(), job_name=resolver.task_type,
+                                  task_index=resolver.task_id, protocol="grpc", start=True)
+    server.join()
+strategy = tf.distribute.ParameterServerStrategy(resolver)
+coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+with strategy.scope():
+    weight = tf.Variable(tf.zeros([4]))
+print("device", weight.device)
+
+def data():
+    def parse(record):
+        row = tf.io.parse_single_example(
+            record, {"x": tf.io.FixedLenFeature([4], tf.float32), "y": tf.io.FixedLenFeature([], tf.int64)})
+        return row["x"], tf.cast(row["y"], tf.float32)
+    return tf.data.TFRecordDataset(tf_parameter_mgr.getTrainData()).map(parse).repeat().batch(16)
+
+@tf.function
+def step(iterator):
+    def work(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(y, tf.linalg.matvec(x, weight)))
+        weight.assign_sub(0.5 * tape.gradient(loss, weight))
+        return loss
+    return strategy.reduce("SUM", strategy.run(work, next(iterator)), axis=None)
+
+iterator = iter(coordinator.create_per_worker_dataset(data))
+first = coordinator.schedule(step, args=(iterator,)).fetch()
+for _ in range(40):
+    last = coordinator.schedule(step, args=(iterator,))
+coordinator.join()
+print("losses", float(first), float(last.fetch()), flush=True)
+tf.train.Checkpoint(weight=weight).write(os.path.join(arguments.train_dir, "model.ckpt"))
+"""
+
 
 def write_records(folder: Path) -> dict[str, str]:
     import tensorflow as tf
@@ -169,6 +213,17 @@ def test_a_parameter_server_ends_with_its_worker(tmp_path: Path) -> None:
     worker, _ = run(tmp_path / "run", SERVER_PROGRAM, data, 2, distribute_strategy="ParameterServerStrategy")
     assert "total 3.0 /job:ps/task:0" in worker
     assert framework_named("TensorFlow").weight_file(tmp_path / "run" / "checkpoints") == "model.ckpt-1.index"
+
+
+@pytest.mark.slow
+def test_a_coordinator_trains_through_worker_and_server(tmp_path: Path) -> None:
+    data = write_records(tmp_path)
+    strategy = "ParameterServerStrategy"
+    chief, *_ = run(tmp_path / "run", COORDINATOR_PROGRAM, data, 3, distribute_strategy=strategy)
+    assert "device /job:ps/replica:0/task:0" in chief
+    first, last = chief.split("losses ")[1].split()[:2]
+    assert float(last) < 0.5 * float(first)
+    assert framework_named("TensorFlow").weight_file(tmp_path / "run" / "checkpoints") == "model.ckpt.index"
 
 
 def test_an_unknown_strategy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
