@@ -60,6 +60,8 @@ class Gang:
 
     def share(self, text: str) -> str:
         """Collective: the first worker's `text`."""
+        if self.world_size == 1:
+            return text
         box = [text]
         dist.broadcast_object_list(box, src=0)
         return box[0]

@@ -1,0 +1,341 @@
+"""FabricModel programs on real processes: the same training on any number of workers, and without steps in common."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+# Runs one after the other, their workers forked from one process that has imported what takes long. The program below
+# `main` is a user's; `seen` is where its dataset notes what it was asked for.
+PROGRAM = """
+import json, os, signal, socket, sys, time
+import torch
+from torch import nn
+from sklearn.datasets import load_digits
+from fabric_model import FabricModel
+from callbacks import Callback, LoggerCallback
+import fabric_async, fabric_training
+
+DIGITS = load_digits()
+
+class Digits(torch.utils.data.Dataset):
+    def __init__(self, indices, seen=None, slow=0.0, stop_after=0):
+        self.indices, self.seen, self.slow, self.stop_after = indices, seen, slow, stop_after
+        self.asked = 0
+    def __len__(self):
+        return len(self.indices)
+    def __getitem__(self, index):
+        self.asked += 1
+        if self.seen:
+            self.seen.write(f"{index}\\n")
+            self.seen.flush()
+        if self.stop_after and self.asked == self.stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(self.slow)
+        place = self.indices[index]
+        return torch.tensor(DIGITS.data[place] / 16, dtype=torch.float32), int(DIGITS.target[place])
+
+class Old(LoggerCallback):
+    def log_train_metrics(self, loss, acc, completed_batch, worker=0):
+        print("old train", loss, acc, completed_batch, worker, flush=True)
+    def log_test_metrics(self, loss, acc, completed_batch, worker=0):
+        print("old test", loss, acc, completed_batch, worker, flush=True)
+    def on_train_end(self):
+        print("old end", flush=True)
+
+class New(LoggerCallback):
+    def on_train_begin(self):
+        print("new begin", flush=True)
+    def log_train_metrics(self, metrics, iteration, epoch, workers):
+        print("new train", sorted(metrics), iteration, epoch, workers, flush=True)
+    def log_test_metrics(self, metrics, iteration, epoch):
+        print("new test", sorted(metrics), iteration, epoch, flush=True)
+
+class Watch(Callback):
+    def on_epoch_begin(self, epoch):
+        print("epoch begins", epoch, self.params["epochs"], type(self.params["optimizer"]).__name__, flush=True)
+    def on_epoch_end(self, epoch, save_model):
+        print("epoch ends", epoch, bool(save_model), type(self.model.get_loss_function()).__name__, flush=True)
+
+def step(model, data, eva, train_loader, fn_args):
+    x, y = data
+    optimizer = model.get_optimizer()
+    optimizer.zero_grad()
+    output = model(x)
+    loss = model.get_loss_function()(output, y)
+    loss.backward()
+    if fn_args != "gradients only":
+        optimizer.step()
+    return eva(output, y), loss
+
+def test(model, test_iter, fn_args):
+    losses = [model.get_loss_function()(model(x), y) for x, y in test_iter]
+    return sum(losses) / len(losses)
+
+def collate(samples):
+    print("collated", len(samples), flush=True)
+    return torch.stack([x for x, _ in samples]), torch.tensor([y for _, y in samples])
+
+def main(run, rank):
+    torch.manual_seed(1 + rank)
+    model = nn.Sequential(nn.Linear(64, run.get("hidden", 16)), nn.Tanh(), nn.Linear(run.get("hidden", 16), 10))
+    optimizer = torch.optim.SGD(model.parameters(), run.get("rate", 0.2), momentum=run.get("momentum", 0.9))
+    seen = open(f"seen-{run['name']}-{rank}", "a")
+    samples = run.get("samples", 50)
+    slow = run.get("slow", [0.0] * 8)[rank]
+    stop = run.get("stop_after", 0) if rank == run["workers"] - 1 else 0
+    data = lambda: (Digits(range(samples), seen, slow, stop), Digits(range(samples, samples + 60)))
+    extra = {name: globals()[value] for name, value in run.get("functions", {}).items()}
+    loss = nn.CrossEntropyLoss()
+    fabric = FabricModel(model, data, loss, optimizer, **extra, **run.get("named", {}))
+    fabric.train(run.get("epochs", 3), run["batch"], 8, **run.get("train", {}))
+
+for run in json.loads(sys.argv[1]):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    pids = []
+    for rank in range(run["workers"]):
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(run["workers"]),
+                               "LOCAL_WORLD_SIZE": str(run["workers"]), "MASTER_ADDR": "127.0.0.1",
+                               "MASTER_PORT": port, **run.get("environment", {})}
+                sys.stdout = open(f"out-{run['name']}-{rank}", "a")
+                main(run, rank)
+                code = 0
+            except SystemExit as end:
+                code = end.code
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        pids.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    assert codes == run.get("codes", [0] * run["workers"]), (run, codes)
+"""
+
+
+def run_all(folder: Path, runs: list[dict[str, Any]]) -> None:
+    """Run one after the other; each writes into `folder/<its training>`."""
+    (folder / "parameters.json").write_text(json.dumps({"seed": 3, "checkpoint_interval_steps": 4}))
+    for run in runs:
+        environment = run.setdefault("environment", {})
+        environment |= {"DLMESH_TRAIN_DIR": str(folder / run.get("training", run["name"])), "DLMESH_MAX_WORKERS": "4"}
+    environment = os.environ | {"DLMESH_PARAMETERS": str(folder / "parameters.json"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(runs)],
+        cwd=folder,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=240,
+        check=False,
+    )
+    outputs = "\n".join(f"== {file.name}\n{file.read_text()[-2000:]}" for file in sorted(folder.glob("out-*")))
+    assert done.returncode == 0, done.stderr + outputs
+
+
+def weights(folder: Path, training: str) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(folder / training / "model_epoch_final.pth", weights_only=True)
+    return found
+
+
+def lines(folder: Path, name: str, rank: int = 0) -> list[str]:
+    return (folder / f"out-{name}-{rank}").read_text().splitlines()
+
+
+def seen(folder: Path, name: str) -> list[int]:
+    return [int(line) for file in sorted(folder.glob(f"seen-{name}-*")) for line in file.read_text().split()]
+
+
+def test_a_training_is_the_same_on_any_number_of_workers(tmp_path: Path) -> None:
+    """R11: 1 -> 2 -> 1 (and 3) workers, stopped in between: same batches, same samples, same weights."""
+    # 50 samples in global batches of 8: the last batch is filled up, so 7 batches of 8 an epoch.
+    run_all(
+        tmp_path,
+        [
+            {"name": "one", "workers": 1, "batch": 2},
+            {"name": "three", "workers": 3, "batch": 2},
+            {"name": "first", "training": "changing", "workers": 1, "batch": 2, "stop_after": 5 * 8, "codes": [143]},
+            {
+                "name": "second",
+                "training": "changing",
+                "workers": 2,
+                "batch": 2,
+                "stop_after": 5 * 4,
+                "codes": [143, 143],
+            },
+            {"name": "third", "training": "changing", "workers": 1, "batch": 2},
+        ],
+    )
+    expected = weights(tmp_path, "one")
+    for training in ("three", "changing"):
+        for name, values in weights(tmp_path, training).items():
+            torch.testing.assert_close(values, expected[name], atol=1e-5, rtol=1e-4, msg=f"{training}: {name}")
+    whole = Counter(seen(tmp_path, "one"))
+    assert set(whole) == set(range(50))
+    assert sum(whole.values()) == 3 * 7 * 8
+    assert Counter(seen(tmp_path, "three")) == whole
+    # What was read ahead before a stop is read again; nothing is left out.
+    parts = [Counter(seen(tmp_path, name)) for name in ("first", "second", "third")]
+    assert not whole - sum(parts, Counter())
+    stopped = [line for name in ("first", "second") for line in lines(tmp_path, name) if line.startswith("Stopped")]
+    assert len(stopped) == 2
+    last = [line for line in lines(tmp_path, "third") if "tag test_loss" in line][-1]
+    assert last.startswith("Iteration 21:")
+    loss = float(last.rsplit(" ", 1)[1])
+    assert loss == pytest.approx(
+        float([x for x in lines(tmp_path, "one") if "test_loss" in x][-1].rsplit(" ", 1)[1]), rel=1e-3
+    )
+
+
+def test_callbacks_of_both_forms_and_own_functions(tmp_path: Path) -> None:
+    own = {"fn_step_train": "step", "fn_test": "test", "fn_batch_collate": "collate"}
+    run_all(
+        tmp_path,
+        [
+            {
+                "name": "plain",
+                "workers": 2,
+                "batch": 2,
+                "functions": {"driver_logger": "Old", "user_callback": "Watch"},
+            },
+            {"name": "own", "workers": 2, "batch": 2, "functions": own | {"worker_logger_callback": "New"}},
+            {
+                "name": "gradients",
+                "workers": 2,
+                "batch": 2,
+                "functions": {"fn_step_train": "step"},
+                "named": {"fn_args": "gradients only"},
+                "train": {"checkpoint_freq": 2, "validation_freq": 0},
+            },
+        ],
+    )
+    # An own step that does what ours does leads to the same weights, whoever makes the optimizer's step.
+    for training in ("own", "gradients"):
+        for name, values in weights(tmp_path, training).items():
+            torch.testing.assert_close(values, weights(tmp_path, "plain")[name], msg=f"{training}: {name}")
+    plain = lines(tmp_path, "plain")
+    assert [line for line in plain if line.startswith("epoch begins")] == [f"epoch begins {n} 3 SGD" for n in range(3)]
+    assert [line for line in plain if line.startswith("epoch ends")] == [
+        f"epoch ends {n} True CrossEntropyLoss" for n in range(3)
+    ]
+    tests = [line.split() for line in plain if line.startswith("old test")]
+    assert [words[4] for words in tests] == ["7", "14", "21"]
+    assert all(0 < float(words[3]) <= 100 for words in tests)
+    assert any(line.startswith("old train") for line in plain)
+    assert plain.count("old end") == 1
+    for rank in (0, 1):
+        own_lines = lines(tmp_path, "own", rank)
+        assert "new begin" in own_lines
+        assert any(line.startswith("new train ['accuracy', 'loss'] 21 3 2") for line in own_lines)
+        assert "new test ['loss'] 21 3" in own_lines
+        assert "collated 4" in own_lines
+    assert not any("old" in line for line in lines(tmp_path, "plain", 1))
+    kept = {file.name for file in (tmp_path / "gradients").glob("*.pth")}
+    assert kept == {"model_epoch_2.pth", "model_epoch_final.pth"}
+    assert len([line for line in lines(tmp_path, "gradients") if "test_loss" in line]) == 1
+
+
+def test_async_workers_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    # The second worker needs 30 ms more for a sample. A batch is 32/4 samples, 8 epochs of 50 batches.
+    run_all(
+        tmp_path,
+        [
+            {
+                "name": "uneven",
+                "workers": 2,
+                "batch": 8,
+                "epochs": 8,
+                "rate": 0.5,
+                "samples": 400,
+                "momentum": 0.0,
+                "slow": [0.0, 0.03],
+                "environment": {"DLMESH_SYNC_MODE": "ASYNC", "DLMESH_ASYNC_MAX_STALENESS": "10000"},
+                "functions": {"user_callback": "Watch", "driver_logger": "Old"},
+            },
+            {
+                "name": "stops",
+                "training": "resumed",
+                "workers": 2,
+                "batch": 8,
+                "epochs": 3,
+                "samples": 160,
+                "stop_after": 80,
+                "momentum": 0.0,
+                "environment": {"DLMESH_SYNC_MODE": "ASYNC"},
+                "codes": [143, 143],
+            },
+            {
+                "name": "goes-on",
+                "training": "resumed",
+                "workers": 1,
+                "batch": 8,
+                "epochs": 3,
+                "samples": 160,
+                "momentum": 0.0,
+                "environment": {"DLMESH_SYNC_MODE": "ASYNC"},
+            },
+        ],
+    )
+    taken = [len((tmp_path / f"seen-uneven-{rank}").read_text().split()) for rank in (0, 1)]
+    assert sum(taken) == 8 * 400
+    assert Counter(seen(tmp_path, "uneven")) == Counter(dict.fromkeys(range(400), 8))
+    assert taken[0] > 5 * taken[1] > 0
+    output = lines(tmp_path, "uneven")
+    assert [line for line in output if line.startswith("epoch ends")] == [
+        f"epoch ends {n} True CrossEntropyLoss" for n in range(8)
+    ]
+    last = [line.split() for line in output if line.startswith("old test")][-1]
+    assert float(last[3]) > 75
+    # The staleness of what the slow one brought is real.
+    (summary,) = [line for line in output if line.startswith("ASYNC:")]
+    assert summary.startswith("ASYNC: 400 steps")
+    assert float(summary.split("mean staleness ")[1].split(",")[0]) > 0
+    # A stop and another number of workers: every batch counts once in the end.
+    assert any(line.startswith("Stopped after iteration") for line in lines(tmp_path, "stops"))
+    (summary,) = [line for line in lines(tmp_path, "goes-on") if line.startswith("ASYNC:")]
+    assert summary.startswith("ASYNC: 60 steps")
+    both = Counter(seen(tmp_path, "stops") + seen(tmp_path, "goes-on"))
+    assert not Counter(dict.fromkeys(range(160), 3)) - both
+    assert sum(both.values()) <= 3 * 160 + 3 * 8
+
+
+def test_alone_it_trains_in_this_process(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import torch\nfrom fabric_model import FabricModel\n"
+        "data = torch.utils.data.TensorDataset(torch.randn(20, 3), torch.randint(2, (20,)))\n"
+        "net = torch.nn.Linear(3, 2)\n"
+        "FabricModel(net, lambda: (data, data), torch.nn.functional.cross_entropy,"
+        " lambda weights: torch.optim.Adam(weights, 0.1)).train(2, 5, 4)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DLMESH")}
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Total iterations: 8" in done.stdout
+    found = torch.load(tmp_path / "model/train/model_epoch_final.pth", weights_only=True)
+    assert found["bias"].isfinite().all()
