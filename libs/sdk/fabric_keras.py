@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import os
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 
 import gang
 import keras
+import monitor_pth
 import numpy as np
 import run_parameters
 import tensorflow as tf
+from fabric_loggers import Loggers, call, made
 from fabric_options import FabricOptions, Sizing
-from keras_training import KerasTask, Listener, Plan, stack, train
+from fabric_training import initial_weights
+from keras_training import KerasTask, Listener, Plan, stack, train, write_weights
 
 DEFAULT_TRAIN_DIR = "model/train"
 # Keras' own data sets hand out whole batches, samples are taken in any order: so many batches stay at hand.
@@ -26,19 +30,16 @@ class KerasFabric:
     """Trains the Keras model of `options`. A model that is compiled keeps what `options` does not name; one that is not
     needs a loss function and an optimizer (objects, or Keras' names for them).
 
-    ValueError names what Keras models have no use for: own step functions (override `compute_loss` of the model),
-    `save_to_onnx`, and the gradient mode ASYNC.
+    ValueError names what Keras models have no use for: own step functions (override `compute_loss` of the model) and
+    the gradient mode ASYNC.
     """
 
     def __init__(self, options: FabricOptions) -> None:
-        for name, value in (
-            ("fn_step_train", options.step_function),
-            ("fn_test", options.test_function),
-            ("save_to_onnx", options.save_to_onnx),
-        ):
+        for name, value in (("fn_step_train", options.step_function), ("fn_test", options.test_function)):
             if value:
                 raise ValueError(f"{name}: {value!r} is for PyTorch models; a Keras model takes none")
-        if (mode := os.environ.get("DLMESH_SYNC_MODE") or "SYNC") != "SYNC":
+        mode = (os.environ.get("DLMESH_SYNC_MODE") or "SYNC").upper()
+        if mode != "SYNC":
             raise ValueError(f"syncMode: {mode!r} is for PyTorch models; allowed for Keras models: SYNC")
         self.options = options
         keras.saving.get_custom_objects().update(options.keras_custom_objects)
@@ -47,12 +48,12 @@ class KerasFabric:
     def train(self, sizing: Sizing) -> None:
         """Train to the end and write the weights into DLMESH_TRAIN_DIR (else model/train), from its newest checkpoint
         if there is one; SystemExit(143) after SIGTERM."""
-        options, on_platform = self.options, bool(os.environ.get("DLMESH_PARAMETERS"))
+        options, model, on_platform = self.options, self.options.model, bool(os.environ.get("DLMESH_PARAMETERS"))
         seed = run_parameters.getSeed() if on_platform else 0
         workers = gang.join(seed, computes=False)
-        # All workers get the same data in the same order, so that their parts are parts of one batch.
+        # All workers get the same data in the same order: their parts are parts of one batch.
         keras.utils.set_random_seed(seed)
-        train_data, test_data = map(as_samples, options.get_datasets())
+        train_data, test_data = options.get_datasets()
         plan = Plan(
             epochs=sizing.epochs,
             batch_size=sizing.global_batch_size,
@@ -66,18 +67,23 @@ class KerasFabric:
         )
         folder = Path(os.environ.get("DLMESH_TRAIN_DIR") or DEFAULT_TRAIN_DIR)
         folder.mkdir(parents=True, exist_ok=True)
-        loggers = [options.worker_logger] + ([options.driver_logger] if workers.is_first else [])
-        own = [callback for callback in options.callbacks if isinstance(callback, keras.callbacks.Callback)]
-        others = [callback for callback in options.callbacks if callback not in own]
-        listener = _Loggers([logger for logger in loggers if logger], workers)
+        given = [made(callback) for callback in options.callbacks]
+        callbacks = [callback for callback in given if isinstance(callback, keras.callbacks.Callback)]
+        others = [callback for callback in given if callback not in callbacks]
+        if workers.is_first:
+            callbacks.append(_Hooks(others, sizing, folder))
+        loggers = Loggers(options, workers)
         task = KerasTask(
-            options.model,
-            train_data,
-            test_data,
-            callbacks=[*own, _Hooks([*others, *listener.loggers], sizing.epochs)],
+            model,
+            as_samples(train_data),
+            None if test_data is None else as_samples(test_data),
+            callbacks=callbacks,
             collate=_to_arrays(options.collate) if options.collate else stack,
         )
-        train(task, workers, folder, plan=plan, listener=listener)
+        loggers.began()
+        train(task, workers, folder, initial_weights(sys.argv), plan, _Metrics(loggers))
+        if options.save_to_onnx and workers.is_first:
+            _write_onnx(model, folder / "model.onnx")
 
 
 def as_samples(data: Any) -> Any:
@@ -123,59 +129,80 @@ class _Flow:
         return keras.tree.map_structure(lambda values: values[place], inputs), targets[place]
 
 
-class _Loggers(Listener):
-    """Tells loggers of either published form about steps and tests."""
+class _Metrics(Listener):
+    """Tells loggers of tests, and about once a second of steps."""
 
-    def __init__(self, loggers: Sequence[Any], workers: gang.Gang) -> None:
-        self.loggers, self._workers = loggers, workers
+    def __init__(self, loggers: Loggers) -> None:
+        self._loggers = loggers
+        self._told_seconds = 0.0
 
     def trained(self, values: Mapping[str, float], step: int, epoch: int) -> None:
-        self._log("log_train_metrics", values, step, epoch)
+        if time.monotonic() - self._told_seconds >= monitor_pth.PRINT_SECONDS:
+            self._told_seconds = time.monotonic()
+            self._loggers.trained(_named(values), step, epoch)
 
     def tested(self, values: Mapping[str, float], step: int, epoch: int) -> None:
-        self._log("log_test_metrics", values, step, epoch)
+        self._loggers.tested(_named(values), step, epoch)
 
-    def _log(self, name: str, values: Mapping[str, float], step: int, epoch: int) -> None:
-        for logger in self.loggers:
-            method = getattr(logger, name, None)
-            if method is None:
-                continue
-            names = inspect.signature(method).parameters
-            if "metrics" in names:
-                more = {"workers": self._workers.world_size} if "workers" in names else {}
-                method(dict(values), step, epoch, **more)
-            else:
-                # Accuracy in percent, as the older form has it.
-                accuracy = next((value for key, value in values.items() if "acc" in key), 0.0)
-                method(values["loss"], 100.0 * accuracy, step, self._workers.rank)
+    def ended(self) -> None:
+        self._loggers.ended()
+
+
+def _named(values: Mapping[str, float]) -> dict[str, float]:
+    """The values with an `accuracy` among them: Keras has a name for each kind."""
+    accuracy = [value for name, value in values.items() if name.endswith("accuracy") or name == "acc"]
+    return {**({"accuracy": accuracy[0]} if accuracy else {}), **values}
 
 
 class _Hooks(keras.callbacks.Callback):
-    """Passes Keras' events on to callbacks that are no Keras callbacks."""
+    """Passes Keras' events on to the platform's callbacks."""
 
-    def __init__(self, callbacks: Sequence[Any], epochs: int) -> None:
+    def __init__(self, callbacks: Sequence[Any], sizing: Sizing, folder: Path) -> None:
         super().__init__()
-        self._callbacks, self._epochs = callbacks, epochs
+        self._callbacks, self._sizing, self._folder = callbacks, sizing, folder
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         for callback in self._callbacks:
             callback.model = self.model
-            callback.params = {"epochs": self._epochs, "optimizer": self.model.optimizer}
-        self._call("on_train_begin")
+            callback.params = {"epochs": self._sizing.epochs, "optimizer": self.model.optimizer}
+        self._tell("on_train_begin")
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
-        self._call("on_train_end")
+        self._tell("on_train_end")
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        self._call("on_epoch_begin", epoch)
+        self._tell("on_epoch_begin", epoch)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        self._call("on_epoch_end", epoch, self.model.save)
+        often = self._sizing.checkpoint_epochs
+        file = self._folder / f"model_epoch_{epoch + 1}.keras"
+        self._tell("on_epoch_end", epoch, _SaveModel(self.model, file, bool(often) and (epoch + 1) % often == 0))
 
-    def _call(self, name: str, *arguments: Any) -> None:
+    def _tell(self, name: str, *arguments: Any) -> None:
         for callback in self._callbacks:
-            if method := getattr(callback, name, None):
-                method(*arguments[: len(inspect.signature(method).parameters)])
+            if (method := getattr(callback, name, None)) is not None:
+                call(method, *arguments)
+
+
+class _SaveModel:
+    """What `on_epoch_end` is given: true when the weights of the epoch are kept, and called it keeps them."""
+
+    def __init__(self, model: Any, file: Path, is_due: bool) -> None:
+        self._model, self._file, self._is_due = model, file, is_due
+
+    def __bool__(self) -> bool:
+        return self._is_due
+
+    def __call__(self, *_: Any) -> None:
+        write_weights(self._model, self._file)
+
+
+def _write_onnx(model: Any, file: Path) -> None:
+    """ONNX is an addition: what a model cannot be exported for is said, and its weights are there all the same."""
+    try:
+        model.export(str(file), format="onnx", verbose=False)
+    except Exception as error:
+        print(f"{file.name} was not written: {error}", flush=True)
 
 
 def _compile(options: FabricOptions) -> None:

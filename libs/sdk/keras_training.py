@@ -41,9 +41,9 @@ def stack(samples: list[Any]) -> Any:
 class KerasTask:
     """What is learned.
 
-    `model` is compiled; its loss is a mean over samples. `train_data` and `test_data` are map-style datasets of
-    (input, target); `collate` makes a list of them a batch of arrays. `callbacks` are Keras callbacks, on every worker.
-    `serving` is written beside the weights: what validation must know to rebuild the model.
+    `model` is compiled; its loss is a mean over samples. `train_data` and `test_data` (may be None) are map-style
+    datasets of (input, target); `collate` makes a list of them a batch of arrays. `callbacks` are Keras callbacks, on
+    every worker. `serving` is written beside the weights: what validation must know to rebuild the model.
     """
 
     model: Any
@@ -211,6 +211,8 @@ class _Run:
     def _test(self, max_batches: int | None) -> dict[str, float]:
         """Loss and metrics on the first `max_batches` batches of the test data (all of them when None)."""
         data, gang, size = self.task.test_data, self.gang, self.plan.test_batch_size or self.plan.batch_size
+        if data is None or not len(data):
+            return {}
         samples = len(data) if max_batches is None else min(len(data), max_batches * size)
         self.callbacks.on_test_begin()
         self.engine.begin_test()
@@ -227,12 +229,8 @@ class _Run:
         return values
 
     def _write_weights(self, name: str) -> None:
-        """Whole or not at all, by the first worker."""
         if self.gang.is_first:
-            draft = self.train_dir / f".draft-{name}"
-            with _without_optimizer(self.task.model):
-                self.task.model.save(draft)
-            draft.replace(self.train_dir / name)
+            write_weights(self.task.model, self.train_dir / name)
 
 
 class _Engine:
@@ -376,6 +374,14 @@ class _Engine:
 
     def _state(self) -> list[Any]:
         return [*self.model.variables, *self.model.optimizer.variables]
+
+
+def write_weights(model: Any, file: Path) -> None:
+    """Write the model without its optimizer's state, whole or not at all."""
+    draft = file.with_name(f".draft-{file.name}")
+    with _without_optimizer(model):
+        model.save(draft)
+    draft.replace(file)
 
 
 def find_weights(location: str | Path) -> Path:

@@ -68,9 +68,11 @@ train(KerasTask(model, data[:200], data[200:]), gang, train_dir, weights, plan, 
 # Not compiled, with names instead of objects, and loggers of both published forms.
 FABRIC_PROGRAM = """
 import json, os, signal, sys
-import keras, numpy as np
-from fabric_keras import KerasFabric
-from fabric_options import FabricOptions, Sizing
+import keras, monitor_pth, numpy as np
+from callbacks import Callback
+from fabric_model import FabricModel
+
+monitor_pth.PRINT_SECONDS = 0.0
 
 os.environ["DLMESH_TRAIN_DIR"], stop_at = sys.argv[1], int(sys.argv[2])
 
@@ -81,10 +83,15 @@ class Driver:
     def log_test_metrics(self, loss, acc, completed_batch, worker=0):
         print(json.dumps({"tested": completed_batch, "loss": loss, "percent": acc}), flush=True)
 
-class Worker:
+class Epochs(Callback):
+    def on_epoch_end(self, epoch, save_model):
+        if epoch % 2:
+            save_model()
+
     def on_train_end(self):
         print(json.dumps({"ended": self.params["epochs"]}), flush=True)
 
+class Worker:
     def log_train_metrics(self, metrics, iteration, epoch, workers):
         print(json.dumps({"step": iteration, "epoch": epoch, "workers": workers, **metrics}), flush=True)
         if iteration == stop_at:
@@ -98,9 +105,8 @@ def datasets():
 keras.utils.set_random_seed(3)
 model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(16, activation="relu"),
                           keras.layers.Dense(3, activation="softmax")])
-fabric = KerasFabric(FabricOptions(model, datasets, "categorical_crossentropy", "adam",
-                                   driver_logger=Driver(), worker_logger=Worker()))
-fabric.train(Sizing(epochs=4, global_batch_size=30, max_workers=2))
+FabricModel(model, datasets, "categorical_crossentropy", "adam", driver_logger=Driver(), user_callback=[Epochs],
+            worker_logger_callback=Worker(), enable_onnx=True).train(4, 30, checkpoint_freq=0, effective_batch_size=30)
 """
 
 
@@ -206,7 +212,8 @@ def test_an_elastic_keras_program_goes_on_where_it_was(tmp_path: Path) -> None:
     # Once each epoch of 7 steps, the last time at the end.
     assert [line["tested"] for part in parts for line in part if "tested" in line] == [7, 14, 21, 28]
     assert parts[-1][-1] == {"ended": 4}
-    assert (folder / "checkpoints" / "model_epoch_final.keras").exists()
+    files = sorted(path.name for path in (folder / "checkpoints").glob("*.keras"))
+    assert files == ["model_epoch_2.keras", "model_epoch_4.keras", "model_epoch_final.keras"]
 
 
 def test_samples_of_every_kind_of_data() -> None:
@@ -246,8 +253,8 @@ def test_what_keras_models_take_no_part_in_is_refused(monkeypatch: pytest.Monkey
 
     with pytest.raises(ValueError, match="optimizer: None is not enough"):
         KerasFabric(FabricOptions(model(), no_data, "mse"))
-    with pytest.raises(ValueError, match="save_to_onnx: True is for PyTorch"):
-        KerasFabric(FabricOptions(model(), no_data, "mse", "sgd", save_to_onnx=True))
+    with pytest.raises(ValueError, match=r"fn_test: .* is for PyTorch"):
+        KerasFabric(FabricOptions(model(), no_data, "mse", "sgd", test_function=no_data))
     monkeypatch.setenv("DLMESH_SYNC_MODE", "ASYNC")
     with pytest.raises(ValueError, match="syncMode: 'ASYNC'"):
         KerasFabric(FabricOptions(model(), no_data, "mse", "sgd"))
