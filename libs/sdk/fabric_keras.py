@@ -70,8 +70,7 @@ class KerasFabric:
         given = [made(callback) for callback in options.callbacks]
         callbacks = [callback for callback in given if isinstance(callback, keras.callbacks.Callback)]
         others = [callback for callback in given if callback not in callbacks]
-        if workers.is_first:
-            callbacks.append(_Hooks(others, sizing, folder))
+        callbacks.append(_Hooks(others, sizing, folder, is_first=workers.is_first))
         loggers = Loggers(options, workers)
         task = KerasTask(
             model,
@@ -157,9 +156,9 @@ def _named(values: Mapping[str, float]) -> dict[str, float]:
 class _Hooks(keras.callbacks.Callback):
     """Passes Keras' events on to the platform's callbacks."""
 
-    def __init__(self, callbacks: Sequence[Any], sizing: Sizing, folder: Path) -> None:
+    def __init__(self, callbacks: Sequence[Any], sizing: Sizing, folder: Path, *, is_first: bool) -> None:
         super().__init__()
-        self._callbacks, self._sizing, self._folder = callbacks, sizing, folder
+        self._callbacks, self._sizing, self._folder, self._is_first = callbacks, sizing, folder, is_first
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         for callback in self._callbacks:
@@ -175,8 +174,19 @@ class _Hooks(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         often = self._sizing.checkpoint_epochs
-        file = self._folder / f"model_epoch_{epoch + 1}.keras"
+        file = self._folder / f"model_epoch_{epoch + 1}.keras" if self._is_first else None
         self._tell("on_epoch_end", epoch, _SaveModel(self.model, file, bool(often) and (epoch + 1) % often == 0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the callbacks remember."""
+        kept = [callback.state_dict() if hasattr(callback, "state_dict") else None for callback in self._callbacks]
+        return {"callbacks": kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Give it back to them."""
+        for callback, kept in zip(self._callbacks, state["callbacks"], strict=False):
+            if kept is not None:
+                callback.load_state_dict(kept)
 
     def _tell(self, name: str, *arguments: Any) -> None:
         for callback in self._callbacks:
@@ -187,14 +197,15 @@ class _Hooks(keras.callbacks.Callback):
 class _SaveModel:
     """What `on_epoch_end` is given: true when the weights of the epoch are kept, and called it keeps them."""
 
-    def __init__(self, model: Any, file: Path, is_due: bool) -> None:
+    def __init__(self, model: Any, file: Path | None, is_due: bool) -> None:
         self._model, self._file, self._is_due = model, file, is_due
 
     def __bool__(self) -> bool:
         return self._is_due
 
     def __call__(self, *_: Any) -> None:
-        write_weights(self._model, self._file)
+        if self._file is not None:
+            write_weights(self._model, self._file)
 
 
 def _write_onnx(model: Any, file: Path) -> None:

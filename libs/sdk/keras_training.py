@@ -43,7 +43,8 @@ class KerasTask:
 
     `model` is compiled; its loss is a mean over samples. `train_data` and `test_data` (may be None) are map-style
     datasets of (input, target); `collate` makes a list of them a batch of arrays. `callbacks` are Keras callbacks, on
-    every worker. `serving` is written beside the weights: what validation must know to rebuild the model.
+    every worker; what those with methods `state_dict()` and `load_state_dict(state)` remember is in the checkpoints.
+    `serving` is written beside the weights: what validation must know to rebuild the model.
     """
 
     model: Any
@@ -135,9 +136,12 @@ class _Run:
         self.checkpoints = Checkpoints(
             train_dir, gang, keep=plan.checkpoints_kept, interval_steps=plan.checkpoint_interval
         )
-        self.step, _ = self.checkpoints.load_newest(self.engine)
-        if gang.is_first:
-            (train_dir / "serving.json").write_text(json.dumps({**task.serving, "framework": "TensorFlow"}))
+        self.step, state = self.checkpoints.load_newest(self.engine)
+        for callback, kept in zip(task.callbacks, state.get("callbacks", ()), strict=False):
+            if kept is not None:
+                callback.load_state_dict(kept)
+        if gang.is_first and task.serving:
+            write_serving(train_dir, task.serving)
         self.monitor = PytorchMonitor(self.total) if gang.is_first else None
         epochs = -(-self.total // self.per_epoch)
         self.callbacks = keras.callbacks.CallbackList(
@@ -202,7 +206,9 @@ class _Run:
     def _checkpoint(self) -> None:
         stopping, due = self.gang.any(self.gang.stop_requested, self.checkpoints.due(self.step))
         if stopping or due:
-            self.checkpoints.save(self.engine, self.step)
+            callbacks = self.task.callbacks
+            kept = [callback.state_dict() if hasattr(callback, "state_dict") else None for callback in callbacks]
+            self.checkpoints.save(self.engine, self.step, callbacks=kept)
         if stopping:
             self.checkpoints.finish()
             print(f"Stopped after iteration {self.step} of {self.total}", flush=True)
@@ -374,6 +380,12 @@ class _Engine:
 
     def _state(self) -> list[Any]:
         return [*self.model.variables, *self.model.optimizer.variables]
+
+
+def write_serving(train_dir: str | Path, serving: Mapping[str, Any]) -> None:
+    """Write what validation must know to rebuild the model beside its weights."""
+    Path(train_dir).mkdir(parents=True, exist_ok=True)
+    (Path(train_dir) / "serving.json").write_text(json.dumps({**serving, "framework": "TensorFlow"}))
 
 
 def write_weights(model: Any, file: Path) -> None:

@@ -111,10 +111,13 @@ def make_model(admin: Client, name: str, **fields: Any) -> None:
     )
 
 
-def test_the_template_trains_on_two_workers_validates_and_goes(admin: Client, records: MainJob) -> None:
+@pytest.mark.parametrize("accelerator", ["Native", "Elastic"])
+def test_the_template_trains_on_two_workers_validates_and_goes(
+    admin: Client, records: MainJob, accelerator: str
+) -> None:
     assert "TensorFlow" in [framework["name"] for framework in admin.get("/frameworks")]
-    hyperparameter = {"solvertype": "Adam", "learningrate": 0.002, "lrpolicy": "fixed", "epoch": 5}
-    make_model(admin, "tensorflow", hyperparameter=hyperparameter)
+    hyperparameter = {"solvertype": "Adam", "learningrate": 0.002, "lrpolicy": "fixed", "epoch": 4}
+    make_model(admin, "tensorflow", hyperparameter=hyperparameter, accelerator=accelerator)
     path = "/models/tensorflow/trainings"
     admin.post(path, {"trainName": "first", "dlFramework": "TensorFlow", "clusterSize": 2})
     assert records.await_training()["progress"] == 100

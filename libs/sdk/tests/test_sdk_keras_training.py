@@ -84,12 +84,21 @@ class Driver:
         print(json.dumps({"tested": completed_batch, "loss": loss, "percent": acc}), flush=True)
 
 class Epochs(Callback):
+    ended = 0
+
+    def state_dict(self):
+        return {"ended": self.ended}
+
+    def load_state_dict(self, state):
+        self.ended = state["ended"]
+
     def on_epoch_end(self, epoch, save_model):
+        self.ended += 1
         if epoch % 2:
             save_model()
 
     def on_train_end(self):
-        print(json.dumps({"ended": self.params["epochs"]}), flush=True)
+        print(json.dumps({"ended": self.ended, "of": self.params["epochs"]}), flush=True)
 
 class Worker:
     def log_train_metrics(self, metrics, iteration, epoch, workers):
@@ -211,7 +220,7 @@ def test_an_elastic_keras_program_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [line["percent"] for line in driver] == pytest.approx([100 * line["accuracy"] for line in curve])
     # Once each epoch of 7 steps, the last time at the end.
     assert [line["tested"] for part in parts for line in part if "tested" in line] == [7, 14, 21, 28]
-    assert parts[-1][-1] == {"ended": 4}
+    assert parts[-1][-1] == {"ended": 4, "of": 4}
     files = sorted(path.name for path in (folder / "checkpoints").glob("*.keras"))
     assert files == ["model_epoch_2.keras", "model_epoch_4.keras", "model_epoch_final.keras"]
 
