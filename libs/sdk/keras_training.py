@@ -137,6 +137,7 @@ class _Run:
             train_dir, gang, keep=plan.checkpoints_kept, interval_steps=plan.checkpoint_interval
         )
         self.step, state = self.checkpoints.load_newest(self.engine)
+        self.engine.vary()
         for callback, kept in zip(task.callbacks, state.get("callbacks", ()), strict=False):
             if kept is not None:
                 callback.load_state_dict(kept)
@@ -303,6 +304,13 @@ class _Engine:
             value = torch.from_numpy(np.array(variable.numpy()).astype(np.float64))
             dist.broadcast(value, src=0)
             variable.assign(value.numpy().astype(variable.dtype))
+
+    def vary(self) -> None:
+        """Let every worker drop out others than the first one, whose seeds are those in the checkpoints."""
+        for variable in self.model.non_trainable_variables if self.gang.rank else ():
+            if variable.path.endswith("seed_generator_state"):
+                seed, counter = variable.numpy()
+                variable.assign([seed + self.gang.rank, counter])
 
     def _loss_and_results(self, inputs: Any, targets: Any, *, training: bool) -> tuple[Any, Any]:
         outputs = self.model(inputs, training=training)

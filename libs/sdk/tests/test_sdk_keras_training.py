@@ -225,6 +225,36 @@ def test_an_elastic_keras_program_goes_on_where_it_was(tmp_path: Path) -> None:
     assert files == ["model_epoch_2.keras", "model_epoch_4.keras", "model_epoch_final.keras"]
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_dropout_goes_on_as_it_was_and_differs_between_workers() -> None:
+    import keras
+    import torch
+    from gang import Gang
+    from keras_training import _Engine
+
+    x = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+
+    def engine(rank: int) -> Any:
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(16), keras.layers.Dropout(0.5)])
+        model.compile("sgd", "mse")
+        made = _Engine(model, (x[:1], x[:1, :1]), Gang(rank, 0, 1, torch.device("cpu")))
+        made.vary()
+        return made
+
+    def losses(of: Any) -> list[float]:
+        return [of.train_step(x, x[:, :1], 1.0)["loss"] for _ in range(3)]
+
+    first = engine(0)
+    losses(first)
+    kept = [variable.numpy().copy() for variable in first._state()]
+    expected = losses(first)
+    for variable, value in zip(first._state(), kept, strict=True):
+        variable.assign(value)
+    assert losses(first) == expected
+    assert losses(engine(0)) != losses(engine(1))
+
+
 def test_samples_of_every_kind_of_data() -> None:
     import keras
     import tensorflow as tf
