@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dlmesh_platform.client import ApiError, Client
+from dlmesh_platform.client import ApiError, Client, named
 from dlmesh_platform.launch import RunningPlatform
 from dlmesh_platform.main_job import MainJob
 
@@ -115,7 +115,7 @@ def make_model(admin: Client, name: str, **fields: Any) -> None:
 def test_the_template_trains_on_two_workers_validates_and_goes(
     admin: Client, records: MainJob, accelerator: str
 ) -> None:
-    assert "TensorFlow" in [framework["name"] for framework in admin.get("/frameworks")]
+    assert named(admin.get("/frameworks"), "name", "TensorFlow")["frameworkVersion"]
     hyperparameter = {"solvertype": "Adam", "learningrate": 0.002, "lrpolicy": "fixed", "epoch": 4}
     make_model(admin, "tensorflow", hyperparameter=hyperparameter, accelerator=accelerator)
     path = "/models/tensorflow/trainings"

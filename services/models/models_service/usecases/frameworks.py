@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from models_service.domain.framework import Framework
 from models_service.domain.words import FRAMEWORKS, read_word
 
-# Framework, the package that has to be importable, its distribution. Elastic engines are added with elastic training.
+# Framework, the package that has to be importable, the distributions that bring it. Elastic engines are added with
+# elastic training.
 _ENGINES = (
-    ("PyTorch", "torch", "torch"),
-    ("TensorFlow", "tensorflow", "tensorflow"),
-    ("Caffe", "caffe", "caffe"),
+    ("PyTorch", "torch", ("torch",)),
+    ("TensorFlow", "tensorflow", ("tensorflow", "tensorflow-cpu")),
+    ("Caffe", "caffe", ("caffe",)),
 )
 
 
@@ -22,14 +25,11 @@ _ENGINES = (
 def installed_frameworks() -> tuple[Framework, ...]:
     """The frameworks that workers find; they run in the same interpreter as the services."""
     found = []
-    for name, package, distribution in _ENGINES:
+    for name, package, distributions in _ENGINES:
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
             continue
-        try:
-            version = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            version = ""
+        version = _version(distributions)
         found.append(
             Framework(
                 name=name,
@@ -43,6 +43,13 @@ def installed_frameworks() -> tuple[Framework, ...]:
             )
         )
     return tuple(found)
+
+
+def _version(distributions: Sequence[str]) -> str:
+    for distribution in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(distribution)
+    return ""
 
 
 def list_frameworks(backend: str | None = None) -> list[Framework]:
