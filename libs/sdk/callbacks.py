@@ -7,10 +7,12 @@ from typing import Any
 
 
 class Callback:
-    """Is told how a training goes on, on the first worker. `params` has `epochs` and `optimizer`, `model` the model.
+    """Is told how a training goes on, on every worker (on the first in the mode ASYNC). `params` has `epochs` and
+    `optimizer`, `model` the model.
 
     Epochs count from 0, as Keras counts them. A training that was resized or killed goes on in the middle of an epoch,
-    whose beginning is not told again.
+    whose beginning is not told again; a callback that has to remember something has methods `state_dict()` and
+    `load_state_dict(state)` for what is kept in checkpoints (numbers, texts, tensors, lists and dicts of them).
     """
 
     params: Mapping[str, Any] = {}
@@ -27,6 +29,32 @@ class Callback:
 
     def on_epoch_end(self, epoch: int, save_model: Any) -> None:
         """An epoch is done. `save_model` is true when its weights are kept; calling it keeps them in any case."""
+
+
+class LearningRatePolicy(Callback):
+    """Changes the learning rate after every epoch as the model's hyperparameter `lrpolicy` says."""
+
+    def __init__(self, optimizer: Any) -> None:
+        import pth_parameter_mgr
+        from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+        self._scheduler: Any = pth_parameter_mgr.getLearningRate(optimizer)
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            raise ValueError("lrpolicy: 'reducelronplateau' is not for elastic trainings; choose another")
+
+    def on_epoch_end(self, epoch: int, save_model: Any) -> None:
+        """One step of the policy."""
+        if self._scheduler is not None:
+            self._scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the policy stands."""
+        return {} if self._scheduler is None else dict(self._scheduler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state)
 
 
 class LoggerCallback(Callback):

@@ -8,7 +8,7 @@ Nobody waits for anybody else.
 - The staleness of gradients is how many steps were made since their weights were taken. They count with the factor
   1 / (1 + staleness): as many workers as a global batch has parts go about as far as one step of SYNC.
 - Gradients staler than DLMESH_ASYNC_MAX_STALENESS (16) are dropped; their batch goes to whoever asks next.
-- Moving means (of batch normalization) are those of the first worker.
+- Moving means (of batch normalization) are those of the first worker, where callbacks are called, too.
 - A checkpoint holds weights, optimizer and the batches that were taken and not brought; these are taken again.
 """
 
@@ -307,7 +307,7 @@ class AsyncRun(ElasticRun):
         self.checkpoints.finish()
         with self._server.lock:
             self._copy_means()
-            self.checkpoints.save(self.state, self._server.step, unfinished=self._server.unfinished)
+            self.save(self._server.step, unfinished=self._server.unfinished)
 
     def _refresh(self) -> None:
         """Make both modules of the first worker the same: weights of the server, moving means of the worker."""

@@ -134,10 +134,14 @@ class ElasticRun:
         self.total = self.per_epoch * sizing.epochs
         self.monitor = PytorchMonitor(self.total) if gang.is_first else None
         self.loggers = Loggers(options, gang)
-        self.callbacks: Sequence[Any] = [made(callback) for callback in options.callbacks] if gang.is_first else ()
+        # On every worker: they may change the optimizer.
+        self.callbacks = [made(callback) for callback in options.callbacks]
         for callback in self.callbacks:
             callback.params = {"epochs": sizing.epochs, "optimizer": self.optimizer}
             callback.model = self.model
+        for callback, state in zip(self.callbacks, self.resumed.get("callbacks", []), strict=False):
+            if state is not None:
+                callback.load_state_dict(state)
 
     # What a mode decides.
 
@@ -181,6 +185,11 @@ class ElasticRun:
         for callback in self.callbacks:
             if (method := getattr(callback, name, None)) is not None:
                 call(method, *arguments)
+
+    def save(self, step: int, **state: Any) -> None:
+        """Keep everything as the checkpoint of `step`."""
+        kept = [callback.state_dict() if hasattr(callback, "state_dict") else None for callback in self.callbacks]
+        self.checkpoints.save(self.state, step, callbacks=kept, **state)
 
     def collate(self, samples: list[Any]) -> Any:
         """A batch of samples."""
@@ -360,7 +369,7 @@ class SyncRun(ElasticRun):
         if self.step % self.per_epoch == 0:
             self.end_epoch(epoch, gang)
         if stopping or due:
-            self.checkpoints.save(self.state, self.step)
+            self.save(self.step)
         if stopping:
             self.checkpoints.finish()
             print(f"Stopped after iteration {self.step} of {self.total}", flush=True)

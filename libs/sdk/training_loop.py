@@ -74,7 +74,7 @@ class _Run:
             train_dir, gang, keep=parameters.getCheckpointsKept(), interval_steps=parameters.getCheckpointInterval()
         )
         if gang.is_first:
-            (train_dir / "serving.json").write_text(json.dumps({**task.serving, "framework": "PyTorch"}))
+            write_serving(train_dir, task.serving)
         self.step, state = self.checkpoints.load_newest(self.engine)
         if state and self.scheduler:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -217,6 +217,12 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy of `outputs` [n, classes], which may be of a smaller type, and target indices [n]."""
     return nn.functional.cross_entropy(outputs.float(), targets)
+
+
+def write_serving(train_dir: str | Path, serving: Mapping[str, Any]) -> None:
+    """Write what validation and serving must know to rebuild the model beside its weights."""
+    Path(train_dir).mkdir(parents=True, exist_ok=True)
+    (Path(train_dir) / "serving.json").write_text(json.dumps({**serving, "framework": "PyTorch"}))
 
 
 def find_weights(location: str | Path) -> Path:
