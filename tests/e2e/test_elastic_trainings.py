@@ -72,9 +72,9 @@ def test_it_shrinks_for_others_grows_again_and_survives_a_kill(
 
     # The slot is free again.
     admin.until(lambda: detail(admin, long)["workers"] == 2, seconds=60)
-    checkpoints = Path(detail(admin, long)["path"]) / "steps"
     seen = len(attempts(platform, detail(admin, long)))
-    admin.until(lambda: any(checkpoints.glob("step-*")), seconds=60)
+    output = attempts(platform, detail(admin, long))[-1] / "rank-0.out"
+    admin.until(lambda: output.exists() and "Iteration" in output.read_text(), seconds=60)
     os.kill(rank_process(platform, detail(admin, long)).pid, signal.SIGKILL)
     admin.until(lambda: len(attempts(platform, detail(admin, long))) > seen, seconds=60)
 

@@ -126,7 +126,10 @@ async def test_frameworks(client: Client) -> None:
         names = [name.value for name in await collect(stub.ListFrameworkNames(models_pb2.ListFrameworkNamesRequest()))]
         details = await collect(stub.ListFrameworks(models_pb2.ListFrameworksRequest(backend="PYTORCH")))
         assert "PyTorch" in names
-        assert [(detail.backend, detail.accelerator) for detail in details] == [("PyTorch", "Native")]
+        assert [(detail.backend, detail.accelerator) for detail in details] == [
+            ("PyTorch", "Native"),
+            ("PyTorch", "Elastic"),
+        ]
         with pytest.raises(grpc.aio.AioRpcError, match="Caffe, TensorFlow, PyTorch"):
             await collect(stub.ListFrameworks(models_pb2.ListFrameworksRequest(backend="mxnet")))
 

@@ -1,4 +1,4 @@
-"""The built-in templates for detection and vectors: trained on imported data, then validated, by the worker programs."""
+"""The built-in templates for detection and vectors, trained on imported data and validated by the worker programs."""
 
 from __future__ import annotations
 

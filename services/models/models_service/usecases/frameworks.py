@@ -7,17 +7,41 @@ import functools
 import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from models_service.domain.framework import Framework
 from models_service.domain.words import FRAMEWORKS, read_word
 
-# Framework, the package that has to be importable, the distributions that bring it. Elastic engines are added with
-# elastic training.
+
+@dataclass(frozen=True)
+class _Engine:
+    """One way to train: what has to be importable for it, the distributions that bring it, and what people read."""
+
+    name: str
+    backend: str
+    accelerator: str
+    packages: Sequence[str]
+    distributions: Sequence[str]
+    description: str
+
+
+_TORCH, _TENSORFLOW = ("torch",), ("tensorflow", "tensorflow-cpu")
 _ENGINES = (
-    ("PyTorch", "torch", ("torch",)),
-    ("TensorFlow", "tensorflow", ("tensorflow", "tensorflow-cpu")),
-    ("Caffe", "caffe", ("caffe",)),
+    _Engine("PyTorch", "PyTorch", "Native", _TORCH, _TORCH, "PyTorch {}: one worker, or several under DeepSpeed"),
+    _Engine("edtPyTorch", "PyTorch", "Elastic", _TORCH, _TORCH, "PyTorch {}: FabricModel programs"),
+    _Engine(
+        "TensorFlow",
+        "TensorFlow",
+        "Native",
+        ("tensorflow",),
+        _TENSORFLOW,
+        "TensorFlow {}: one worker, or several by TF_CONFIG",
+    ),
+    _Engine(
+        "edtTensorFlow", "TensorFlow", "Elastic", ("tensorflow",), _TENSORFLOW, "TensorFlow {}: Keras under FabricModel"
+    ),
+    _Engine("Caffe", "Caffe", "Native", ("caffe_nets", "torch"), _TORCH, "Caffe prototxt nets on PyTorch {}"),
 )
 
 
@@ -25,20 +49,18 @@ _ENGINES = (
 def installed_frameworks() -> tuple[Framework, ...]:
     """The frameworks that workers find; they run in the same interpreter as the services."""
     found = []
-    for name, package, distributions in _ENGINES:
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
+    for engine in _ENGINES:
+        specs = [importlib.util.find_spec(package) for package in engine.packages]
+        if any(spec is None or spec.origin is None for spec in specs):
             continue
-        version = _version(distributions)
+        version = _version(engine.distributions)
         found.append(
             Framework(
-                name=name,
-                home=str(Path(spec.origin).parent),
-                backend=name,
-                accelerator="Native",
-                description=f"{name} {version}: one worker, or several under torch.distributed".strip()
-                if name == "PyTorch"
-                else f"{name} {version}".strip(),
+                name=engine.name,
+                home=str(Path(str(specs[0] and specs[0].origin)).parent),
+                backend=engine.backend,
+                accelerator=engine.accelerator,
+                description=engine.description.format(version),
                 version=version,
             )
         )

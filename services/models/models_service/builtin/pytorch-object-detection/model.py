@@ -79,11 +79,13 @@ def find_objects(outputs: Tensor, threshold: float = MIN_PROBABILITY) -> list[di
     scores = torch.sigmoid(outputs[:, :-4])
     boxes = _boxes_of(outputs[:, -4:])
     limits = torch.tensor([boxes.shape[3], boxes.shape[2]] * 2, device=boxes.device) * float(STRIDE)
-    return [_of_picture(*pair, limits, max(float(threshold), MIN_PROBABILITY)) for pair in zip(scores, boxes)]
+    return [
+        _of_picture(*pair, limits, max(float(threshold), MIN_PROBABILITY)) for pair in zip(scores, boxes, strict=True)
+    ]
 
 
 def suppress(boxes: Tensor, scores: Tensor, iou: float = NMS_IOU) -> Tensor:
-    """Indices of the boxes [N, 4] that remain when each removes the less probable ones it overlaps by more than `iou`."""
+    """Indices of the boxes [N, 4] that remain when each removes less probable ones it overlaps by more than `iou`."""
     kept = []
     order = scores.argsort(descending=True)
     while order.numel():
