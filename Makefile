@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BIN := .venv/bin
-PACKAGES := servicekit workerkit recordkit caffe_nets gateway_service datasets_service models_service training_service \
-  tuning_service inference_service scheduling_service dlmesh_platform
+PACKAGES := servicekit workerkit recordkit caffe_nets dlmesh_sdk gateway_service datasets_service models_service \
+  training_service tuning_service inference_service scheduling_service dlmesh_platform
 
 .PHONY: help setup run serve test check gates format protos bench clean
 

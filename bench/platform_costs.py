@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import psutil
@@ -24,29 +19,12 @@ from dlmesh_platform.launch import RunningPlatform, launch
 from dlmesh_platform.main_job import TEMPLATE, MainJob, write_digits
 from report import Row
 from servicekit.identity import Identity, headers_for
+from timed_runs import Notes, make_template, read_notes, torchrun
 
 WARMUP_CALLS, ROUNDS, CALLS_PER_ROUND = 300, 10, 300
 PAIRS = 3
 EPOCHS = 12
 SKIPPED_STEPS = 10
-
-# Notes when each optimizer step ended, then runs the template's own program. The same file runs in both places.
-TIMED_MAIN = '''"""The template's program with a note of when each optimizer step ended."""
-import json, os, runpy, sys, time
-from pathlib import Path
-from torch.optim.optimizer import register_optimizer_step_post_hook
-
-ended = []
-register_optimizer_step_post_hook(lambda *_: ended.append(time.time()))
-sys.path.insert(0, os.getcwd())
-try:
-    runpy.run_path("program.py", run_name="__main__")
-finally:
-    if os.environ.get("RANK", "0") == "0":
-        folder = Path(sys.argv[sys.argv.index("--train_dir") + 1])
-        note = {"ended": ended, "argv": sys.argv, "environment": dict(os.environ), "cwd": os.getcwd()}
-        (folder / "timed.json").write_text(json.dumps(note))
-'''
 
 
 def measure_small_get(platform: RunningPlatform) -> Row:
@@ -175,25 +153,21 @@ def measure_main_job(platform: RunningPlatform) -> Row:
     )
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Of one run of the timed program."""
-
-    first_step_seconds: float
-    steps_per_second: float
-
-
 def measure_training(platform: RunningPlatform) -> list[Row]:
     """The same program on two ranks, by the platform and by bare torchrun, alternating."""
     job = _timed_model(platform)
     _platform_run(platform, job, "warm-up")
-    ours, bare = [], []
+    starts, starts_bare, rates, rates_bare = [], [], [], []
     for pair in range(PAIRS):
-        timing, note = _platform_run(platform, job, f"run{pair}")
-        ours.append(timing)
-        bare.append(_torchrun(note, platform.home / "bare" / str(pair)))
-    start, start_bare = (statistics.median(run.first_step_seconds for run in runs) for runs in (ours, bare))
-    rate, rate_bare = (statistics.median(run.steps_per_second for run in runs) for runs in (ours, bare))
+        submitted = time.time()
+        notes = _platform_run(platform, job, f"run{pair}")
+        starts.append(notes.steps[0] - submitted)
+        rates.append(notes.steps_per_second)
+        submitted = time.time()
+        bare = torchrun(notes, platform.home / "bare" / str(pair))
+        starts_bare.append(bare.steps[0] - submitted)
+        rates_bare.append(bare.steps_per_second)
+    start, start_bare, rate, rate_bare = map(statistics.median, (starts, starts_bare, rates, rates_bare))
     return [
         Row(
             "submit to first optimizer step, 2 ranks",
@@ -216,12 +190,7 @@ def measure_training(platform: RunningPlatform) -> list[Row]:
 
 def _timed_model(platform: RunningPlatform) -> MainJob:
     client = platform.client()
-    builtin = Path(client.get(f"/modeltemplates/{TEMPLATE}")["path"])
-    folder = platform.home / "data" / "timed-template"
-    shutil.copytree(builtin, folder, ignore=shutil.ignore_patterns("template.json", "__pycache__"))
-    (folder / "main.py").rename(folder / "program.py")
-    (folder / "main.py").write_text(TIMED_MAIN)
-    client.post("/modeltemplates", {"name": "timed", "path": "timed-template", "framework": "PyTorch"})
+    make_template(platform, "timed", TEMPLATE)
     client.post(
         "/models",
         {
@@ -239,36 +208,11 @@ def _timed_model(platform: RunningPlatform) -> MainJob:
     return MainJob(client, "digits", prefix="timed", poll_seconds=2.0)
 
 
-def _platform_run(platform: RunningPlatform, job: MainJob, name: str) -> tuple[Timing, dict[str, Any]]:
-    submitted = time.time()
+def _platform_run(platform: RunningPlatform, job: MainJob, name: str) -> Notes:
     job.start_training(name)
     detail = job.await_training(name=name)
-    note = json.loads(next((platform.home / "trainings" / detail["uid"]).rglob("timed.json")).read_text())
-    return _timing(note, submitted), note
-
-
-def _torchrun(note: dict[str, Any], folder: Path) -> Timing:
-    """What a user would type in the training's folder, with the program's environment less the platform's job."""
-    folder.mkdir(parents=True)
-    own = ("DLMESH_JOB", "DLMESH_SUPERVISED", "RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "NODE_RANK")
-    environment = {key: value for key, value in note["environment"].items() if not key.startswith(own)}
-    arguments = list(note["argv"][1:])
-    arguments[arguments.index("--train_dir") + 1] = str(folder)
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511", "main.py", *arguments]
-    submitted = time.time()
-    with (folder / "output.txt").open("w") as output:
-        done = subprocess.run(
-            [sys.executable, *command], cwd=note["cwd"], env=environment, stdout=output, stderr=output, check=False
-        )
-    if done.returncode:
-        raise RuntimeError(f"torchrun failed:\n{(folder / 'output.txt').read_text()[-3000:]}")
-    return _timing(json.loads((folder / "timed.json").read_text()), submitted)
-
-
-def _timing(note: dict[str, Any], submitted: float) -> Timing:
-    ended = note["ended"]
-    steady = ended[SKIPPED_STEPS:]
-    return Timing(ended[0] - submitted, (len(steady) - 1) / (steady[-1] - steady[0]))
+    (notes,) = read_notes(next((platform.home / "trainings" / detail["uid"]).rglob("timed.jsonl")).parent)
+    return notes
 
 
 def measure_platform() -> list[Row]:

@@ -4,8 +4,8 @@ import sys
 import time
 
 import numpy as np
-from record_datasets import open_records
-from sharded_batches import ShardedBatches
+from dlmesh_sdk.record_datasets import open_records
+from dlmesh_sdk.sharded_batches import ShardedBatches
 from torch.utils.data import DataLoader
 
 

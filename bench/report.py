@@ -31,6 +31,11 @@ class Row:
         return self.what, self.measured, self.against, self.ratio, self.target, "yes" if self.met else "NO"
 
 
+def announce(what: str) -> None:
+    """Say on stderr what is measured now: sections take minutes."""
+    Console(stderr=True).print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {what}")
+
+
 def publish(section: str, rows: Sequence[Row]) -> None:
     """Print the table and write it between the markers of its section."""
     table = Table("what", "dlmesh", "against", "ratio", "promised", "kept", title=section)

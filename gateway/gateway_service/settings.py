@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from servicekit.settings import ServiceSettings
+from servicekit.shown_settings import SECRET, SHOWN_ELSEWHERE
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class GatewaySettings:
     None (no admin interface) unless asked for: its configuration dump shows the platform's secret to every local user.
     """
 
-    service: ServiceSettings
+    service: ServiceSettings = field(metadata=SHOWN_ELSEWHERE)
     http_host: str = "127.0.0.1"
     http_port: int = 9280
     envoy_admin_port: int | None = None
@@ -27,9 +28,7 @@ class GatewaySettings:
     credential_cache_seconds: float = 30.0
     session_seconds: float = 8 * 3600.0
     admin_user: str = "Admin"
-    admin_password: str | None = None
-    triton_url: str | None = None
-    instance_group: str = "local"
+    admin_password: str | None = field(default=None, metadata=SECRET)
 
     @property
     def run_directory(self) -> Path:
@@ -51,7 +50,6 @@ class GatewaySettings:
             session_seconds=_number(environ, "DLMESH_SESSION_SECONDS", 8 * 3600.0),
             admin_user=environ.get("DLMESH_ADMIN_USER") or "Admin",
             admin_password=environ.get("DLMESH_ADMIN_PASSWORD") or None,
-            triton_url=environ.get("DLMESH_TRITON_URL") or None,
         )
 
 

@@ -23,9 +23,11 @@ from gateway_service.api.health import PlatformHealthServicer
 from gateway_service.api.sessions import SessionServicer
 from gateway_service.api.users import UserServicer
 from gateway_service.clients.health import GrpcHealthProbe
+from gateway_service.clients.settings import GrpcSettings
 from gateway_service.settings import GatewaySettings
 from gateway_service.storage.accounts import DatabaseAccounts
 from gateway_service.usecases.authenticate import Authenticator, VerifiedPasswords
+from gateway_service.usecases.configuration import Configuration
 from gateway_service.usecases.log_on import Sessions
 from gateway_service.usecases.manage_users import Users, ensure_administrator
 from gateway_service.usecases.platform_health import PlatformHealth
@@ -43,6 +45,7 @@ def build(settings: ServiceSettings, gateway: GatewaySettings | None = None) -> 
     authenticator = Authenticator(accounts, verified, utc_now, gateway.credential_cache_seconds)
     sessions = Sessions(accounts, utc_now, gateway.session_seconds)
     users = Users(accounts, verified, utc_now, gateway.admin_user)
+    configuration = Configuration(GrpcSettings(channels), tuple(settings.peers), settings.home)
     health = PlatformHealth(GrpcHealthProbe(settings, channels))
 
     async def prepare() -> None:
@@ -66,7 +69,7 @@ def build(settings: ServiceSettings, gateway: GatewaySettings | None = None) -> 
             ),
             (
                 add_ConfigurationServiceServicer_to_server,
-                ConfigurationServicer(gateway),
+                ConfigurationServicer(configuration),
                 "dlmesh.gateway.v1.ConfigurationService",
             ),
             (
@@ -79,4 +82,5 @@ def build(settings: ServiceSettings, gateway: GatewaySettings | None = None) -> 
         databases=[database],
         channels=[channels],
         startup=[prepare],
+        settings={"": gateway},
     )

@@ -35,10 +35,10 @@ class LearningRatePolicy(Callback):
     """Changes the learning rate after every epoch as the model's hyperparameter `lrpolicy` says."""
 
     def __init__(self, optimizer: Any) -> None:
-        import pth_parameter_mgr
+        from dlmesh_sdk import pth_parameters
         from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-        self._scheduler: Any = pth_parameter_mgr.getLearningRate(optimizer)
+        self._scheduler: Any = pth_parameters.getLearningRate(optimizer)
         if isinstance(self._scheduler, ReduceLROnPlateau):
             raise ValueError("lrpolicy: 'reducelronplateau' is not for elastic trainings; choose another")
 

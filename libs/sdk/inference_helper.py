@@ -1,8 +1,8 @@
 """Result files of inference programs.
 
 A classification file is `{"type": "classification", "result": [{"sampleId", "label", "prob"}, ...]}` with one entry for
-each sample and label, the most probable first; labels below the threshold are left out. With ground truth it also has
-`"samples": [{"sampleId", "groundTruth"}, ...]`, one for each sample, those without any result included.
+each sample and label, the most probable first; labels below the threshold are left out, 0 being none. With ground truth
+it also has `"samples": [{"sampleId", "groundTruth"}, ...]`, one for each sample, those without any result included.
 
 A detection file is of the type "detection"; results also have `"bbox": "xmin,ymin,xmax,ymax"` (pixels, the far edges
 exclusive) and the ground truth of a sample is a list of `{"label", "bbox", "difficult", "crowd"}`. A vector file is of
@@ -11,13 +11,39 @@ the type "vector", with `{"sampleId", "vector"}` as results and the true vector 
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 LABELS_PER_SAMPLE = 5
+
+
+def parse_arguments(input_help: str) -> argparse.Namespace:
+    """What an inference program is started with; what it does not know is left alone.
+
+    `model` (folder of the weights) and `output_dir` are paths, `input_dir` is a text that `input_help` describes,
+    `output_file` the name of the result file, `validate` true when ground truth is asked for; `prob_thresh` and
+    `label_file` are texts as the functions here take them.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True, type=Path, help="folder with the final weights and serving.json")
+    parser.add_argument("--input_dir", required=True, help=input_help)
+    parser.add_argument("--output_dir", required=True, type=Path)
+    parser.add_argument("--output_file", required=True, help="name of the result file in output_dir")
+    parser.add_argument("--prob_thresh", default="0", help="what is less probable is left out")
+    parser.add_argument(
+        "--validate", default=False, type=_is_true, help="true: the input says what is right, report it as ground truth"
+    )
+    parser.add_argument("--label_file", default="", help="labels by their lines, instead of those of serving.json")
+    return parser.parse_known_args()[0]
+
+
+def _is_true(text: str) -> bool:
+    return text.lower() == "true"
 
 
 def getClassificationResult(
@@ -32,7 +58,7 @@ def getClassificationResult(
 
     `probabilities` has a row for each name and a column for each class (lists, numpy arrays or tensors); a class is
     called by its line in `label_file` (a path, or the labels themselves), else by its index. `ground_truth` holds
-    indices or labels. ValueError when the lengths disagree.
+    indices or labels. ValueError when the lengths disagree, and for a probability that is not finite.
     """
     rows = [[float(value) for value in row] for row in probabilities]
     labels = _read_labels(label_file)
@@ -44,11 +70,12 @@ def getClassificationResult(
 
     result = []
     for name, row in zip(names, rows, strict=True):
+        reaching = [_reaches(value, threshold, name) for value in row]
         best = sorted(range(len(row)), key=lambda index: -row[index])[:max_labels]
         result += [
             {"sampleId": str(name), "label": _label(index, labels), "prob": row[index]}
             for index in best
-            if row[index] >= threshold
+            if reaching[index]
         ]
     document: dict[str, Any] = {"type": "classification", "result": result}
     if ground_truth is not None:
@@ -109,7 +136,8 @@ def getObjectDetectionResult(
     xmin, ymin, xmax, ymax, probability, class index, or a dict of equally long `boxes`, `labels` and `scores`. A box is
     (xmin, ymin, xmax, ymax) in pixels of the image, the far edges exclusive. An entry of `ground_truth` is a list of
     (class index or label, box) or of dicts with `label`, `bbox` and perhaps `difficult` and `crowd`, or a dict of
-    `boxes`, `labels` and perhaps `difficult` and `crowd`. ValueError when the lengths disagree.
+    `boxes`, `labels` and perhaps `difficult` and `crowd`. ValueError when the lengths disagree, and for a probability
+    that is not finite.
     """
     labels = _read_labels(label_file)
     threshold = float(prob_thresh or 0.0)
@@ -122,7 +150,7 @@ def getObjectDetectionResult(
         {"sampleId": str(name), "label": _label(what, labels), "prob": float(probability), "bbox": _box_text(box)}
         for name, found in zip(names, per_name, strict=True)
         for what, probability, box in _found_objects(found)
-        if float(probability) >= threshold
+        if _reaches(float(probability), threshold, name)
     ]
     document: dict[str, Any] = {"type": "detection", "result": result}
     if ground_truth is not None:
@@ -182,6 +210,12 @@ def _true_objects(truth: Any) -> Iterable[tuple[Any, Any, bool, bool]]:
         else (row[0], row[1], False, False)
         for row in truth
     )
+
+
+def _reaches(probability: float, threshold: float, name: str) -> bool:
+    if not math.isfinite(probability):
+        raise ValueError(f"a probability of {name} is {probability}, which is no finite number")
+    return not threshold or probability >= threshold
 
 
 def _label(what: Any, labels: Sequence[str]) -> str:

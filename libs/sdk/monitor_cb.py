@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from typing import Any
 
-from monitor_pth import PytorchMonitor
+from dlmesh_sdk.monitor import PytorchMonitor
 
 _SERIES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
-import run_parameters
+import numpy as np
 import tensorflow as tf
-import tf_parameter_mgr
-from monitor_pth import PytorchMonitor
+from dlmesh_sdk import run_parameters, tf_parameters
+from dlmesh_sdk.monitor import PytorchMonitor
 
 
 class TFKerasMonitorCallback(keras.callbacks.Callback):
@@ -44,7 +44,7 @@ class TFKerasMonitorCallback(keras.callbacks.Callback):
         if steps:
             self._start_monitor(self.params["epochs"] * steps)
         elif self._on_platform:
-            self._start_monitor(tf_parameter_mgr.getMaxSteps())
+            self._start_monitor(tf_parameters.getMaxSteps())
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         steps = self.params.get("steps")
@@ -52,8 +52,11 @@ class TFKerasMonitorCallback(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         before, self._iteration = self._iteration, self._begin + batch + 1
-        if self._monitor is not None and logs:
-            self._monitor.train(self._iteration, logs.get("loss"), _accuracy(logs))
+        if self._monitor is not None and logs and self._monitor.is_due(self._iteration):
+            rate = getattr(self.model.optimizer, "learning_rate", None)
+            # A variable of a distribution strategy is no number to `float`.
+            rate = None if rate is None else float(np.asarray(rate))
+            self._monitor.train(self._iteration, logs.get("loss"), _accuracy(logs), learning_rate=rate)
         # Several steps may have been one execution.
         if before // self._interval < self._iteration // self._interval:
             self._test(self._batches)

@@ -15,22 +15,28 @@ import pytest
 from dlmesh_platform.client import Client
 from dlmesh_platform.launch import RunningPlatform
 from dlmesh_platform.main_job import MainJob
-from testkit.platform import held_out
+from testkit.platform import held_out, left_by_attempts
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow]
 
-MARKS = {"warm-pool": "scheduling_service.engines.local.zygote", "triton": "tritonserver"}
+# What a service starts: whose child it is, and what its command line has in it.
+CHILDREN = {
+    "warm-pool": ("scheduling", "scheduling_service.engines.local.zygote"),
+    "triton": ("inference", "tritonserver"),
+}
 RECOVERY_SECONDS = 20.0
 
 
 def find(platform: RunningPlatform, name: str) -> int | None:
     """Process id of a service, Envoy, Triton or the warm pool; None while it is away."""
-    if name not in MARKS:
-        return platform.pids().get(name)
-    for process in psutil.Process(platform.process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            # The forks of the pool carry its command line too; the pool itself is a child of its service.
-            if any(MARKS[name] in part for part in process.cmdline()) and process.ppid() != platform.process.pid:
+    pids = platform.pids()
+    if name not in CHILDREN:
+        return pids.get(name)
+    # Of the service's own children only: keepers and ranks are forks of the pool and have its command line, too.
+    service, mark = CHILDREN[name]
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(pids[service]).children() if service in pids else ():
+            if any(mark in part for part in process.cmdline()):
                 return process.pid
     return None
 
@@ -122,5 +128,5 @@ def test_the_main_job_survives(platform: RunningPlatform, admin: Client) -> None
     assert len({each["applicationid"] for each in applications}) == len(applications)
     assert [each["state"] for each in applications] == ["FINISHED"] * len(applications)
     ids = {each["applicationid"] for each in applications}
-    repeated = [path for path in (platform.home / "jobs").glob("*/attempt-2") if path.parent.name in ids]
-    assert repeated == []
+    repeated = [path.parent.name for path in (platform.home / "jobs").glob("*/attempt-2") if path.parent.name in ids]
+    assert repeated == [], "\n".join(left_by_attempts(platform.home, job_id) for job_id in repeated)

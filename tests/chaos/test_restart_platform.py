@@ -13,6 +13,7 @@ from dlmesh_platform.launch import RunningPlatform, start
 from dlmesh_platform.main_job import MainJob, write_digits
 from dlmesh_platform.processes import marked
 from dlmesh_platform.supervisor import MARK
+from testkit.platform import left_by_attempts
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow]
 
@@ -32,14 +33,6 @@ def job_on(platform: RunningPlatform) -> MainJob:
 
 def attempts(home: Path, job_id: str) -> list[str]:
     return sorted(path.name for path in (home / "jobs" / job_id).glob("attempt-*"))
-
-
-def told(home: Path, job_id: str) -> str:
-    """What the attempts of a job left behind: why there was another one."""
-    files = [file for file in sorted((home / "jobs" / job_id).rglob("*")) if file.name != "spec.json"]
-    ends = [f"{file.relative_to(home)}: {file.read_text(errors='replace')[-1500:]}" for file in files if file.is_file()]
-    log = (home / "log" / "scheduling.log").read_text(errors="replace")
-    return "\n".join([*ends, *(line for line in log.splitlines() if job_id in line)])
 
 
 def start_training(job: MainJob, name: str) -> None:
@@ -62,7 +55,7 @@ def test_trainings_go_on(home: Path) -> None:
         job = job_on(platform)
         detail = job.await_training(name="killed")
         # Its processes outlived the platform and were found again.
-        assert attempts(home, detail["appid"]) == ["attempt-1"], told(home, detail["appid"])
+        assert attempts(home, detail["appid"]) == ["attempt-1"], left_by_attempts(home, detail["appid"])
 
         start_training(job, "stopped")
         began = time.monotonic()

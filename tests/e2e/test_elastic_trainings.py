@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from dlmesh_platform.client import Client, named
 from dlmesh_platform.launch import RunningPlatform
 from dlmesh_platform.main_job import MainJob
+from testkit.platform import attempts_of, ranks_of
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow]
 
@@ -42,17 +41,6 @@ def ended(admin: Client, training: str, seconds: float = 150) -> dict[str, Any]:
     return detail(admin, training)
 
 
-def attempts(platform: RunningPlatform, training: dict[str, Any]) -> list[Path]:
-    folder = platform.home / "jobs" / training["appid"]
-    return sorted(folder.glob("attempt-*"), key=lambda path: int(path.name.removeprefix("attempt-")))
-
-
-def rank_process(platform: RunningPlatform, training: dict[str, Any]) -> psutil.Process:
-    """A rank of the newest attempt."""
-    keeper = json.loads((attempts(platform, training)[-1] / "keeper.json").read_text())
-    return psutil.Process(keeper["pid"]).children()[-1]
-
-
 def test_it_shrinks_for_others_grows_again_and_survives_a_kill(
     admin: Client, platform: RunningPlatform, dataset: str
 ) -> None:
@@ -72,17 +60,17 @@ def test_it_shrinks_for_others_grows_again_and_survives_a_kill(
 
     # The slot is free again.
     admin.until(lambda: detail(admin, long)["workers"] == 2, seconds=60)
-    seen = len(attempts(platform, detail(admin, long)))
-    output = attempts(platform, detail(admin, long))[-1] / "rank-0.out"
+    seen = len(attempts_of(platform, detail(admin, long)))
+    output = attempts_of(platform, detail(admin, long))[-1] / "rank-0.out"
     admin.until(lambda: output.exists() and "Iteration" in output.read_text(), seconds=60)
-    os.kill(rank_process(platform, detail(admin, long)).pid, signal.SIGKILL)
-    admin.until(lambda: len(attempts(platform, detail(admin, long))) > seen, seconds=60)
+    os.kill(ranks_of(platform, detail(admin, long))[-1].pid, signal.SIGKILL)
+    admin.until(lambda: len(attempts_of(platform, detail(admin, long))) > seen, seconds=60)
 
     done = ended(admin, long)
     assert (done["status"], done["progress"]) == ("FINISHED", 100), done["statusMessage"]
     # Every attempt went on from the one before: no step was made anew from the beginning.
     steps = []
-    for attempt in attempts(platform, done):
+    for attempt in attempts_of(platform, done):
         text = (attempt / "rank-0.out").read_text()
         numbers = [int(line.split()[1].rstrip(":")) for line in text.splitlines() if line.startswith("Iteration")]
         steps.append(numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,41 @@ inference_helper.writeClassificationResult(
 )
 """
 
+# Its data reader and network are those of main.py; the loggers are in the older of the published forms.
+ELASTIC = """
+import os
+import sys
+sys.path.insert(0, os.path.join(os.environ["FABRIC_HOME"], "libs", "fabric.zip"))
+
+import pth_parameter_mgr
+import torch
+from callbacks import LoggerCallback
+from emetrics import EMetrics
+from fabric_model import FabricModel
+from main import Net, Pictures
+
+
+class EDTLoggerCallback(LoggerCallback):
+    def log_train_metrics(self, loss, acc, completed_batch, worker=0):
+        with EMetrics.open() as metrics:
+            metrics.record("test", completed_batch, {"loss": loss, "accuracy": acc / 100})
+
+    def log_test_metrics(self, loss, acc, completed_batch, worker=0):
+        print("test accuracy in percent %.1f" % acc)
+
+
+def get_datasets():
+    return Pictures(pth_parameter_mgr.getTrainData(False)), Pictures(pth_parameter_mgr.getTestData(False))
+
+
+if __name__ == "__main__":
+    model = Net(get_datasets()[0][0][0].numel(), 10)
+    optimizer = pth_parameter_mgr.getOptimizer(model)
+    loss = torch.nn.functional.cross_entropy
+    edt = FabricModel(model, get_datasets, loss, optimizer, driver_logger=EDTLoggerCallback())
+    edt.train(pth_parameter_mgr.getEpoch(), 32, 16)
+"""
+
 CAFFE_NET = """
 name: "quick"
 layer { name: "pictures" type: "Data" top: "data" top: "label" include { phase: TRAIN }
@@ -238,11 +274,34 @@ def test_a_pytorch_program_with_its_own_reader(admin: Client, platform: RunningP
     )
     first = train(admin, "old-pytorch", "PyTorch", "first")
     assert first["progress"] == 100
+    # It reports by what it prints alone.
+    curve = admin.get("/models/old-pytorch/trainings/first/metrics?series=train_loss")
+    log = Path(platform.home / "jobs" / first["appid"] / "attempt-1" / "rank-0.out").read_text()
+    step, loss = re.findall(r"Iteration (\d+): tag train_loss, simple_value (\S+)", log)[-1]
+    assert (curve[-1]["step"], curve[-1]["value"]) == (int(step), float(loss))
     assert top1(admin, "old-pytorch", "first") > 0.9
     assert admin.get("/models/old-pytorch/trainings/first/weightfile") == "model_epoch_final.pth"
     again = train(admin, "old-pytorch", "PyTorch", "again", wtfolder=first["path"])
     log = Path(platform.home / "jobs" / again["appid"] / "attempt-1" / "rank-0.out").read_text()
     assert "warm start from model_epoch_final.pth" in log
+
+
+def test_an_elastic_program_from_fabric_zip(admin: Client, platform: RunningPlatform, digits: MainJob) -> None:
+    files = {"main__py": PYTORCH, "elastic-main__py": ELASTIC, "inference__py": INFERENCE}
+    template(admin, platform, "old-elastic", "PyTorch", **files)
+    hyperparameter = {"solvertype": "SGD", "learningrate": 0.1, "momentum": 0.9, "epoch": 8}
+    fields = {"dataset": "shared", "sig": "local", "accelerator": "Elastic", "batchsize": 32}
+    admin.post(
+        "/models", {"name": "old-elastic", "templatename": "old-elastic", "hyperparameter": hyperparameter, **fields}
+    )
+    done = train(admin, "old-elastic", "PyTorch", "first", minWorkers=1)
+    assert done["progress"] == 100
+    log = Path(platform.home / "jobs" / done["appid"] / "attempt-1" / "rank-0.out").read_text()
+    assert log.count("test accuracy in percent") == 8
+    assert admin.get("/models/old-elastic/trainings/first/weightfile") == "model_epoch_final.pth"
+    written = Path(done["path"]).parent / "log" / "evaluation-metrics.txt"
+    assert '"grouplabel": "test"' in written.read_text()
+    assert top1(admin, "old-elastic", "first") > 0.9
 
 
 def test_a_caffe_solver_and_net(admin: Client, platform: RunningPlatform, digits: MainJob) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from dlmesh_platform.client import ApiError, Client, named
 from dlmesh_platform.launch import RunningPlatform
 from dlmesh_platform.main_job import MainJob
+from testkit.platform import attempts_of, ranks_of
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow]
 
@@ -112,15 +115,23 @@ def make_model(admin: Client, name: str, **fields: Any) -> None:
 
 
 @pytest.mark.parametrize("accelerator", ["Native", "Elastic"])
-def test_the_template_trains_on_two_workers_validates_and_goes(
-    admin: Client, records: MainJob, accelerator: str
+def test_the_template_trains_on_two_workers_survives_a_kill_validates_and_goes(
+    platform: RunningPlatform, admin: Client, records: MainJob, accelerator: str
 ) -> None:
     assert named(admin.get("/frameworks"), "name", "TensorFlow")["frameworkVersion"]
     hyperparameter = {"solvertype": "Adam", "learningrate": 0.002, "lrpolicy": "fixed", "epoch": 4}
     make_model(admin, "tensorflow", hyperparameter=hyperparameter, accelerator=accelerator)
     path = "/models/tensorflow/trainings"
-    admin.post(path, {"trainName": "first", "dlFramework": "TensorFlow", "clusterSize": 2})
-    assert records.await_training()["progress"] == 100
+    fields = {"dlFramework": "TensorFlow", "clusterSize": 2, "checkpointInterval": 5}
+    admin.post(path, {"trainName": "first", **fields})
+    steps = Path(records.training()["path"]) / "steps"
+    admin.until(lambda: any(steps.glob("step-*/manifest.json")), seconds=90)
+    os.kill(ranks_of(platform, records.training())[-1].pid, signal.SIGKILL)
+    training = records.await_training()
+    assert training["progress"] == 100
+    before, after = ((attempt / "rank-0.out").read_text() for attempt in attempts_of(platform, training))
+    assert "Iteration 1: " in before
+    assert "Iteration 1: " not in after
     assert admin.get(f"{path}/first/weightfile") == "model_epoch_final.keras"
     metrics = ["Top1", "Top5", "ConfusionMatrix"]
     admin.post("/models/tensorflow/validations", {"valName": "check", "trainName": "first", "metrics": metrics})
@@ -154,11 +165,12 @@ def test_a_program_of_the_original_platform_runs_unchanged(
         "decayrate": 0.8,
         "maxiteration": 92,
     }
-    make_model(admin, name, tfmainContent=READING + program, hyperparameter=hyperparameter, accelerator="Single")
-    path = f"/models/{name}/trainings"
+    model = f"tensorflow-{name}"
+    make_model(admin, model, tfmainContent=READING + program, hyperparameter=hyperparameter, accelerator="Single")
+    path = f"/models/{model}/trainings"
     fields = {"trainName": "first", "dlFramework": "TensorFlow", "clusterSize": 1, "testInterval": 46}
     admin.post(path, fields)
-    training = MainJob(admin, "digits", prefix=name).await_training()
+    training = MainJob(admin, "digits", prefix=model).await_training()
     assert (training["status"], training["progress"]) == ("FINISHED", 100)
     assert admin.get(f"{path}/first/weightfile") == weights
     log = (platform.home / "jobs" / training["appid"] / "attempt-1" / "rank-0.out").read_text()
@@ -169,4 +181,4 @@ def test_a_program_of_the_original_platform_runs_unchanged(
     if name == "stepping":
         assert list(Path(training["path"]).parent.glob("log/events.out.tfevents.*"))
     admin.delete(f"{path}/first")
-    admin.delete(f"/models/{name}")
+    admin.delete(f"/models/{model}")

@@ -38,6 +38,7 @@ USERS = "/platform/rest/dlmesh/v1/users"
 PASSWORD = "a good password"
 ADMIN = ("Admin", PASSWORD)
 CACHE_SECONDS = 1.0
+DATABASE_PASSWORD = "of/the/database"
 
 
 class Datasets(datasets_pb2_grpc.DatasetServiceServicer):
@@ -77,6 +78,8 @@ def raise_for(name: str) -> None:
     }
     if name in refusals:
         raise refusals[name]
+    if name.startswith("missing"):
+        raise not_found("dataset", name)
     if name == "broken":
         raise RuntimeError("a secret of the implementation")
 
@@ -186,7 +189,10 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         **addresses,
         "DLMESH_GATEWAY_ADDRESS": f"127.0.0.1:{gateway_port}",
     }
-    backend = Backend(ServiceSettings.from_environment("datasets", environment))
+    database_url = f"postgresql://dlmesh:{DATABASE_PASSWORD}@127.0.0.1:1/dlmesh?sslpassword={DATABASE_PASSWORD}"
+    backend = Backend(
+        ServiceSettings.from_environment("datasets", {**environment, "DLMESH_DATABASE_URL": database_url})
+    )
     backend.start()
     processes: list[subprocess.Popen[bytes]] = []
 
@@ -452,6 +458,14 @@ def test_oversized_headers_are_431(platform: Platform) -> None:
     assert platform.client().get(platform.url("/"), headers={"x-long": "x" * 40_000}).status_code == 431
 
 
+@pytest.mark.parametrize("length", [1_000, 10_000, 30_000])
+def test_a_name_as_long_as_headers_may_be_is_answered_by_the_service(platform: Platform, length: int) -> None:
+    client, name = platform.client(), "missing" + "x" * length
+    body = assert_error(client.get(platform.url(f"{API}/datasets/{name}")), 404, 5)
+    assert body["message"].startswith("dataset 'missingxxx")
+    assert len(body["message"]) < 300
+
+
 @pytest.mark.parametrize("name", ["main.py", "a/b.py", "a b/ü+%.py", "../x"])
 def test_file_names_may_hold_encoded_slashes(platform: Platform, name: str) -> None:
     path = f"{API}/models/files/{requests.utils.quote(name, safe='')}"
@@ -559,6 +573,12 @@ def test_verified_credentials_are_cached_and_expire_after_a_password_change(plat
     assert "bob" not in {user["name"] for user in admin.get(platform.url(USERS)).json()}
 
 
+@pytest.mark.parametrize("path", ["/datasets/%FF", "/models/files/m%2F%C3%28"])
+def test_a_path_that_is_not_utf8_is_a_bad_request(platform: Platform, path: str) -> None:
+    body = assert_error(platform.client().get(platform.url(API + path)), 400, 3)
+    assert "not UTF-8" in body["message"]
+
+
 def test_configuration_shows_no_secret(platform: Platform) -> None:
     run = platform.home / "run"
     (run / "triton.json").write_text('{"http": "http://127.0.0.1:1", "grpc": "127.0.0.1:2"}')
@@ -566,10 +586,25 @@ def test_configuration_shows_no_secret(platform: Platform) -> None:
     assert answer.status_code == 200
     configuration = answer.json()
     assert configuration["triton.grpc.url"] == "127.0.0.1:2"
-    assert configuration["dlmesh.home"] == str(platform.home)
-    assert platform.secret not in answer.text
-    assert PASSWORD not in answer.text
+    assert configuration["dlmesh.gateway.home"] == str(platform.home)
+    assert configuration["dlmesh.gateway.http.port"] == str(platform.port)
+    assert configuration["dlmesh.gateway.credential.cache.seconds"] == "1"
+    assert configuration["dlmesh.gateway.session.seconds"] == "28800", "a default is in effect, too"
+    assert {key.split(".")[1] for key in configuration if key.startswith("dlmesh.")} == {*DEFAULT_PORTS, "version"}
+    assert all(isinstance(value, str) for value in configuration.values())
+    for secret in (platform.secret, PASSWORD, DATABASE_PASSWORD):
+        assert secret not in answer.text
+    assert configuration["dlmesh.datasets.database.url"] == "postgresql://127.0.0.1:1/dlmesh"
     assert (run / "envoy.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_configuration_is_for_administrators(platform: Platform) -> None:
+    url = platform.url(f"{API}/conf")
+    assert_error(requests.get(url, timeout=10), 401, 16)
+    platform.client().post(platform.url(USERS), json={"name": "reader", "password": "password one"})
+    refused = platform.client(("reader", "password one")).get(url)
+    assert_error(refused, 403, 7)
+    assert "only an administrator" in refused.json()["message"]
 
 
 # -- a service that goes away (last: these restart what the others use)

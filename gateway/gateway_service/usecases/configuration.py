@@ -1,42 +1,52 @@
-"""The effective configuration, without secrets."""
+"""The effective configuration of the whole platform, without secrets."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 
-from gateway_service.settings import GatewaySettings
+from servicekit.identity import Identity, acting_as, current_identity
+from servicekit.shown_settings import without_credentials
 
-
-def effective_configuration(settings: GatewaySettings) -> Mapping[str, str]:
-    """Property name -> text, as `GET /conf` answers."""
-    service = settings.service
-    triton = _triton_urls(settings)
-    return {
-        "dlmesh.version": _version(),
-        "dlmesh.home": str(service.home),
-        "dlmesh.data.roots": ":".join(str(root) for root in service.data_roots),
-        "dlmesh.instance.group": settings.instance_group,
-        "dlmesh.log.level": service.log_level,
-        "dlmesh.database": service.database_url.partition(":")[0].partition("+")[0],
-        "dlmesh.http.host": settings.http_host,
-        "dlmesh.http.port": str(settings.http_port),
-        "dlmesh.session.seconds": f"{settings.session_seconds:g}",
-        "dlmesh.credential.cache.seconds": f"{settings.credential_cache_seconds:g}",
-        **{f"dlmesh.{name}.address": address for name, address in service.peers.items()},
-        **{f"triton.{name}.url": url for name, url in triton.items()},
-    }
+from gateway_service.usecases.ports import SettingsSource
 
 
-def _triton_urls(settings: GatewaySettings) -> dict[str, str]:
-    """What the inference service wrote about its server; DLMESH_TRITON_URL stands over it; empty when none is known."""
-    try:
-        known = json.loads((settings.run_directory / "triton.json").read_text())
-        urls = {protocol: str(known.get(protocol, "")) for protocol in ("http", "grpc")}
-    except (OSError, ValueError, AttributeError):
-        urls = {"http": "", "grpc": ""}
-    return urls | ({"http": settings.triton_url} if settings.triton_url else {})
+class Configuration:
+    """Callable by administrators: name -> text, as `GET /conf` answers.
+
+    `services` are asked for their settings, so that what is shown is what they run with.
+    """
+
+    def __init__(self, source: SettingsSource, services: Sequence[str], home: Path) -> None:
+        self._source = source
+        self._services = services
+        self._triton_file = home / "run" / "triton.json"
+
+    async def __call__(self) -> dict[str, str]:
+        """403 unless the caller is an administrator; 503 naming a service that does not answer."""
+        current_identity().require_admin("read the configuration")
+        with acting_as(Identity.service("gateway")):
+            found = await asyncio.gather(*(self._source.settings_of(service) for service in self._services))
+        return {
+            "dlmesh.version": _version(),
+            **{
+                f"dlmesh.{service}.{name}": value
+                for service, settings in zip(self._services, found, strict=True)
+                for name, value in sorted(settings.items())
+            },
+            **self._triton_addresses(),
+        }
+
+    def _triton_addresses(self) -> dict[str, str]:
+        """What the inference service wrote about the server that it uses; empty when there is none."""
+        try:
+            known = json.loads(self._triton_file.read_text())
+            return {f"triton.{key}.url": without_credentials(str(known.get(key, ""))) for key in ("http", "grpc")}
+        except (OSError, ValueError, AttributeError):
+            return {"triton.http.url": "", "triton.grpc.url": ""}
 
 
 def _version() -> str:

@@ -33,6 +33,13 @@ class Accounts(Protocol):
         """Also removes sessions that ended before `now`."""
 
 
+class SettingsSource(Protocol):
+    """Knows what the services were started with."""
+
+    async def settings_of(self, service: str) -> Mapping[str, str]:
+        """Name -> text, secrets left out; 503 when the service does not answer."""
+
+
 class HealthProbe(Protocol):
     """Asks every service whether it serves."""
 

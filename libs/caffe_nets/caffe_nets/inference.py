@@ -5,21 +5,17 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any
 
 import inference_helper
 import torch
-from PIL import Image
-from record_datasets import open_records
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from dlmesh_sdk.image_files import open_images
+from torch.utils.data import DataLoader
 
 from caffe_nets.folder import read_folder
 from caffe_nets.model import CaffeModel, placeholder_mean
 from caffe_nets.pictures import to_pixels
 
 BATCH_SIZE = 256
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 
 
 def infer(
@@ -45,7 +41,7 @@ def infer(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net.to(device).eval()
     channels, height, width = shape
-    names, samples = _open(input_dir, functools.partial(to_pixels, channels=channels, height=height, width=width))
+    names, samples = open_images(input_dir, functools.partial(to_pixels, channels=channels, height=height, width=width))
     rows, columns = net.test_transform.side
     top, left = (height - rows) // 2, (width - columns) // 2
     probabilities: list[list[float]] = []
@@ -63,25 +59,3 @@ def infer(
         ground_truth=truth if validate else None,
         prob_thresh=threshold,
     )
-
-
-def _open(path: Path, to_input: Any) -> tuple[list[str], Dataset[tuple[Tensor, Any]]]:
-    files = sorted(file for file in path.glob("*") if file.suffix.lower() in SUFFIXES)
-    if not files:
-        records = open_records(path, to_input)
-        return records.names(), records
-    return [file.name for file in files], _Pictures(files, to_input)
-
-
-class _Pictures(Dataset[tuple[Tensor, Any]]):
-    """Picture files as (pixels, -1)."""
-
-    def __init__(self, files: list[Path], to_input: Any) -> None:
-        self.files, self.to_input = files, to_input
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        with Image.open(self.files[index]) as image:
-            return torch.from_numpy(self.to_input(image)), -1

@@ -75,6 +75,14 @@ def _pair(parameter: Any, name: str, default: int) -> tuple[int, int]:
     return (int(given), int(given)) if parameter.HasField(name) else (default, default)
 
 
+def _steps(parameter: Any, name: str) -> tuple[int, int]:
+    """Stride or dilation; torch computes for ever with 0."""
+    steps = _pair(parameter, name, 1)
+    if min(steps) < 1:
+        raise CaffeError(f"{name} is {min(steps)}; it must be 1 or more")
+    return steps
+
+
 def _kernel(parameter: Any) -> tuple[int, int]:
     kernel = _pair(parameter, "kernel_size", 0)
     if min(kernel) < 1:
@@ -110,8 +118,8 @@ class Convolution(Layer):
         channels = _images(shapes[0])[1]
         if self.groups < 1 or channels % self.groups or outputs % self.groups:
             raise CaffeError(f"group is {self.groups}; it must divide {channels} channels and {outputs} outputs")
-        self.stride, self.padding = _pair(own, "stride", 1), _pair(own, "pad", 0)
-        self.dilation = _pair(own, "dilation", 1)
+        self.stride, self.padding = _steps(own, "stride"), _pair(own, "pad", 0)
+        self.dilation = _steps(own, "dilation")
         self.weigh("weight", (*self.ends(channels, outputs), *_kernel(own)), own.weight_filler)
         self.bias: Tensor | None
         if own.bias_term:
@@ -153,7 +161,7 @@ class Pooling(Layer):
             raise CaffeError("pool STOCHASTIC is not supported; allowed: MAX, AVE")
         self.is_global = own.global_pooling
         self.kernel = (height, width) if self.is_global else _kernel(own)
-        self.stride, self.padding = _pair(own, "stride", 1), _pair(own, "pad", 0)
+        self.stride, self.padding = _steps(own, "stride"), _pair(own, "pad", 0)
         if any(2 * pad > kernel for pad, kernel in zip(self.padding, self.kernel, strict=True)):
             raise CaffeError(f"pad {self.padding} is more than half of the kernel {self.kernel}")
         self.rounds_up = enum_word(own, "round_mode") == "CEIL"

@@ -10,6 +10,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from google.protobuf.message import DecodeError
 
 MAX_TEXT_BYTES = 16 << 20
+MAX_DEPTH = 50
 _PACKAGE = "dlmesh_caffe"
 _ENUMS = {
     "Phase": "TRAIN TEST",
@@ -176,7 +177,7 @@ def parse_net(text: str, source: str, known_types: frozenset[str] | None = None)
         lenient = NetParameter()
         try:
             text_format.Parse(text, lenient, allow_unknown_field=True)
-        except text_format.ParseError:
+        except (text_format.ParseError, RecursionError):
             pass
         else:
             check_types(lenient, source, known_types)
@@ -203,7 +204,8 @@ def read_text(file: Path) -> str:
     try:
         if file.stat().st_size > MAX_TEXT_BYTES:
             raise CaffeError(f"{file.name}: larger than {MAX_TEXT_BYTES} bytes")
-        return file.read_text(encoding="utf-8")
+        # Editors put a mark in front.
+        return file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise CaffeError(f"{file.name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -220,7 +222,9 @@ def read_binary(file: Path) -> Any:
 
 def _parse(text: str, source: str, message: Any) -> Any:
     try:
-        return text_format.Parse(text, message, max_recursion_depth=50)
+        return text_format.Parse(text, message, max_recursion_depth=MAX_DEPTH)
+    except RecursionError:
+        raise CaffeError(f"{source}: messages lie more than {MAX_DEPTH} deep in each other") from None
     except text_format.ParseError as error:
         raise CaffeError(f"{source}: {_explained(error, text, message)}") from error
 

@@ -15,20 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import caffe_solvers
-import deepspeed_config
 import numpy as np
-import pth_parameter_mgr as parameters
-import run_parameters
 import torch
-from checkpoints import FINAL_WEIGHTS, Checkpoints
-from gang import Gang, join
-from monitor_pth import PytorchMonitor
-from record_datasets import open_records, read_labels
-from sharded_batches import ShardedBatches
+from dlmesh_sdk import caffe_solvers, deepspeed_config, run_parameters
+from dlmesh_sdk import pth_parameters as parameters
+from dlmesh_sdk.checkpoints import FINAL_WEIGHTS, Checkpoints
+from dlmesh_sdk.gang import Gang, join
+from dlmesh_sdk.monitor import PytorchMonitor
+from dlmesh_sdk.record_datasets import open_records, read_labels
+from dlmesh_sdk.sharded_batches import ShardedBatches, settled_batch
+from dlmesh_sdk.training_loop import STOPPED, timed
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
-from training_loop import STOPPED, prefetched
 
 from caffe_nets.folder import Folder, read_folder
 from caffe_nets.model import CaffeModel
@@ -77,8 +75,14 @@ class _Run:
         self.total = int(self.settings["max_iter"])
         if self.total < 1:
             raise CaffeError(f"the solver's max_iter is {self.total}; it must be 1 or more")
+        try:
+            caffe_solvers.learning_rate(self.settings, 0)
+        except ValueError as error:
+            raise CaffeError(f"the solver: {error}") from error
         self.iter_size = max(1, int(self.settings["iter_size"]))
-        self.batch_size = deepspeed_config.global_batch_size(self._batch_size("train"), gang.world_size)
+        self.batch_size = settled_batch(
+            self._batch_size("train"), len(self.train_data), multiple_of=gang.world_size, tell=gang.is_first
+        )
         config = self._config(folder)
         groups = self.model.parameter_groups()
         if not groups:
@@ -106,9 +110,11 @@ class _Run:
                 self._test(self._test_batches())
             if self.solver.snapshot > 0 and self.step % self.solver.snapshot == 0:
                 number = self.step // self.solver.snapshot
+                self.gang.average(self.model.buffers())
                 self.checkpoints.write_weights(self.engine, f"model_epoch_{number}.pth")
             stopping, due = self.gang.any(self.gang.stop_requested, self.checkpoints.due(self.step))
             if stopping or due:
+                self.gang.average(self.model.buffers())
                 self.checkpoints.save(self.engine, self.step)
             if stopping:
                 self.checkpoints.finish()
@@ -157,13 +163,15 @@ class _Run:
                 samples, self.batch_size, gang.rank, gang.world_size, seed=self.seed, epoch=epoch, start=done
             )
             loader = DataLoader(self.train_data, batch_sampler=sampler, num_workers=gang.loader_workers)
-            yield from prefetched(loader, self.monitor)
+            yield from timed(loader, self.monitor)
             epoch, done = epoch + 1, 0
 
     @torch.no_grad()
     def _test(self, max_batches: int | None = None) -> None:
         """Report loss and accuracy on the first `max_batches` batches of the test data (all of them when None)."""
         self.engine.eval()
+        # Moving means of batch normalization are of a worker's own shares until then.
+        self.gang.average(self.model.buffers())
         gang, batch_size, data = self.gang, self._batch_size("test"), self.test_data
         samples = len(data) if max_batches is None else min(len(data), max_batches * batch_size)
         loss = hits = 0.0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dlmesh_sdk.checkpoints import write_whole
 from torch import Tensor
 
 from caffe_nets.net import CaffeNet
@@ -26,9 +27,7 @@ def write_caffemodel(net: CaffeNet, state: Mapping[str, Tensor], file: Path, nam
             written = layer.blobs.add()
             written.shape.dim.extend(values.shape)
             written.data.extend(values.flatten().tolist())
-    draft = file.with_name(f".{file.name}.draft")
-    draft.write_bytes(message.SerializeToString())
-    draft.replace(file)
+    write_whole(file, lambda draft: draft.write_bytes(message.SerializeToString()))
 
 
 def load_initial(net: CaffeNet, location: str | Path) -> list[str]:

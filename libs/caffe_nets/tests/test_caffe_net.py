@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +57,12 @@ WRONG = {
         DATA + 'layer { name: "p" type: "Pooling" bottom: "data" top: "p"\n pooling_param { pool: MEDIAN } }',
         r"line 3, layer 'p': .*MEDIAN",
     ),
+    "no stride": (
+        DATA + CONVOLUTION.replace("kernel_size", "stride: 0 kernel_size"),
+        r"layer 'conv' .*stride is 0; it must be 1 or more",
+    ),
+    "no dilation": (DATA + CONVOLUTION.replace("kernel_size", "dilation: 0 kernel_size"), "dilation is 0"),
+    "too deep": ("layer { " * 5000, "my_train_test.prototxt: "),
     "old layers": ('layers { name: "conv" type: CONVOLUTION }', "upgrade it to `layer`"),
     "dangling": (DATA + CONVOLUTION + SCORES % "pool" + LOSS, r"layer 'scores' .*bottom 'pool' is made by no layer"),
     "cycle": (
@@ -84,6 +91,11 @@ WRONG = {
         r"layer 'data' .*include or exclude, not both",
     ),
 }
+
+
+def test_a_mark_before_the_text_is_none_of_it(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "\ufeff# comment\r\n" + (DATA + SCORES % "data" + LOSS).replace("\n", "\r\n"))
+    assert build(folder, SHAPE, 10).plans["train"].logits == "scores"
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -242,7 +254,23 @@ def test_solver_fields_give_way_to_hyperparameters(tmp_path: Path) -> None:
     )
     given = solver_settings(solver, {"solvertype": "SGD", "learningrate": 0.5, "stepvalues": "7, 9", "momentum": 0})
     assert (given["type"], given["base_lr"], given["stepvalue"]) == ("SGD", 0.5, [7, 9])
-    assert given["momentum"] == pytest.approx(0.8)
+    assert given["momentum"] == 0
+    adam = solver_settings(solver, {"solvertype": "Adam", "momentum": 0.7, "beta1": 0.6, "beta2": 0.5, "epsilon": 0.1})
+    assert (adam["momentum"], adam["momentum2"], adam["delta"]) == (0.6, 0.5, 0.1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"epsilon": 0.1}, {"power": 2.0}, {"stepsize": 7}, {"epoch": 3}, {"nesterov": True}],
+    ids=lambda given: next(iter(given)),
+)
+def test_a_hyperparameter_that_solver_and_policy_lack_changes_nothing(tmp_path: Path, given: dict[str, Any]) -> None:
+    folder = write_model(
+        tmp_path, DATA, 'type: "Nesterov" lr_policy: "multistep" stepvalue: 3 gamma: 0.5 momentum: 0.8'
+    )
+    solver = read_folder(folder).solver
+    assert solver_settings(solver, given) == solver_settings(solver, {})
+    assert solver_settings(solver, {"momentum": 0.1}) != solver_settings(solver, {})
 
 
 def conv(name: str, bottom: str, outputs: int, options: str) -> str:

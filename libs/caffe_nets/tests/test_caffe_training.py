@@ -138,15 +138,16 @@ def test_a_resumed_training_repeats_the_losses(tmp_path: Path, digits: Path, par
 @pytest.mark.slow
 def test_two_ranks_divide_the_batch_and_begin_from_a_caffemodel(tmp_path: Path, digits: Path, parameters: Any) -> None:
     folder = write_tiny(tmp_path / "model", "max_iter: 20 display: 10")
-    train(folder, tmp_path / "one", parameters(digits))
+    assert "Batch size" not in train(folder, tmp_path / "one", parameters(digits))
     output = train(
         folder,
         tmp_path / "two",
-        parameters(digits, learningrate=1e-9),
+        parameters(digits, learningrate=1e-9, batch_size=5),
         weights=str(tmp_path / "one/model_final.caffemodel"),
         ranks=2,
     )
     assert "weights were loaded for the layers conv, bn, ip" in output
+    assert output.count("Batch size 5: a step takes 6 samples, rounded up to a multiple of the 2 workers\n") == 1
     first = torch.load(tmp_path / "one/model_epoch_final.pth", weights_only=True)
     second = torch.load(tmp_path / "two/model_epoch_final.pth", weights_only=True)
     torch.testing.assert_close(second["layers.ip.weight"], first["layers.ip.weight"], atol=1e-5, rtol=0)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import caffe_solvers
 import numpy as np
 import pytest
 import torch
+from dlmesh_sdk import caffe_solvers
 
 Array = np.ndarray
 STEPS = 6
@@ -122,6 +122,7 @@ CURVES: list[tuple[dict[str, Any], Callable[[int], float]]] = [
         lambda i: 0.2 * (1 if i < 5 else 0.1 if i < 20 else 0.01),
     ),
     ({"lr_policy": "poly", "power": 2.0, "max_iter": 50}, lambda i: 0.2 * (1 - i / 50) ** 2),
+    ({"lr_policy": "poly", "power": 0.0, "max_iter": 50}, lambda i: 0.2),
     ({"lr_policy": "sigmoid", "gamma": -0.3, "stepsize": 20}, lambda i: 0.2 / (1 + math.exp(0.3 * (i - 20)))),
 ]
 
@@ -145,6 +146,7 @@ def test_a_sigmoid_ends_far_from_its_step() -> None:
         ({"lr_policy": "step", "gamma": 0.1}, "lr_policy 'step' needs stepsize"),
         ({"lr_policy": "multistep", "gamma": 0.1, "stepvalue": []}, "lr_policy 'multistep' needs stepvalue"),
         ({"lr_policy": "poly", "power": 1.0}, "lr_policy 'poly' needs max_iter"),
+        ({"lr_policy": "inv", "gamma": 0.1, "power": None}, "lr_policy 'inv' needs power"),
     ],
 )
 def test_a_policy_names_what_it_lacks(settings: dict[str, Any], message: str) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import checkpoints
 import pytest
 import torch
-from gang import Gang
+from dlmesh_sdk import checkpoints
+from dlmesh_sdk.fabric_training import State
+from dlmesh_sdk.gang import Gang
 
 
 def write(steps: Path, step: int, content: str = "state", world_size: int = 1) -> Path:
@@ -77,8 +82,8 @@ def test_another_number_of_workers_is_passed_over(tmp_path: Path) -> None:
 PROGRAM = """
 import errno, sys
 import torch
-from gang import join
-from checkpoints import Checkpoints
+from dlmesh_sdk.gang import join
+from dlmesh_sdk.checkpoints import Checkpoints
 
 folder, stage = sys.argv[1], int(sys.argv[2])
 gang = join()
@@ -122,7 +127,7 @@ gang.leave()
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2])
 def test_it_holds_the_moment_of_the_save_and_a_full_disk_costs_only_itself(tmp_path: Path, stage: int) -> None:
-    paths = os.pathsep.join(str(Path(checkpoints.__file__).parents[1] / name) for name in ("sdk", "workerkit"))
+    paths = os.pathsep.join(str(Path(checkpoints.__file__).parents[2] / name) for name in ("sdk", "workerkit"))
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path), str(stage)],
         env=os.environ | {"PYTHONPATH": paths},
@@ -134,3 +139,126 @@ def test_it_holds_the_moment_of_the_save_and_a_full_disk_costs_only_itself(tmp_p
     assert done.returncode == 0, done.stderr
     assert "the checkpoint of step 2 could not be written: [Errno 28] No space left on device" in done.stdout
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["step-0000000001"]
+
+
+# Where a full disk (or a broken one) can meet a checkpoint: the call that fails, and for which argument.
+PLACES: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
+    "folder": (Path, "mkdir", lambda path: ".draft-" in str(path)),
+    "file": (torch, "save", lambda content: True),
+    "flush": (os, "fsync", lambda descriptor: True),
+    "manifest": (Path, "write_text", lambda path: path.name == checkpoints.MANIFEST),
+    "rename": (Path, "rename", lambda path: path.name.startswith(".draft-")),
+}
+
+
+def full(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, meant: Callable[[Any], bool]) -> None:
+    whole = getattr(owner, name)
+
+    def fails(first: Any, *others: Any, **named: Any) -> Any:
+        if meant(first):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(first, *others, **named)
+
+    monkeypatch.setattr(owner, name, fails)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_full_disk_anywhere_costs_only_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    model = torch.nn.Linear(2, 1)
+    state = State(model, torch.optim.SGD(model.parameters(), 0.1))
+    kept = checkpoints.Checkpoints(tmp_path, Gang(0, 0, 1, torch.device("cpu")))
+    kept.save(state, 1, note="first")
+    kept.finish()
+    with monkeypatch.context() as patch:
+        full(patch, *PLACES[place])
+        kept.save(state, 2)
+        kept.finish()
+    assert capsys.readouterr().out == (
+        "the checkpoint of step 2 could not be written: [Errno 28] No space left on device\n"
+    )
+    assert [path.name for path in (tmp_path / "steps").iterdir()] == ["step-0000000001"]
+    assert kept.load_newest(state) == (1, {"note": "first"})
+    # There is space again.
+    kept.save(state, 3)
+    kept.finish()
+    assert kept.load_newest(state)[0] == 3
+
+
+def test_older_ones_that_cannot_be_removed_end_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = torch.nn.Linear(2, 1)
+    state = State(model, torch.optim.SGD(model.parameters(), 0.1))
+    kept = checkpoints.Checkpoints(tmp_path, Gang(0, 0, 1, torch.device("cpu")), keep=1)
+    kept.save(state, 1)
+    kept.finish()
+    full(monkeypatch, shutil, "rmtree", lambda path: path.name == "step-0000000001")
+    kept.save(state, 2)
+    kept.finish()
+    assert capsys.readouterr().out == (
+        "checkpoints before step 2 could not be removed: [Errno 28] No space left on device\n"
+    )
+    assert kept.load_newest(state)[0] == 2
+
+
+# Two workers of which each has a part, and then the second one has no space for its own.
+DIVIDED = """
+import errno, sys
+import torch
+from dlmesh_sdk.gang import join
+from dlmesh_sdk.checkpoints import Checkpoints
+
+gang = join()
+
+class Divided:
+    checkpoint_engine = None
+    value = 0
+    def zero_optimization_stage(self):
+        return 2
+    def save_checkpoint(self, folder, *, tag, client_state, save_latest):
+        self.checkpoint_engine.save({"value": self.value, **client_state}, f"{folder}/{tag}/{gang.rank}.pt")
+    def load_checkpoint(self, folder, tag):
+        content = torch.load(f"{folder}/{tag}/{gang.rank}.pt", weights_only=True)
+        self.value = content["value"]
+        return folder, {"state": content["state"]}
+
+def no_space(content, path):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+engine, checkpoints, whole = Divided(), Checkpoints(sys.argv[1], gang), torch.save
+for step in (1, 2, 3):
+    torch.save = no_space if step == 2 and gang.rank == 1 else whole
+    engine.value = 10 * step + gang.rank
+    checkpoints.save(engine, step)
+    checkpoints.finish()
+    gang.barrier()
+    print(checkpoints.load_newest(engine)[0], engine.value, flush=True)
+gang.leave()
+"""
+
+
+@pytest.mark.slow
+def test_what_one_worker_could_not_write_is_no_checkpoint_for_any(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = []
+    for rank in ("0", "1"):
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", DIVIDED, str(tmp_path)],
+                env=os.environ | told | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
+    outputs = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    failure = "the checkpoint of step 2 could not be written: [Errno 28] No space left on device"
+    # DeepSpeed says what it found on the machine, in lines that begin with a time.
+    said = [[line for line in output.splitlines() if not line.startswith("[")] for output, _ in outputs]
+    assert said == [["1 10", failure, "1 10", "3 30"], ["1 11", "1 11", "3 31"]]

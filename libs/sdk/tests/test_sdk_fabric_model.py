@@ -12,19 +12,21 @@ from typing import Any
 
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 
 pytestmark = pytest.mark.slow
 
 # Runs one after the other, their workers forked from one process that has imported what takes long. The program below
 # `main` is a user's; `seen` is where its dataset notes what it was asked for.
 PROGRAM = """
-import json, os, signal, socket, sys, time
+import copy, json, os, signal, sys, time
 import torch
 from torch import nn
 from sklearn.datasets import load_digits
 from fabric_model import FabricModel
 from callbacks import Callback, LoggerCallback
-import fabric_async, fabric_training
+from dlmesh_sdk import fabric_async, fabric_training
+from testkit.gangs import forked_gang
 
 DIGITS = load_digits()
 
@@ -66,6 +68,7 @@ class Watch(Callback):
         print("epoch begins", epoch, self.params["epochs"], type(self.params["optimizer"]).__name__, flush=True)
     def on_epoch_end(self, epoch, save_model):
         print("epoch ends", epoch, bool(save_model), type(self.model.get_loss_function()).__name__, flush=True)
+        assert type(copy.deepcopy(self.model)) is nn.Sequential
 
 def step(model, data, eva, train_loader, fn_args):
     x, y = data
@@ -99,33 +102,16 @@ def main(run, rank):
     loss = nn.CrossEntropyLoss()
     fabric = FabricModel(model, data, loss, optimizer, **extra, **run.get("named", {}))
     fabric.train(run.get("epochs", 3), run["batch"], 8, **run.get("train", {}))
+    # On every worker the weights are there, whoever wrote them.
+    assert "model_epoch_final.pth" in os.listdir(fabric.download(f"kept-{run['name']}"))
+
+def work(run, rank):
+    os.environ |= run.get("environment", {})
+    sys.stdout = open(f"out-{run['name']}-{rank}", "a")
+    main(run, rank)
 
 for run in json.loads(sys.argv[1]):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    pids = []
-    for rank in range(run["workers"]):
-        pid = os.fork()
-        if not pid:
-            code = 1
-            try:
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(run["workers"]),
-                               "LOCAL_WORLD_SIZE": str(run["workers"]), "MASTER_ADDR": "127.0.0.1",
-                               "MASTER_PORT": port, **run.get("environment", {})}
-                sys.stdout = open(f"out-{run['name']}-{rank}", "a")
-                main(run, rank)
-                code = 0
-            except SystemExit as end:
-                code = end.code
-            except BaseException:
-                import traceback
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(code)
-        pids.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    codes = forked_gang(run["workers"], lambda rank: work(run, rank))
     assert codes == run.get("codes", [0] * run["workers"]), (run, codes)
 """
 
@@ -204,6 +190,28 @@ def test_a_training_is_the_same_on_any_number_of_workers(tmp_path: Path) -> None
     )
 
 
+def test_a_batch_beyond_the_samples_is_all_of_them_on_any_number_of_workers(tmp_path: Path) -> None:
+    huge: dict[str, Any] = {"batch": 2**31 - 1, "epochs": 6}
+    run_all(
+        tmp_path,
+        [
+            {"name": "one", "workers": 1, **huge},
+            # A step of all 50 samples is 17, 17 and 16.
+            {"name": "first", "training": "changing", "workers": 3, **huge, "stop_after": 2 * 16, "codes": [143] * 3},
+            {"name": "second", "training": "changing", "workers": 1, **huge},
+        ],
+    )
+    for name, values in weights(tmp_path, "changing").items():
+        torch.testing.assert_close(values, weights(tmp_path, "one")[name], atol=1e-5, rtol=1e-4)
+    assert Counter(seen(tmp_path, "one")) == Counter(list(range(50)) * 6)
+    assert "Total iterations: 6" in lines(tmp_path, "second")
+    asked = 4 * (2**31 - 1)
+    for name in ("one", "first"):
+        said = [line for line in lines(tmp_path, name) if line.startswith("Batch size")]
+        assert said == [f"Batch size {asked}: a step takes 50 samples, there are 50"]
+    assert not any(line.startswith("Batch size") for line in lines(tmp_path, "first", rank=1))
+
+
 def test_callbacks_of_both_forms_and_own_functions(tmp_path: Path) -> None:
     own = {"fn_step_train": "step", "fn_test": "test", "fn_batch_collate": "collate"}
     run_all(
@@ -248,7 +256,15 @@ def test_callbacks_of_both_forms_and_own_functions(tmp_path: Path) -> None:
         assert "collated 4" in own_lines
     assert not any("old" in line for line in lines(tmp_path, "plain", 1))
     kept = {file.name for file in (tmp_path / "gradients").glob("*.pth")}
-    assert kept == {"model_epoch_2.pth", "model_epoch_final.pth"}
+    assert kept == {"model_epoch_2.pth", "model_epoch_2_optimizer_state.pth", "model_epoch_final.pth"}
+    state = torch.load(tmp_path / "gradients" / "model_epoch_2_optimizer_state.pth", weights_only=True)
+    assert state["param_groups"][0]["momentum"] == 0.9
+    assert [tuple(one["momentum_buffer"].shape) for one in state["state"].values()] == [
+        (16, 64),
+        (16,),
+        (10, 16),
+        (10,),
+    ]
     assert len([line for line in lines(tmp_path, "gradients") if "test_loss" in line]) == 1
 
 
@@ -268,6 +284,14 @@ def test_async_workers_do_not_wait_for_each_other(tmp_path: Path) -> None:
                 "slow": [0.0, 0.03],
                 "environment": {"DLMESH_SYNC_MODE": "ASYNC", "DLMESH_ASYNC_MAX_STALENESS": "10000"},
                 "functions": {"user_callback": "Watch", "driver_logger": "Old"},
+            },
+            {
+                "name": "own",
+                "workers": 2,
+                "batch": 8,
+                "momentum": 0.0,
+                "environment": {"DLMESH_SYNC_MODE": "ASYNC"},
+                "functions": {"fn_step_train": "step", "fn_test": "test", "fn_batch_collate": "collate"},
             },
             {
                 "name": "stops",
@@ -307,6 +331,10 @@ def test_async_workers_do_not_wait_for_each_other(tmp_path: Path) -> None:
     (summary,) = [line for line in output if line.startswith("ASYNC:")]
     assert summary.startswith("ASYNC: 400 steps")
     assert float(summary.split("mean staleness ")[1].split(",")[0]) > 0
+    # Own functions are called; 50 samples are 7 batches of 32/4 in each of 3 epochs.
+    assert any(line.startswith("ASYNC: 21 steps") for line in lines(tmp_path, "own"))
+    assert "collated 8" in lines(tmp_path, "own")
+    assert len([line for line in lines(tmp_path, "own") if "tag test_loss" in line]) == 3
     # A stop and another number of workers: every batch counts once in the end.
     assert any(line.startswith("Stopped after iteration") for line in lines(tmp_path, "stops"))
     (summary,) = [line for line in lines(tmp_path, "goes-on") if line.startswith("ASYNC:")]
@@ -316,26 +344,89 @@ def test_async_workers_do_not_wait_for_each_other(tmp_path: Path) -> None:
     assert sum(both.values()) <= 3 * 160 + 3 * 8
 
 
+ALONE = """
+import torch
+from callbacks import LoggerCallback
+from fabric_model import FabricModel
+
+class Log(LoggerCallback):
+    def log_test_metrics(self, metrics, iteration, epoch):
+        print("metrics", sorted(metrics), round(metrics["accuracy"] + metrics["wrong"], 4), flush=True)
+
+def wrong(outputs, targets):
+    return (outputs.argmax(1) != targets).float().mean()
+
+data = torch.utils.data.TensorDataset(torch.randn(20, 3), torch.randint(2, (20,)))
+net = torch.nn.Linear(3, 2)
+fabric = FabricModel(net, lambda: (data, data), torch.nn.functional.cross_entropy,
+                     lambda weights: torch.optim.Adam(weights, 0.1), ["accuracy", wrong], driver_logger_callback=Log,
+                     save_to_onnx=True)
+try:
+    fabric.download("too-early")
+except FileNotFoundError as error:
+    print(error)
+fabric.train(2, 5, 4)
+print(fabric.download(out_dir="kept"))
+adam = torch.optim.Adam(net.parameters())
+for model, getter, loss in (([1], lambda: (data, data), abs), (net, lambda: (data, data), None),
+                            (net, lambda: ([], data), abs)):
+    try:
+        FabricModel(model, getter, loss, adam).train(2, 5)
+    except (TypeError, ValueError) as error:
+        print(error)
+"""
+
+
 def test_alone_it_trains_in_this_process(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import torch\nfrom fabric_model import FabricModel\n"
-        "data = torch.utils.data.TensorDataset(torch.randn(20, 3), torch.randint(2, (20,)))\n"
-        "net = torch.nn.Linear(3, 2)\n"
-        "FabricModel(net, lambda: (data, data), torch.nn.functional.cross_entropy,"
-        " lambda weights: torch.optim.Adam(weights, 0.1)).train(2, 5, 4)\n"
-    )
+    (tmp_path / "program.py").write_text(ALONE)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DLMESH")}
     done = subprocess.run(
-        [sys.executable, str(program)],
+        [sys.executable, "program.py"],
         cwd=tmp_path,
-        env=environment,
+        env=environment | {"RESULT_DIR": str(tmp_path / "result")},
         text=True,
         capture_output=True,
         timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "Total iterations: 8" in done.stdout
-    found = torch.load(tmp_path / "model/train/model_epoch_final.pth", weights_only=True)
-    assert found["bias"].isfinite().all()
+    lines = done.stdout.splitlines()
+    written = tmp_path / "result" / "model" / "train"
+    assert lines[0] == f"there are no weights in {written}; train first"
+    assert "Total iterations: 8" in lines
+    assert lines.count("metrics ['accuracy', 'loss', 'wrong'] 1.0") == 2
+    assert any(line.startswith("Iteration 8: tag test_wrong, simple_value") for line in lines)
+    assert lines[-4:] == [
+        "kept",
+        "FabricModel: model is [1]; it has to be a torch module or a Keras model",
+        "FabricModel: loss_function is None; it has to be a function",
+        "FabricModel: the training data of get_datasets is empty",
+    ]
+    names = [f"model_epoch_{number}{what}.pth" for number in (1, 2) for what in ("", "_optimizer_state")]
+    names += ["model.onnx", "model_epoch_final.pth"]
+    assert sorted(file.name for file in (tmp_path / "kept").iterdir()) == sorted(names)
+    assert {*names, "steps"} >= {file.name for file in written.iterdir()}
+
+    # The exported model computes what the weights do, for any number of samples.
+    found = torch.load(tmp_path / "kept" / "model_epoch_final.pth", weights_only=True)
+    inputs = torch.randn(7, 3)
+    exported = ReferenceEvaluator(str(tmp_path / "kept" / "model.onnx")).run(None, {"input": inputs.numpy()})
+    torch.testing.assert_close(torch.tensor(exported[0]), inputs @ found["weight"].T + found["bias"])
+
+
+def test_initial_weights_that_are_gone_end_the_run(tmp_path: Path) -> None:
+    """A training that was to begin from them must not begin from nothing."""
+    (tmp_path / "program.py").write_text(ALONE)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DLMESH")}
+    done = subprocess.run(
+        [sys.executable, "program.py", "--weights", str(tmp_path / "gone.pth")],
+        cwd=tmp_path,
+        env=environment | {"RESULT_DIR": str(tmp_path / "result")},
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"FileNotFoundError: --weights: there is no file or folder {tmp_path}/gone.pth" in done.stderr
+    assert not (tmp_path / "result").exists()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fabric_options import Sizing, read_options, read_sizing
+from callbacks import LoggerCallback
+from dlmesh_sdk.fabric_loggers import call
+from dlmesh_sdk.fabric_options import Sizing, read_options, read_sizing, train_folder
+from dlmesh_sdk.fabric_training import named_metrics
 
 
 def data() -> Any:
@@ -36,6 +40,12 @@ def test_the_constructor_understands_every_spelling(values: tuple[Any, ...], nam
     options = read_options(values, named)
     assert (options.model, options.get_datasets, options.loss_function) == ("m", data, "loss")
     assert (options.optimizer, options.driver_logger, options.worker_logger) == ("opt", "log", None)
+
+
+def test_the_fifth_place_is_the_loggers_in_the_older_form() -> None:
+    logger = LoggerCallback()
+    assert read_options(("m", data, "loss", "opt", logger), {}).driver_logger is logger
+    assert read_options(("m", data, "loss", "opt", ["accuracy"]), {}).metrics == ["accuracy"]
 
 
 def test_additions_of_both_keyword_sets() -> None:
@@ -101,10 +111,49 @@ def test_alone_the_batch_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) 
         ((0, 8), {}, "epoch_number is 0; allowed: a whole number from 1"),
         ((3, 0), {}, "batch_size is 0"),
         ((3, 8, 1.5), {}, "engines_number is 1.5"),
+        (("3", 8), {}, "epoch_number is '3'; allowed: a whole number"),
+        ((3, "many"), {}, "batch_size is 'many'"),
+        ((3, float("inf")), {}, "batch_size is inf"),
+        ((3, [8]), {}, r"batch_size is \[8\]"),
         ((3, 8), {"validation_freq": -1}, "validation_freq is -1; allowed: a whole number from 0"),
         ((3, 8), {"speed": 1}, "'speed' is not known"),
+        ((3, 8), {"hardware_spec": "two GPUs"}, "hardware_spec is 'two GPUs'; allowed: a dict such as"),
+        ((3, 8), {"hardware_spec": {"nodes": {"num_nodes": "some"}}}, "hardware_spec is"),
     ],
 )
 def test_a_wrong_size_is_named(values: tuple[Any, ...], named: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         read_sizing(values, named)
+
+
+@pytest.mark.parametrize(
+    ("method", "taken"),
+    [
+        (lambda loss, acc, completed_batch, worker=0: [loss, acc, completed_batch, worker], [1, 2, 3, 4]),
+        (lambda loss, acc: [loss, acc], [1, 2]),
+        (lambda loss, acc, **more: [loss, acc, more], [1, 2, {}]),
+        (lambda loss, *more, quiet=False: [loss, more, quiet], [1, (2, 3, 4), False]),
+    ],
+)
+def test_callbacks_take_as_much_as_they_want(method: Callable[..., Any], taken: list[Any]) -> None:
+    assert call(method, 1, 2, 3, 4) == taken
+
+
+@pytest.mark.parametrize("metrics", [["auc"], {"loss": abs}, 3])
+def test_a_metric_that_is_no_function_is_named(metrics: Any) -> None:
+    with pytest.raises(TypeError, match="metrics: "):
+        named_metrics(metrics)
+
+
+def test_metrics_have_names() -> None:
+    assert named_metrics(["accuracy", abs]) == named_metrics(abs) == named_metrics({"abs": abs}) == {"abs": abs}
+
+
+def test_where_weights_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DLMESH_TRAIN_DIR", "RESULT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert str(train_folder()) == "model/train"
+    monkeypatch.setenv("RESULT_DIR", "/r")
+    assert str(train_folder()) == "/r/model/train"
+    monkeypatch.setenv("DLMESH_TRAIN_DIR", "/t")
+    assert str(train_folder()) == "/t"

@@ -71,6 +71,20 @@ def test_lengths_must_agree() -> None:
         inference_helper.getClassificationResult(NAMES, PROBABILITIES, ground_truth=[0])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_diverged_has_no_result(value: float) -> None:
+    with pytest.raises(ValueError, match=f"probability of b.png is {value}"):
+        inference_helper.getClassificationResult(NAMES, [[0.5, 0.5], [0.5, value]], prob_thresh=0.9)
+    with pytest.raises(ValueError, match=f"probability of b.png is {value}"):
+        inference_helper.getObjectDetectionResult(NAMES, [[], [(0, value, (0, 0, 1, 1))]], prob_thresh=0.9)
+
+
+def test_scores_below_zero_are_left_out_by_a_threshold_only() -> None:
+    scores = [[-1.0, -2.0]]
+    assert len(inference_helper.getClassificationResult(["a"], scores)["result"]) == 2
+    assert inference_helper.getClassificationResult(["a"], scores, prob_thresh=0.1)["result"] == []
+
+
 def test_detections_come_in_many_forms() -> None:
     box = [1.0, 2.0, 30.5, 40.0]
     forms = [
@@ -128,3 +142,27 @@ def test_vectors(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["result"] == [{"sampleId": "a", "vector": [0.5]}]
     with pytest.raises(ValueError, match="1 rows for 2 names"):
         inference_helper.writeVectorResult(file, NAMES, [[1]])
+
+
+def test_the_command_line_of_inference_programs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needed = ["--model", "m", "--input_dir", "i", "--output_dir", "o", "--output_file", "r.json"]
+    monkeypatch.setattr("sys.argv", ["inference.py", *needed])
+    plain = vars(inference_helper.parse_arguments("pictures"))
+    assert plain == {
+        "model": Path("m"),
+        "input_dir": "i",
+        "output_dir": Path("o"),
+        "output_file": "r.json",
+        "prob_thresh": "0",
+        "validate": False,
+        "label_file": "",
+    }
+    monkeypatch.setattr("sys.argv", ["inference.py", *needed, "--validate", "True", "--prob_thresh", "", "--more", "x"])
+    given = vars(inference_helper.parse_arguments("pictures"))
+    assert given == plain | {"validate": True, "prob_thresh": ""}
+    monkeypatch.setattr("sys.argv", ["inference.py", "--validate", ""])
+    with pytest.raises(SystemExit):
+        inference_helper.parse_arguments("pictures")
+    assert "--model, --input_dir" in capsys.readouterr().err

@@ -23,8 +23,9 @@ REPOSITORY = Path(__file__).parents[3]
 PROGRAM = """
 import json, os, signal, sys
 import keras, numpy as np
-from gang import join
-from keras_training import KerasTask, Listener, Plan, train
+import dlmesh_sdk.monitor
+from dlmesh_sdk.gang import join
+from dlmesh_sdk.keras_training import KerasTask, Listener, Plan, train
 
 train_dir, stop_at, weights = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 gang = join(3, computes=False)
@@ -68,11 +69,12 @@ train(KerasTask(model, data[:200], data[200:]), gang, train_dir, weights, plan, 
 # Not compiled, with names instead of objects, and loggers of both published forms.
 FABRIC_PROGRAM = """
 import json, os, signal, sys
-import keras, monitor_pth, numpy as np
+import keras, numpy as np
+import dlmesh_sdk.monitor
 from callbacks import Callback
 from fabric_model import FabricModel
 
-monitor_pth.PRINT_SECONDS = 0.0
+dlmesh_sdk.monitor.PRINT_SECONDS = 0.0
 
 os.environ["DLMESH_TRAIN_DIR"], stop_at = sys.argv[1], int(sys.argv[2])
 
@@ -225,12 +227,23 @@ def test_an_elastic_keras_program_goes_on_where_it_was(tmp_path: Path) -> None:
     assert files == ["model_epoch_2.keras", "model_epoch_4.keras", "model_epoch_final.keras"]
 
 
+def test_a_batch_beyond_the_samples_is_all_of_them(tmp_path: Path) -> None:
+    program = PROGRAM.replace("epochs=4, batch_size=30", "epochs=6, batch_size=2**31 - 1")
+    for name in ("calm", "changing"):
+        (tmp_path / name).mkdir()
+    calm = steps(run(tmp_path / "calm", 1, content=program))
+    parts = [run(tmp_path / "changing", ranks, stop_at=stop_at, content=program) for ranks, stop_at in ((3, 2), (1, 0))]
+    curve = steps(*parts)
+    assert [(line["step"], line["epoch"]) for line in curve] == [(number, number) for number in range(1, 7)]
+    assert [line["loss"] for line in curve] == pytest.approx([line["loss"] for line in calm], rel=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_dropout_goes_on_as_it_was_and_differs_between_workers() -> None:
     import keras
     import torch
-    from gang import Gang
-    from keras_training import _Engine
+    from dlmesh_sdk.gang import Gang
+    from dlmesh_sdk.keras_training import _Engine
 
     x = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
 
@@ -258,7 +271,7 @@ def test_dropout_goes_on_as_it_was_and_differs_between_workers() -> None:
 def test_samples_of_every_kind_of_data() -> None:
     import keras
     import tensorflow as tf
-    from fabric_keras import as_samples
+    from dlmesh_sdk.fabric_keras import as_samples
 
     x, y = np.arange(20.0).reshape(10, 2), np.arange(10)
 
@@ -279,10 +292,11 @@ def test_samples_of_every_kind_of_data() -> None:
         as_samples(tf.data.Dataset.from_tensor_slices((x, y)))
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_what_keras_models_take_no_part_in_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import keras
-    from fabric_keras import KerasFabric
-    from fabric_options import FabricOptions
+    from dlmesh_sdk.fabric_keras import KerasFabric
+    from dlmesh_sdk.fabric_options import FabricOptions
 
     def model() -> Any:
         return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -294,6 +308,12 @@ def test_what_keras_models_take_no_part_in_is_refused(monkeypatch: pytest.Monkey
         KerasFabric(FabricOptions(model(), no_data, "mse"))
     with pytest.raises(ValueError, match=r"fn_test: .* is for PyTorch"):
         KerasFabric(FabricOptions(model(), no_data, "mse", "sgd", test_function=no_data))
+    one_metric = FabricOptions(model(), no_data, "mse", "sgd", metrics="mae")
+    KerasFabric(one_metric)
+    assert {*one_metric.model.evaluate(np.ones((2, 4)), np.ones((2, 2)), verbose=0, return_dict=True)} == {
+        "loss",
+        "mae",
+    }
     monkeypatch.setenv("DLMESH_SYNC_MODE", "ASYNC")
     with pytest.raises(ValueError, match="syncMode: 'ASYNC'"):
         KerasFabric(FabricOptions(model(), no_data, "mse", "sgd"))
@@ -302,7 +322,7 @@ def test_what_keras_models_take_no_part_in_is_refused(monkeypatch: pytest.Monkey
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     import keras
-    from keras_training import load_weights
+    from dlmesh_sdk.keras_training import load_weights
 
     def model(width: int) -> Any:
         return keras.Sequential([keras.Input((4,)), keras.layers.Dense(width)])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import deepspeed_config
 import pth_parameter_mgr
 import pytest
+from dlmesh_sdk import deepspeed_config
 
 
 def give(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parameters: dict[str, object]) -> None:

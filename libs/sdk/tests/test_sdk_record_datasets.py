@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import pickle
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -12,12 +13,12 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from dlmesh_sdk.record_datasets import LmdbDataset, RecordDataset, TFRecordDataset, open_records, read_labels
+from dlmesh_sdk.sharded_batches import ShardedBatches, settled_batch
 from PIL import Image
-from record_datasets import LmdbDataset, RecordDataset, TFRecordDataset, open_records, read_labels
 from recordkit.datum import encode_datum
 from recordkit.example import ImageExample
 from recordkit.tfrecord import frame
-from sharded_batches import ShardedBatches
 from torch.utils.data import DataLoader
 
 Records = list[tuple[np.ndarray, int]]
@@ -173,7 +174,7 @@ def test_labels_lie_above_the_records(tmp_path: Path) -> None:
         read_labels(tmp_path / "train")
 
 
-@pytest.mark.parametrize(("samples", "batch", "world"), [(100, 10, 2), (97, 12, 3), (5, 16, 2), (64, 64, 1)])
+@pytest.mark.parametrize(("samples", "batch", "world"), [(100, 10, 2), (97, 12, 3), (5, 6, 2), (64, 64, 1)])
 def test_workers_together_see_every_sample(samples: int, batch: int, world: int) -> None:
     shards = [list(ShardedBatches(samples, batch, rank, world, seed=7, epoch=1)) for rank in range(world)]
     assert {len(one) for shard in shards for one in shard} == {batch // world}
@@ -182,9 +183,64 @@ def test_workers_together_see_every_sample(samples: int, batch: int, world: int)
     assert seen.total() == ShardedBatches.per_epoch(samples, batch) * batch
 
 
+@pytest.mark.parametrize(
+    ("asked", "samples", "workers", "size", "said"),
+    [
+        (64, 1437, 2, 64, ""),
+        (5, 1437, 2, 6, "Batch size 5: a step takes 6 samples, rounded up to a multiple of the 2 workers\n"),
+        (2**31 - 1, 1437, 1, 1437, f"Batch size {2**31 - 1}: a step takes 1437 samples, there are 1437\n"),
+        (
+            2**31 - 1,
+            1437,
+            2,
+            1438,
+            f"Batch size {2**31 - 1}: a step takes 1438 samples, there are 1437, rounded up to a multiple of the 2 "
+            "workers\n",
+        ),
+        (1438, 1437, 2, 1438, ""),
+        (8, 0, 1, 1, "Batch size 8: a step takes 1 samples, there are 0\n"),
+    ],
+)
+def test_a_step_takes_no_more_than_there_is(
+    capsys: pytest.CaptureFixture[str], asked: int, samples: int, workers: int, size: int, said: str
+) -> None:
+    assert settled_batch(asked, samples, multiple_of=workers, tell=True) == size
+    assert settled_batch(asked, samples, multiple_of=workers) == size
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize("samples", [3, 100_000])
+def test_a_batch_beyond_the_samples_takes_each_once_and_no_more_memory(samples: int) -> None:
+    batches = ShardedBatches(samples, 2**31 - 1, 0, 2, seed=1)
+    tracemalloc.start()
+    mine = list(batches)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(batches) == 1
+    assert [len(one) for one in mine] == [-(-samples // 2)]
+    assert used < 100 * samples + 10_000
+    others = list(ShardedBatches(samples, 2**31 - 1, 1, 2, seed=1))
+    assert set(mine[0]) | set(others[0]) == set(range(samples))
+
+
 def test_order_depends_on_seed_and_epoch_only_and_resumes() -> None:
     whole = list(ShardedBatches(50, 10, 0, 1, seed=1, epoch=2))
     halves = [list(ShardedBatches(50, 10, rank, 2, seed=1, epoch=2)) for rank in (0, 1)]
     assert [sorted(batch) for batch in whole] == [sorted(a + b) for a, b in zip(*halves, strict=True)]
     assert list(ShardedBatches(50, 10, 0, 1, seed=1, epoch=2, start=3)) == whole[3:]
     assert list(ShardedBatches(50, 10, 0, 1, seed=1, epoch=3)) != whole
+
+
+def test_samples_of_an_epoch_are_the_same_whatever_the_workers_do() -> None:
+    """R11: 1 -> 2 -> 1 workers within an epoch: the samples of each step stay what they are."""
+    samples, batch = 50, 8
+    steps = ShardedBatches.per_epoch(samples, batch)
+    fixed = [sorted(one) for one in ShardedBatches(samples, batch, 0, 1, seed=5, epoch=1)]
+    resized = []
+    for world, start, stop in ((1, 0, 2), (2, 2, 5), (1, 5, steps)):
+        parts = [ShardedBatches(samples, batch, rank, world, seed=5, epoch=1, start=start) for rank in range(world)]
+        whole = [sorted(index for part in step for index in part) for step in zip(*parts, strict=True)]
+        resized += whole[: stop - start]
+    assert resized == fixed
+    assert {len(step) for step in fixed} == {batch}
+    assert set().union(*fixed) == set(range(samples))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pth_solvers
 import pytest
 import torch
+from dlmesh_sdk import pth_solvers
 
 
 def parameter() -> torch.nn.Parameter:
@@ -36,6 +36,8 @@ OPTIMIZERS: list[tuple[str, dict[str, Any], type[torch.optim.Optimizer], dict[st
         {"initial_accumulator_value": 0.5, "lr_decay": 0.1},
     ),
     ("RMSProp", {"alpha": 0.5, "centered": True}, torch.optim.RMSprop, {"alpha": 0.5, "centered": True}),
+    ("RMSProp", {"alpha": 0}, torch.optim.RMSprop, {"alpha": 0.0}),
+    ("ASGD", {"lambd": 0, "t0": 0}, torch.optim.ASGD, {"lambd": 0.0, "t0": 0.0}),
     ("AdaGrad", {}, torch.optim.Adagrad, {}),
     ("Adagrad", {}, torch.optim.Adagrad, {}),
     ("AdaDelta", {}, torch.optim.Adadelta, {}),
@@ -116,7 +118,10 @@ def rates(policy: dict[str, Any], epochs: int = 6) -> list[float]:
         ({"lrpolicy": "multistep", "stepvalues": "1, 4", "gamma": 0.1}, [1, 0.1, 0.1, 0.1, 0.01, 0.01]),
         ({"lrpolicy": "Exponential", "gamma": 0.5}, [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]),
         ({"lrpolicy": "cosineannealing", "t_max": 2}, [1, 0.5, 0, 0.5, 1, 0.5]),
+        ({"lrpolicy": "cosineannealing", "t_max": 2, "eta_min": 0.5}, [1, 0.75, 0.5, 0.75, 1, 0.75]),
         ({"lrpolicy": "reducelronplateau", "patience": 1, "factor": 0.5}, [1, 1, 1, 0.5, 0.5, 0.25]),
+        ({"lrpolicy": "reducelronplateau", "patience": 0, "factor": 0.5, "cooldown": 1}, [1, 1, 0.5, 0.5, 0.25, 0.25]),
+        ({"lrpolicy": "reducelronplateau", "patience": 0, "factor": 0.5, "eps": 0.3}, [1, 1, 0.5, 0.5, 0.5, 0.5]),
     ],
 )
 def test_learning_rate_curve(policy: dict[str, Any], curve: list[float]) -> None:

@@ -40,7 +40,7 @@ def test_fit_is_printed_reported_and_tested(
 
     monkeypatch.setenv("DLMESH_JOB_ID", "j1")
     monkeypatch.setenv("DLMESH_JOB_DIR", str(tmp_path))
-    monkeypatch.setattr("monitor_pth.PRINT_SECONDS", 0.0)
+    monkeypatch.setattr("dlmesh_sdk.monitor.PRINT_SECONDS", 0.0)
     model = compiled_model()
     train, test = (tf.data.Dataset.from_tensor_slices(numbers(count)).batch(8) for count in (40, 24))
     monitor = TFKerasMonitorCallback(test, test_interval=4, test_iteration=2)
@@ -57,6 +57,9 @@ def test_fit_is_printed_reported_and_tested(
     assert f"Iteration 10: tag test_accuracy, simple_value {accuracy:.6g}" in lines
     points = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {"test_loss", "test_accuracy"} <= set(points[-1]["values"])
+    rates = [point["values"]["learning_rate"] for point in points if "train_loss" in point["values"]]
+    assert rates == pytest.approx([float(model.optimizer.learning_rate)] * 10)
+    assert {"memory_bytes", "steps_per_second"} <= set(points[2]["values"])
     assert json.loads((tmp_path / "report.json").read_text())["progress"]["done"] == 10
 
 

@@ -39,6 +39,9 @@ def test_answers(monkeypatch: pytest.MonkeyPatch, records: Path) -> None:
     assert tf_parameter_mgr.getTestData() == [str(records / "test" / "own.csv")]
     assert (tf_parameter_mgr.getTrainBatchSize(), tf_parameter_mgr.getTestInterval()) == (4, 7)
     assert tf_parameter_mgr.getBaseLearningRate() == 0.01
+    assert tf_parameter_mgr.getHiddenStateSize() == 128
+    give(monkeypatch, records, hiddenstatesize=7)
+    assert tf_parameter_mgr.getHiddenStateSize() == 7
 
 
 def test_an_lmdb_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch, records: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is an optional extra")
 keras = pytest.importorskip("keras")
-import tf_solvers  # noqa: E402  only where TensorFlow is
+from dlmesh_sdk import tf_solvers  # noqa: E402  only where TensorFlow is
 
 v1 = tf.compat.v1.train
 STEPS = (0, 1, 4, 5, 6, 9, 10, 11, 15, 23, 40)
@@ -39,6 +39,10 @@ CURVES: list[tuple[dict[str, Any], Any]] = [
         lambda step: v1.piecewise_constant(step, [5, 10], [0.2, 0.02, 0.002]),
     ),
     ({"lrpolicy": "polynomial", "decaysteps": 10}, lambda step: v1.polynomial_decay(0.2, step, 10)),
+    (
+        {"lrpolicy": "polynomial", "decaysteps": 10, "end_learning_rate": 0},
+        lambda step: v1.polynomial_decay(0.2, step, 10, 0.0),
+    ),
     (
         {"lrpolicy": "polynomial", "decaysteps": 10, "power": 2.0, "end_learning_rate": 0.01, "cycle": True},
         lambda step: v1.polynomial_decay(0.2, step, 10, 0.01, 2.0, cycle=True),

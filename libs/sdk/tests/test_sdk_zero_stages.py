@@ -24,17 +24,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 # Both ranks of every configuration are forked from one process that has imported what takes long.
 PROGRAM = """
-import json, os, signal, socket, sys
+import os, signal, sys
 import torch
-import deepspeed_on_cpu
+from dlmesh_sdk import deepspeed_on_cpu
 deepspeed_on_cpu.install()
 import deepspeed
-from gang import join
-from training_loop import Task, accuracy, cross_entropy, train
+from dlmesh_sdk.gang import join
+from dlmesh_sdk.training_loop import Task, accuracy, cross_entropy, train
+from testkit.gangs import forked_gang
 
-def run(rank, port, stop):
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def run(rank, stop):
     gang = join(seed=7)
     inputs = torch.randn(48, 6)
     data = torch.utils.data.TensorDataset(inputs, (inputs.sum(1) > 0).long())
@@ -54,24 +53,7 @@ def run(rank, port, stop):
 for folder in sys.argv[1:]:
     os.chdir(folder)
     for stop in (True, False):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        pids = []
-        for rank in range(2):
-            pid = os.fork()
-            if not pid:
-                code = 1
-                try:
-                    run(rank, port, stop)
-                    code = 0
-                except SystemExit as end:
-                    code = end.code
-                finally:
-                    sys.stdout.flush()
-                    os._exit(code)
-            pids.append(pid)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        codes = forked_gang(2, lambda rank: run(rank, stop))
         assert codes == ([143, 143] if stop else [0, 0]), (folder, stop, codes)
 """
 
@@ -100,3 +82,25 @@ def test_all_stages_reach_the_same_weights(tmp_path: Path) -> None:
     for name, found in weights.items():
         for key, expected in weights["stage0"].items():
             torch.testing.assert_close(found[key], expected, atol=1e-5, rtol=1e-4, msg=f"{name}: {key}")
+    assert "Batch size" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_batch_beyond_the_samples_is_all_of_them(tmp_path: Path) -> None:
+    told = {"batch_size": 2**31 - 1, "seed": 3, "hyperparameter": {"solvertype": "Adam", "epoch": 4}}
+    (tmp_path / "parameters.json").write_text(json.dumps(told))
+    (tmp_path / "out").mkdir()
+    environment = os.environ | {"DLMESH_PARAMETERS": str(tmp_path / "parameters.json"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Said once a run, by the first worker; it was stopped in the second of 4 steps.
+    assert done.stdout.count(f"Batch size {2**31 - 1}: a step takes 48 samples, there are 48\n") == 2
+    assert "Stopped after iteration 2 of 4" in done.stdout
+    assert "Iteration 4: tag test_loss" in done.stdout

@@ -19,7 +19,14 @@ Stub = TypeVar("Stub")
 Result = TypeVar("Result")
 
 PATIENCE_SECONDS = 20.0
+# Metadata hold the path of a REST request as the gateway's 32 KiB of headers let it through, more than once; an error
+# about a name in it has that name in its details.
+METADATA_OPTIONS = (
+    ("grpc.max_metadata_size", 128 * 1024),
+    ("grpc.absolute_max_metadata_size", 256 * 1024),
+)
 CHANNEL_OPTIONS = (
+    *METADATA_OPTIONS,
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     ("grpc.max_send_message_length", 64 * 1024 * 1024),
     # A restarted peer must be found again within a fraction of a second, not after the default two minutes.

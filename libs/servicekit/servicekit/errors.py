@@ -68,6 +68,13 @@ def invalid(field: str, value: object, allowed: str | Iterable[str], *, reason: 
     )
 
 
+def renamed(error: ServiceError, field: str, *, shown_as: str = "") -> ServiceError:
+    """An `invalid` of a peer, about what its caller knows as `field` (`shown_as` in the message)."""
+    message = error.message.removeprefix(f"{error.metadata.get('field', '')}: ")
+    metadata = {**error.metadata, "field": field}
+    return ServiceError(error.code, error.reason, f"{shown_as or field}: {message}", metadata, error.http_code)
+
+
 def not_found(kind: str, name: str) -> ServiceError:
     """404: there is no `kind` called `name`."""
     return ServiceError(
@@ -75,12 +82,13 @@ def not_found(kind: str, name: str) -> ServiceError:
     )
 
 
-def already_exists(kind: str, name: str) -> ServiceError:
+def already_exists(kind: str, name: str, *, can_be_deleted: bool = True) -> ServiceError:
     """409: a `kind` called `name` exists already."""
+    way_out = "choose another name or delete it first" if can_be_deleted else "choose another name"
     return ServiceError(
         Code.ALREADY_EXISTS,
         "ALREADY_EXISTS",
-        f"{kind} {_shorten(name)} exists already; choose another name or delete it first",
+        f"{kind} {_shorten(name)} exists already; {way_out}",
         {"kind": kind, "name": name},
     )
 

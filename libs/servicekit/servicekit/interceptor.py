@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, descriptor_pool
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from servicekit.errors import Code, ServiceError
@@ -59,10 +60,21 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         return _rebuild(grpc.unary_unary_rpc_method_handler, handler, wrap(handler.unary_unary).unary)
 
 
+class _Unreadable:
+    """Stands for a request that is none."""
+
+
 def _rebuild(make: Callable[..., Any], handler: Any, behaviour: Any) -> Any:
+    def read(data: bytes) -> Any:
+        # gRPC itself would answer UNKNOWN, which is 500 over REST: a path may hold %FF.
+        try:
+            return handler.request_deserializer(data)
+        except DecodeError:
+            return _Unreadable()
+
     return make(
         behaviour,
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=handler.request_deserializer if handler.request_streaming else read,
         response_serializer=handler.response_serializer,
     )
 
@@ -79,6 +91,7 @@ class _Call:
         identity = await self._identify(context)
         with acting_as(identity):
             try:
+                _check_readable(request)
                 response = await self._behaviour(request, context)
             except ServiceError as error:
                 self._record(identity, context, started, error.code.name)
@@ -97,6 +110,7 @@ class _Call:
         identity = await self._identify(context)
         with acting_as(identity):
             try:
+                _check_readable(request)
                 async for response in self._behaviour(request, context):
                     yield response
             except ServiceError as error:
@@ -134,6 +148,13 @@ class _Call:
                     "milliseconds": round(milliseconds, 1),
                 }
             )
+        )
+
+
+def _check_readable(request: Any) -> None:
+    if isinstance(request, _Unreadable):
+        raise ServiceError(
+            Code.INVALID_ARGUMENT, "UNREADABLE", "the request (its path or query) holds text that is not UTF-8"
         )
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
 
 from servicekit.channels import PATIENCE_SECONDS, Channels, call_peer
-from servicekit.errors import Code, ServiceError
+from servicekit.errors import Code, ServiceError, renamed
 from servicekit.identity import Identity, acting_as
 from servicekit.jobs import InstanceGroup, JobFacts, JobRequest, RankOutcome
+from servicekit.texts import storable_json
 
 # The loops come back by themselves; a request of a user waits the usual while.
 LOOP_PATIENCE_SECONDS = 1.0
@@ -62,7 +63,14 @@ class JobsClient:
     async def get(self, job_ids: Sequence[str]) -> Mapping[str, JobFacts]:
         """The jobs that are known; unknown ids are left out."""
         message = jobs_pb2.GetJobsRequest(job_ids=job_ids)
-        response = await call_peer(lambda: self._stub.GetJobs(message), patience_seconds=LOOP_PATIENCE_SECONDS)
+        try:
+            response = await call_peer(lambda: self._stub.GetJobs(message), patience_seconds=LOOP_PATIENCE_SECONDS)
+        except ServiceError as error:
+            if error.code is not Code.RESOURCE_EXHAUSTED or len(job_ids) < 2:
+                raise
+            # Programs report as much as they like: what is too large for one answer must not hold up the others.
+            half = len(job_ids) // 2
+            return {**await self.get(job_ids[:half]), **await self.get(job_ids[half:])}
         return {job.id: _facts(job) for job in response.jobs}
 
     async def stop(self, job_id: str) -> None:
@@ -87,8 +95,7 @@ class JobsClient:
             if error.code is not Code.INVALID_ARGUMENT:
                 raise
             # The refusal lists the known groups; which field named this one only the caller knows.
-            metadata = {**error.metadata, "field": field}
-            raise ServiceError(error.code, error.reason, f"{named_by or field}: {error.message}", metadata) from error
+            raise renamed(error, field, shown_as=named_by) from error
         return InstanceGroup(
             id=group.id,
             name=group.name,
@@ -109,6 +116,7 @@ def _facts(job: jobs_pb2.Job) -> JobFacts:
         total=job.progress.total,
         result=result,
         refusal=str((result or {}).get("refused", "")),
+        warning=job.warning,
         log_tail=job.log_tail,
         driver_id=job.driver_id,
         run_directory=job.run_directory,
@@ -126,7 +134,7 @@ def _outcome(rank: jobs_pb2.RankOutcome) -> RankOutcome:
 def _object(text: str) -> Mapping[str, Any] | None:
     """What a program reported; a report that is no JSON object must not keep the other jobs from being followed."""
     try:
-        result = json.loads(text or "null")
+        result = storable_json(json.loads(text or "null"))
     except (ValueError, RecursionError):
         return None
     return result if isinstance(result, dict) else None

@@ -73,9 +73,9 @@ class JobFacts:
     """What the scheduling service says of a job.
 
     `state` is SUBMITTED, RUNNING, FINISHED, ERROR or KILLED. `result` is the object that the program reported, None
-    when it reported none; `refusal` is what it says under "refused". `log_tail` has the last lines of the rank that
-    failed, `run_directory` the files of the newest attempt, `ranks` how many ranks that has and `rank_outcomes`
-    how they ended.
+    when it reported none; `refusal` is what it says under "refused", `warning` what people should know of a job that
+    goes on or ended well. `log_tail` has the last lines of the rank that failed, `run_directory` the files of the
+    newest attempt, `ranks` how many ranks that has and `rank_outcomes` how they ended.
     """
 
     job_id: str
@@ -85,6 +85,7 @@ class JobFacts:
     total: float = 0.0
     result: Mapping[str, Any] | None = None
     refusal: str = ""
+    warning: str = ""
     log_tail: str = ""
     driver_id: str = ""
     run_directory: str = ""

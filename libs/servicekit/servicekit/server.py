@@ -6,20 +6,23 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import uvloop
+from dlmesh.settings.v1 import settings_pb2, settings_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from servicekit.channels import Channels
+from servicekit.channels import METADATA_OPTIONS, Channels
 from servicekit.database import Database
+from servicekit.identity import current_identity
 from servicekit.interceptor import ContractInterceptor, audit
 from servicekit.reconcile import ReconcileLoop
 from servicekit.settings import ServiceSettings
+from servicekit.shown_settings import shown_settings
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,7 @@ DRAIN_SECONDS = 3.0
 SERVER_OPTIONS = (
     # Without it two processes could listen on one port and share the calls.
     ("grpc.so_reuseport", 0),
+    *METADATA_OPTIONS,
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     ("grpc.max_send_message_length", 64 * 1024 * 1024),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -41,7 +45,8 @@ class Application:
     """A service, wired but not started.
 
     `servicers` are (add_XServicer_to_server, servicer, full service name); `startup` runs before the port opens (a
-    migration, say) and `shutdown` after it closed.
+    migration, say) and `shutdown` after it closed. `settings` are what the service reads beyond the common ones, by the
+    name that goes before theirs in `GET /conf` ("" is none).
     """
 
     name: str
@@ -51,6 +56,7 @@ class Application:
     channels: Sequence[Channels] = ()
     startup: Sequence[Callable[[], Awaitable[None]]] = ()
     shutdown: Sequence[Callable[[], Awaitable[None]]] = ()
+    settings: Mapping[str, object] = field(default_factory=dict)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list, repr=False)
     _server: grpc.aio.Server | None = field(default=None, repr=False)
 
@@ -59,7 +65,9 @@ class Application:
         for prepare in self.startup:
             await prepare()
         server = grpc.aio.server(interceptors=[ContractInterceptor(settings.secret)], options=SERVER_OPTIONS)
-        names = []
+        shown = _SettingsServicer(shown_settings({"": settings}) | shown_settings(self.settings))
+        settings_pb2_grpc.add_SettingsServiceServicer_to_server(shown, server)
+        names = ["dlmesh.settings.v1.SettingsService"]
         for add_to_server, servicer, full_name in self.servicers:
             add_to_server(servicer, server)
             names.append(full_name)
@@ -95,6 +103,19 @@ class Application:
             await channels.close()
         for database in self.databases:
             await database.close()
+
+
+class _SettingsServicer(settings_pb2_grpc.SettingsServiceServicer):
+    """dlmesh.settings.v1.SettingsService: what the service was started with, by name."""
+
+    def __init__(self, shown: Mapping[str, str]) -> None:
+        self._shown = shown
+
+    async def GetSettings(
+        self, request: settings_pb2.GetSettingsRequest, context: grpc.aio.ServicerContext
+    ) -> settings_pb2.GetSettingsResponse:
+        current_identity().require_service()
+        return settings_pb2.GetSettingsResponse(settings=self._shown)
 
 
 async def serve(application: Application, settings: ServiceSettings) -> None:

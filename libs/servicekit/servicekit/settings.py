@@ -6,9 +6,11 @@ import contextlib
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+
+from servicekit.shown_settings import SECRET, SHOWN_ELSEWHERE
 
 DEFAULT_PORTS: Mapping[str, int] = MappingProxyType(
     {
@@ -31,13 +33,13 @@ class ServiceSettings:
     `peers` maps each service to the host:port where it is reached; `secret` signs calls between services.
     """
 
-    name: str
+    name: str = field(metadata=SHOWN_ELSEWHERE)
     home: Path
     address: str
     database_url: str
     data_roots: tuple[Path, ...]
-    peers: Mapping[str, str]
-    secret: str
+    peers: Mapping[str, str] = field(metadata=SHOWN_ELSEWHERE)
+    secret: str = field(metadata=SECRET)
     log_level: str = "INFO"
 
     @classmethod

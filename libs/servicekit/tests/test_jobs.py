@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
+from servicekit import channels as channels_module
 from servicekit import job_client
 from servicekit.channels import Channels
 from servicekit.errors import Code, ServiceError, forbidden, invalid, not_found
@@ -138,6 +139,7 @@ async def test_facts_are_those_of_the_job(jobs: JobsClient, played: PlayedJobs) 
         reason="exit 65",
         progress=jobs_pb2.Progress(done=3, total=7),
         result_json='{"refused": "no images"}',
+        warning="loss is no number",
         log_tail="Traceback",
         driver_id="driver-1",
         run_directory="/run/1",
@@ -153,6 +155,7 @@ async def test_facts_are_those_of_the_job(jobs: JobsClient, played: PlayedJobs) 
         total=7,
         result={"refused": "no images"},
         refusal="no images",
+        warning="loss is no number",
         log_tail="Traceback",
         driver_id="driver-1",
         run_directory="/run/1",
@@ -170,6 +173,29 @@ async def test_a_senseless_result_hides_no_other_job(jobs: JobsClient, played: P
         "bad": JobFacts("bad", "FINISHED"),
         "good": JobFacts("good", "FINISHED", result={"pairs": []}),
     }
+
+
+async def test_texts_in_a_result_are_those_that_a_database_takes(jobs: JobsClient, played: PlayedJobs) -> None:
+    report = r'{"refused": "\ud800 a\u0000b \ud83d\ude00", "pairs": [{"na\u0000me": "\udc00"}]}'
+    played.jobs["j"] = jobs_pb2.Job(id="j", state="FINISHED", result_json=report)
+    facts = (await jobs.get(["j"]))["j"]
+    assert facts.refusal == "\ufffd a\ufffdb \U0001f600"
+    assert facts.result == {"refused": facts.refusal, "pairs": [{"na\ufffdme": "\ufffd"}]}
+
+
+async def test_jobs_that_are_too_large_for_one_answer_come_in_several(
+    channels: Channels, played: PlayedJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channels_module, "CHANNEL_OPTIONS", [("grpc.max_receive_message_length", 2048)])
+    jobs = JobsClient(channels, "training")
+    names = [f"j{number}" for number in range(5)]
+    for name in names:
+        played.jobs[name] = jobs_pb2.Job(id=name, state="FINISHED", log_tail="x" * 1500)
+    assert list(await jobs.get(names)) == names
+    played.jobs["j3"].log_tail *= 2
+    with pytest.raises(ServiceError) as caught:
+        await jobs.get(names)
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
 
 
 async def test_a_user_stops_no_job_but_the_service_deletes_for_him(jobs: JobsClient, played: PlayedJobs) -> None:
@@ -193,9 +219,9 @@ async def test_an_unknown_group_names_the_callers_field_and_the_known(jobs: Jobs
         assert await jobs.instance_group("sigid", "local") == InstanceGroup(
             id="1d", name="local", master_url="local://here", history_server_url="/history", slots=4, gpus=1
         )
-        with pytest.raises(ServiceError, match=r"^sigid: .*local") as caught:
+        with pytest.raises(ServiceError, match=r"^sigid: 'moon' is .*local") as caught:
             await jobs.instance_group("sigid", "moon")
-        with pytest.raises(ServiceError, match=r"^sig of the model: .*local") as in_words:
+        with pytest.raises(ServiceError, match=r"^sig of the model: 'moon' is .*local") as in_words:
             await jobs.instance_group("sigid", "moon", named_by="sig of the model")
         with pytest.raises(ServiceError, match=r"^not this one$"):
             await jobs.instance_group("sigid", "secret")

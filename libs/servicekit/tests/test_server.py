@@ -18,9 +18,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from servicekit.channels import call_peer
 from servicekit.errors import Code, ServiceError, in_use, invalid
-from servicekit.identity import current_identity
+from servicekit.identity import current_identity, headers_for
 from servicekit.server import Application
-from testkit.services import ALICE, BOB, acting_as, collect, running, settings_for
+from testkit.services import ALICE, BOB, SECRET, acting_as, collect, running, settings_for
 
 SERVICE = "dlmesh.datasets.v1.DatasetService"
 
@@ -80,6 +80,18 @@ async def test_a_defect_is_logged_whole_and_told_as_internal_error(
         assert caught.value.code() is grpc.StatusCode.INTERNAL
         assert "defect of ours" not in (caught.value.details() or "")
         assert "a defect of ours" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["DeleteDataset", "ListDatasets"])
+async def test_a_request_that_cannot_be_read_is_refused(tmp_path: Path, method: str) -> None:
+    async with running(application(), settings_for("datasets", tmp_path)) as client:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{client.port}") as channel:
+            path, cut_short = f"/{SERVICE}/{method}", b"\xff"
+            kind = channel.unary_stream if method == "ListDatasets" else channel.unary_unary
+            call = kind(path)(cut_short, metadata=headers_for(ALICE, SECRET, "test"))
+            with pytest.raises(grpc.aio.AioRpcError, match="not UTF-8") as caught:
+                await (call.read() if method == "ListDatasets" else call)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_calls_without_the_secret_are_refused_but_health_and_reflection_answer(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from servicekit.database import Database, UtcDateTime
 from servicekit.leases import claim
-from servicekit.reconcile import ReconcileLoop
+from servicekit.reconcile import Next, ReconcileLoop
 from servicekit.times import format_time, unix_milliseconds, utc_now
 
 METADATA = sa.MetaData()
@@ -106,15 +108,15 @@ async def test_loop_works_through_then_waits_for_wake_and_survives_errors(caplog
     steps: list[str] = []
     done = asyncio.Event()
 
-    async def step() -> bool:
+    async def step() -> Next:
         steps.append("step")
         if len(steps) == 1:
             raise OSError("the database is away")
         if len(steps) == 4:
             done.set()
-        return len(steps) < 3
+        return Next.AT_ONCE if len(steps) < 3 else Next.LATER
 
-    loop = ReconcileLoop("test", step, idle_seconds=60)
+    loop = ReconcileLoop("test", step, later_seconds=60)
     with caplog.at_level(logging.CRITICAL, "servicekit.reconcile"):
         task = asyncio.create_task(loop.run())
         while len(steps) < 1:
@@ -126,6 +128,34 @@ async def test_loop_works_through_then_waits_for_wake_and_survives_errors(caplog
         await asyncio.wait_for(done.wait(), 5)
         task.cancel()
     assert len(steps) == 4
+
+
+async def test_loop_looks_less_often_at_what_takes_long_until_it_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 100.0
+    pauses: list[float] = []
+
+    async def step() -> Next:
+        if len(pauses) == 6:
+            loop.wake()
+        if len(pauses) == 8:
+            loop.stop()
+        return Next.SOON
+
+    @contextlib.asynccontextmanager
+    async def timeout(seconds: float) -> AsyncIterator[None]:
+        nonlocal clock
+        pauses.append(round(seconds, 3))
+        clock += 4.0
+        if loop._wake.is_set():
+            yield
+        else:
+            raise TimeoutError
+
+    monkeypatch.setattr("servicekit.reconcile.time.monotonic", lambda: clock)
+    loop = ReconcileLoop("test", step, soon_seconds=0.3)
+    monkeypatch.setattr("servicekit.reconcile.asyncio.timeout", timeout)
+    await loop.run()
+    assert pauses == [0.3, 0.3, 0.4, 0.6, 0.8, 1.0, 0.3, 0.3, 0.3]
 
 
 def test_times_are_printed_in_utc() -> None:

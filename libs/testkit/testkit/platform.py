@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from dlmesh_platform.client import USERS, Client
 from dlmesh_platform.launch import RunningPlatform, launch
@@ -62,3 +65,23 @@ def trained(platform: RunningPlatform) -> MainJob:
 def held_out(platform: RunningPlatform) -> list[Path]:
     """Ten images that were in no training; their names begin with the true digit."""
     return sorted((platform.home / "held-out").glob("*.png"))
+
+
+def attempts_of(platform: RunningPlatform, run: Mapping[str, Any]) -> list[Path]:
+    """The folders of the attempts of a training or validation, oldest first."""
+    folders = (platform.home / "jobs" / run["appid"]).glob("attempt-*")
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("attempt-")))
+
+
+def ranks_of(platform: RunningPlatform, run: Mapping[str, Any]) -> list[psutil.Process]:
+    """The ranks of the newest attempt, the first one first."""
+    keeper = json.loads((attempts_of(platform, run)[-1] / "keeper.json").read_text())
+    return psutil.Process(keeper["pid"]).children()
+
+
+def left_by_attempts(home: Path, job_id: str) -> str:
+    """What the attempts of a job left behind: why there was another one."""
+    files = [file for file in sorted((home / "jobs" / job_id).rglob("*")) if file.name != "spec.json"]
+    ends = [f"{file.relative_to(home)}: {file.read_text(errors='replace')[-1500:]}" for file in files if file.is_file()]
+    log = (home / "log" / "scheduling.log").read_text(errors="replace")
+    return "\n".join([*ends, *(line for line in log.splitlines() if job_id in line)])

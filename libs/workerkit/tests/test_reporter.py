@@ -18,7 +18,7 @@ import workerkit
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
 from dlmesh.training.v1 import metrics_pb2, metrics_pb2_grpc
 from workerkit import Reporter
-from workerkit.spool import append_metrics, read_metrics, read_report
+from workerkit.spool import MAX_LINE_BYTES, MAX_REPORT_BYTES, append_metrics, read_metrics, read_report, warning_of
 
 
 class Platform(jobs_pb2_grpc.JobServiceServicer, metrics_pb2_grpc.MetricServiceServicer):
@@ -84,6 +84,7 @@ def test_nothing_is_lost_or_doubled_while_the_platform_is_away(tmp_path: Path) -
 
     second = Platform()
     server, _ = start(second, port)
+    reporter.metrics({"loss": float("nan")}, 100)
     reporter.result({"top1": 0.98})
     reporter.close()
     server.stop(None).wait()
@@ -93,6 +94,7 @@ def test_nothing_is_lost_or_doubled_while_the_platform_is_away(tmp_path: Path) -
     last = second.reports[-1]
     assert (last.job_id, last.attempt, last.progress.done) == ("j1", 2, 100)
     assert json.loads(last.result_json) == {"top1": 0.98}
+    assert last.warning == "loss is not finite since iteration 100"
     assert second.headers[-1]["x-dlmesh-job-token"] == "token"
 
 
@@ -106,9 +108,60 @@ def test_the_spool_alone_tells_everything(tmp_path: Path) -> None:
     assert read_report(tmp_path) == {
         "progress": {"done": 2.0, "total": 3.0, "phase": "training"},
         "result": {"a": 1},
+        "not_finite": {"series": "lr", "step": 7, "lasts": True},
     }
     points, _ = read_metrics(tmp_path, 0)
     assert [(point.series, point.step, point.value) for point in points] == [("loss", 7, 0.5)]
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+def test_the_report_names_the_first_value_that_is_no_number(tmp_path: Path) -> None:
+    with Reporter(tmp_path) as reporter:
+        reporter.metrics({"train_loss": 0.5, "lr": 0.1}, 1)
+        assert warning_of(read_report(tmp_path)) == ""
+        reporter.metrics({"lr": 0.1, "train_loss": INFINITE, "train_accuracy": NAN}, 2)
+        # At once, while the program goes on.
+        assert warning_of(read_report(tmp_path)) == "train_loss is not finite since iteration 2"
+        reporter.metrics({"train_loss": NAN}, 3)
+        reporter.progress(3, 3)
+    assert warning_of(read_report(tmp_path)) == "train_loss is not finite since iteration 2"
+
+
+def test_a_value_that_comes_back_is_no_lasting_trouble(tmp_path: Path) -> None:
+    with Reporter(tmp_path) as reporter:
+        for step, value in enumerate((NAN, 0.5, 0.4)):
+            reporter.metrics({"loss": value}, step)
+    assert warning_of(read_report(tmp_path)) == "loss was not finite at iteration 0"
+    with Reporter(tmp_path) as reporter:
+        for step, value in enumerate((0.5, NAN, 0.3, NAN)):
+            reporter.metrics({"loss": value}, step)
+    assert warning_of(read_report(tmp_path)) == "loss is not finite since iteration 3"
+
+
+@pytest.mark.parametrize(
+    ("begins_at", "warning"),
+    [(6, "loss is not finite since iteration 5"), (5, ""), (2, "")],
+    ids=["behind it", "at it", "before it"],
+)
+def test_the_next_attempt_takes_over_what_it_does_not_repeat(tmp_path: Path, begins_at: int, warning: str) -> None:
+    attempts = [tmp_path / f"attempt-{number}" for number in range(1, 5)]
+    for attempt in attempts:
+        attempt.mkdir()
+    with Reporter(attempts[0]) as reporter:
+        reporter.metrics({"loss": 0.5}, 4)
+        reporter.metrics({"loss": NAN}, 5)
+    # The second one died before it reported anything.
+    with Reporter(attempts[1]) as reporter:
+        reporter.progress(0, 10)
+    with Reporter(attempts[2]) as reporter:
+        assert warning_of(read_report(attempts[2])) == ""
+        reporter.metrics({"other": 1.0}, begins_at)
+    assert warning_of(read_report(attempts[2])) == warning
+    with Reporter(attempts[3]) as reporter:
+        reporter.metrics({"other": 1.0}, begins_at + 1)
+    assert warning_of(read_report(attempts[3])) == warning
 
 
 def test_a_torn_line_waits_for_its_end(tmp_path: Path) -> None:
@@ -136,6 +189,73 @@ def test_a_full_disk_does_not_stop_the_program(tmp_path: Path) -> None:
     reporter.progress(1, 2)
     reporter.metrics({"loss": 1}, 1)
     reporter.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "report"),
+    [
+        ("", {}),
+        ("[1]", {}),
+        ("[" * 100_000, {}),
+        ("\udcff", {}),
+        ('{"result": 1, "more": 2}', {"result": 1}),
+        ('{"progress": 3, "result": {}}', {"result": {}}),
+        ('{"progress": {"done": 1.0, "total": 2.0}}', {}),
+        ('{"progress": {"done": "1", "total": 2.0, "phase": ""}}', {}),
+        ('{"progress": {"done": 1.0, "total": 2.0, "phase": []}}', {}),
+        ('{"not_finite": "loss"}', {}),
+        ('{"not_finite": {"series": "loss", "step": 1e300, "lasts": true}}', {}),
+        ('{"not_finite": {"series": "", "step": 1, "lasts": true}}', {}),
+        ('{"result": "' + "x" * MAX_REPORT_BYTES + '"}', {}),
+    ],
+)
+def test_a_report_of_another_hand_cannot_do_harm(tmp_path: Path, text: str, report: object) -> None:
+    (tmp_path / "report.json").write_text(text, errors="surrogateescape")
+    assert read_report(tmp_path) == report
+    (tmp_path / "report.json").unlink()
+    (tmp_path / "report.json").mkdir()
+    assert read_report(tmp_path) == {}
+
+
+def test_metrics_of_another_hand_cannot_do_harm(tmp_path: Path) -> None:
+    append_metrics(tmp_path, {"loss": 0.5}, 1)
+    bad = ["[]", "{}", "null", '{"step": 1, "time": 0, "values": [1]}', '{"step": [], "time": 0, "values": {"a": 1}}']
+    bad += ['{"step": 1e999, "time": 0, "values": {"a": 1}}', "[" * 10_000, "\udcff"]
+    # What the platform would refuse must not keep it from taking the rest.
+    bad += [json.dumps({"step": step, "time": 0, "values": {"a": 1}}) for step in (-1, 2**31, 2**70)]
+    bad += [json.dumps({"step": 1, "time": 0, "values": {name: 1}}) for name in ("", "x" * 129, "\0", "\ud800")]
+    with (tmp_path / "metrics.jsonl").open("a", errors="surrogateescape") as file:
+        file.write("\n".join(bad) + "\n")
+    append_metrics(tmp_path, {"loss": 0.25}, 2)
+    points, offset = read_metrics(tmp_path, 0)
+    assert [(point.step, point.value) for point in points] == [(1, 0.5), (2, 0.25)]
+    assert offset == (tmp_path / "metrics.jsonl").stat().st_size
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("x" * (MAX_LINE_BYTES + 1) + "\n")
+    assert read_metrics(tmp_path, offset) == ([], offset)
+
+
+@pytest.mark.parametrize("name", ["report.json", "metrics.jsonl"])
+def test_pipes_and_links_are_not_opened(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    assert (read_report(tmp_path), read_metrics(tmp_path, 0)) == ({}, ([], 0))
+    (tmp_path / name).unlink()
+    (tmp_path / "other").write_text('{"result": 1}\n')
+    (tmp_path / name).symlink_to("other")
+    assert (read_report(tmp_path), read_metrics(tmp_path, 0)) == ({}, ([], 0))
+
+
+def test_reading_data_is_a_heartbeat_of_a_lone_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["workerkit.heartbeat"]
+    monkeypatch.setattr(module, "_next_beat", 0.0)
+    monkeypatch.setenv("DLMESH_JOB_DIR", str(tmp_path))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    module.heartbeat_of_the_only_rank()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    module.heartbeat_of_the_only_rank()
+    assert [path.name for path in tmp_path.iterdir()] == ["heartbeat-0"]
 
 
 def test_a_heartbeat_is_the_programs_own_and_one_of_each_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ and never fails because of it; what was not pushed is read from the spool when t
 """
 
 from workerkit.heartbeat import heartbeat
+from workerkit.printed_progress import PrintedProgress
 from workerkit.reporter import Reporter
 from workerkit.stopping import stop_requested, watch_for_stop
 
-__all__ = ["Reporter", "heartbeat", "stop_requested", "watch_for_stop"]
+__all__ = ["PrintedProgress", "Reporter", "heartbeat", "stop_requested", "watch_for_stop"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workerkit.spool import OFFSET_FILE, read_metrics, read_report, write_atomically
+from workerkit.spool import OFFSET_FILE, acknowledged, read_metrics, read_report, warning_of, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -95,16 +95,14 @@ class Push:
             request.progress.CopyFrom(jobs_pb2.Progress(**report["progress"]))
         if "result" in report:
             request.result_json = json.dumps(report["result"])
+        if warning := warning_of(report):
+            request.warning = warning
         stub = jobs_pb2_grpc.JobServiceStub(self._channel(self.scheduling_address))
         stub.ReportJob(request, metadata=self._headers(), timeout=CALL_SECONDS)
         self._sent_report = text
 
     def _push_metrics(self) -> bool:
-        offset_file = self.directory / OFFSET_FILE
-        try:
-            offset = int(offset_file.read_text())
-        except (FileNotFoundError, ValueError):
-            offset = 0
+        offset = acknowledged(self.directory)
         points, end = read_metrics(self.directory, offset)
         if end == offset:
             return False
@@ -116,7 +114,7 @@ class Push:
         stub = metrics_pb2_grpc.MetricServiceStub(self._channel(self.training_address))
         stub.RecordMetrics(request, metadata=self._headers(), timeout=CALL_SECONDS)
         # After the acknowledgement: a kill in between sends the points again, and the server knows them already.
-        write_atomically(offset_file, str(end))
+        write_atomically(self.directory / OFFSET_FILE, str(end))
         return True
 
     def _channel(self, address: str) -> Any:

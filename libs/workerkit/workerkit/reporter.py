@@ -16,7 +16,7 @@ from typing import Any
 
 from workerkit.heartbeat import heartbeat
 from workerkit.push import Push
-from workerkit.spool import REPORT_FILE, append_metrics, write_atomically
+from workerkit.spool import MAX_SERIES_LENGTH, REPORT_FILE, append_metrics, earlier_not_finite, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ class Reporter:
         self._directory = directory
         self._push = push
         self._report: dict[str, Any] = {}
+        # Counts as soon as this attempt is known to go on behind it: what it goes back over is discarded.
+        self._earlier = earlier_not_finite(directory) if directory is not None else None
         self._spooled_at = 0.0
         self._lock = threading.Lock()
         if push is not None:
@@ -71,7 +73,7 @@ class Reporter:
         self._remember({"result": result}, now=True)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """One point for each series; values that are not finite are left out."""
+        """One point for each series. Values that are not finite are left out, and the report names the first."""
         heartbeat()
         if self._directory is None:
             return
@@ -80,6 +82,7 @@ class Reporter:
             append_metrics(self._directory, finite, step)
         except OSError as error:
             log.warning("metrics at step %d could not be written: %s", step, error)
+        self._look_for_numbers(values, finite, step)
         if self._push is not None:
             self._push.wake()
 
@@ -89,6 +92,21 @@ class Reporter:
             self._spool()
         if self._push is not None:
             self._push.close(FLUSH_SECONDS)
+
+    def _look_for_numbers(self, values: Mapping[str, float], finite: Mapping[str, float], step: int) -> None:
+        """Keep in the report which series is no number, since when, and whether it came back."""
+        found = before = self._report.get("not_finite")
+        if self._earlier is not None:
+            if self._earlier["step"] < step:
+                found = self._earlier
+            self._earlier = None
+        if found and found["lasts"] and found["series"] in finite:
+            found = {**found, "lasts": False}
+        odd = next((name for name in values if name not in finite), None)
+        if odd is not None and not (found and found["lasts"]):
+            found = {"series": odd[:MAX_SERIES_LENGTH], "step": int(step), "lasts": True}
+        if found:
+            self._remember({"not_finite": found}, now=before is None)
 
     def _remember(self, facts: dict[str, Any], *, now: bool) -> None:
         if self._directory is None:

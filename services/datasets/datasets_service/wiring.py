@@ -33,7 +33,7 @@ from datasets_service.usecases.read_csv import ReadCsv
 from datasets_service.usecases.remove_deleted import RemoveDeleted
 from datasets_service.usecases.stop_dataset import StopDataset
 
-REMOVALS_IDLE_SECONDS = 2.0
+REMOVALS_LATER_SECONDS = 2.0
 
 
 def build(settings: ServiceSettings, *, jobs: Jobs | None = None, models: Models | None = None) -> Application:
@@ -46,7 +46,7 @@ def build(settings: ServiceSettings, *, jobs: Jobs | None = None, models: Models
     files = DiskFiles(settings.home, settings.data_roots)
 
     imports = ReconcileLoop("imports", FollowImports(storage, jobs, files))
-    removals = ReconcileLoop("removals", RemoveDeleted(storage, files, jobs), REMOVALS_IDLE_SECONDS)
+    removals = ReconcileLoop("removals", RemoveDeleted(storage, files, jobs), later_seconds=REMOVALS_LATER_SECONDS)
     get_dataset = GetDataset(storage)
     sources = DiskSources(settings.data_roots)
 

@@ -30,8 +30,7 @@ from inference_service.usecases.predictions import PredictionQueries
 from inference_service.usecases.serve_models import RemoveDeleted, ServeModels
 from inference_service.usecases.start_prediction import StartPrediction
 
-SERVE_IDLE_SECONDS = 0.5
-REMOVE_IDLE_SECONDS = 5.0
+REMOVALS_LATER_SECONDS = 5.0
 
 
 def build(
@@ -57,10 +56,10 @@ def build(
     shutdown: list[Callable[[], Awaitable[None]]] = []
     if server is None:
         server = _model_server(settings.home, triton, loops, shutdown)
-    serve = ReconcileLoop("models", ServeModels(models, catalog, repository, server), SERVE_IDLE_SECONDS)
+    serve = ReconcileLoop("models", ServeModels(models, catalog, repository, server))
     follow = ReconcileLoop("predictions", FollowPredictions(predictions, models, jobs, workspace))
     remove_deleted = RemoveDeleted(models, predictions, catalog, repository, server, workspace)
-    remove = ReconcileLoop("removals", remove_deleted, REMOVE_IDLE_SECONDS)
+    remove = ReconcileLoop("removals", remove_deleted, later_seconds=REMOVALS_LATER_SECONDS)
     servicer = InferenceServicer(
         CreateInferenceModel(
             models, catalog, trainings, repository, server, remove_deleted.remove_if_deleted, serve.wake
@@ -84,6 +83,7 @@ def build(
         channels=[channels],
         startup=[functools.partial(database.migrate, MIGRATIONS)],
         shutdown=shutdown,
+        settings={"triton": triton},
     )
 
 
@@ -100,7 +100,7 @@ def _model_server(
         return NoTriton("Triton is not installed: run make setup")
     else:
         child = TritonServer(triton.installation, home)
-        loops.append(ReconcileLoop("triton", child.step))
+        loops.append(ReconcileLoop("triton", child.step, later_seconds=0.25))
         shutdown.append(child.stop)
     client = TritonClient(lambda: read_grpc_address(address_file))
     shutdown.insert(0, client.close)

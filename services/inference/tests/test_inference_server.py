@@ -134,7 +134,7 @@ def application(room: Room | None, tmp_path: Path) -> tuple[Application, Room]:
 
 @pytest.fixture
 async def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
-    monkeypatch.setattr(wiring, "REMOVE_IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(wiring, "REMOVALS_LATER_SECONDS", 0.2)
     built, room = application(None, tmp_path)
     async with running(built, room.settings) as room.client:
         with acting_as(ALICE):
@@ -232,6 +232,17 @@ async def test_only_finished_trainings_of_known_frameworks_are_served(room: Room
     room.catalog.known["digits"] = replace(room.catalog.known["digits"], framework="Caffe")
     code, words = await refused(room.create())
     assert (code, "PyTorch" in words) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+
+
+async def test_what_does_not_classify_pictures_is_refused_at_once(room: Room) -> None:
+    serving = Path(room.trainings.training.checkpoints_path) / "serving.json"
+    serving.write_text(json.dumps({"labels": ["yes", "no"], "encoding": {"column": "text"}}))
+    assert await refused(room.create()) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "trainName: 'first' is not valid; allowed: a training that classifies pictures; "
+        "the serving.json of this one has no channels, height, width",
+    )
+    assert set(room.catalog.known) == {"digits"}
 
 
 async def test_names_are_taken_for_everybody_and_others_models_are_forbidden(room: Room) -> None:
@@ -408,6 +419,8 @@ async def test_stop_before_and_after_the_job_exists(room: Room) -> None:
         return room.jobs.stopped == [job_id]
 
     await until(told)
+    _, message = await refused(room.stub.DeletePrediction(pb.DeletePredictionRequest(name="q")))
+    assert message == "prediction 'q' is being stopped; try again in a moment"
     room.jobs.move(job_id, "KILLED")
     await room.settled("STOPPED", "q")
 

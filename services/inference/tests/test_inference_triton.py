@@ -135,7 +135,7 @@ async def test_killed_it_comes_back_on_its_ports_and_serves(tmp_path: Path) -> N
     code, checkpoints = write_training(tmp_path / "training")
     await DiskRepository(tmp_path).publish(make_model("tiny", code, checkpoints))
     server = TritonServer(installation, tmp_path)
-    loop = ReconcileLoop("triton", server.step, idle_seconds=0.05)
+    loop = ReconcileLoop("triton", server.step, soon_seconds=0.05, later_seconds=0.05)
     running = asyncio.create_task(loop.run())
     address_file = tmp_path / "run" / "triton.json"
     client = TritonClient(lambda: read_grpc_address(address_file))

@@ -12,6 +12,7 @@ from servicekit.paths import DataRoots
 from servicekit.reconcile import ReconcileLoop
 from servicekit.server import Application
 from servicekit.settings import ServiceSettings
+from servicekit.weight_paths import WeightPaths
 
 from models_service.api.servicers import FrameworkServicer, ModelServicer, ModelTemplateServicer
 from models_service.clients.activity import ActivityClient
@@ -40,13 +41,14 @@ def build(
     channels = Channels(settings)
     roots = DataRoots(settings.data_roots)
     catalog = SqlCatalog(database, settings.home)
-    removals = ReconcileLoop("removals", Removals(catalog).step, idle_seconds=2.0)
+    removals = ReconcileLoop("removals", Removals(catalog).step, later_seconds=2.0)
     templates = Templates(catalog, roots, settings.home, removals.wake)
-    weights = Weights(catalog, roots, settings.home, removals.wake)
+    weight_paths = WeightPaths(settings.home, settings.data_roots)
+    weights = Weights(catalog, weight_paths, settings.home, removals.wake)
     models = Models(
         catalog,
         settings.home,
-        weights=weights,
+        weights=weight_paths,
         datasets=datasets or DatasetsClient(channels),
         groups=groups or InstanceGroupsClient(channels),
         activity=activity or ActivityClient(channels),

@@ -17,6 +17,7 @@ from models_service.usecases.weights import Weights
 from servicekit.database import Database
 from servicekit.errors import forbidden, invalid
 from servicekit.paths import DataRoots
+from servicekit.weight_paths import WeightPaths
 
 
 @dataclass
@@ -87,15 +88,15 @@ async def make_room(home: Path, database_url: str) -> Room:
     def wake() -> None:
         pass
 
-    weights = Weights(catalog, roots, home, wake)
+    weight_paths = WeightPaths(home, [home / "data"])
     return Room(
         home=home,
         database=database,
         catalog=catalog,
         peers=peers,
         templates=Templates(catalog, roots, home, wake),
-        models=Models(catalog, home, weights=weights, datasets=peers, groups=peers, activity=peers, wake=wake),
-        weights=weights,
+        models=Models(catalog, home, weights=weight_paths, datasets=peers, groups=peers, activity=peers, wake=wake),
+        weights=Weights(catalog, weight_paths, home, wake),
         removals=Removals(catalog),
     )
 

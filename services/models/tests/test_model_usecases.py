@@ -23,6 +23,7 @@ from models_service.usecases.models import ModelInput
 from models_service.usecases.templates import TemplateInput
 from servicekit.errors import Code, ServiceError
 from servicekit.identity import Identity, acting_as
+from servicekit.reconcile import Next
 
 from .conftest import Room
 
@@ -112,11 +113,14 @@ async def test_template_updates(room: Room) -> None:
         template, files = await room.templates.get("net")
         assert template.path == room.data / "second"
         assert files.main == "print('train')\n"
-        assert await room.removals.step()
+        assert await room.removals.step() is Next.AT_ONCE
         assert not old.exists()
         assert template.directory.exists()
         await refused(room.templates.update("net", TemplateInput(name="x")), Code.INVALID_ARGUMENT, "name")
-        await refused(room.templates.update("net", TemplateInput(framework="Caffe")), Code.INVALID_ARGUMENT, "prototxt")
+        to_caffe = room.templates.update("net", TemplateInput(framework="Caffe"))
+        await refused(
+            to_caffe, Code.INVALID_ARGUMENT, "framework: 'Caffe' ", "solver.prototxt", "this one holds main.py"
+        )
         await refused(room.templates.update("none", TemplateInput()), Code.NOT_FOUND)
         await refused(room.templates.update("net", TemplateInput(path="none")), Code.INVALID_ARGUMENT, "path")
 
@@ -186,7 +190,19 @@ async def test_built_in_templates_are_registered_once_and_stay(room: Room, tmp_p
 
 async def test_the_shipped_templates_register(room: Room) -> None:
     await room.templates.register_built_in(Path(models_service.__file__).parent / "builtin")
-    assert "pytorch-image-classification" in [template.name for template in await room.catalog.list_templates()]
+    found = {template.name: template for template in await room.catalog.list_templates()}
+    assert {name: template.framework for name, template in found.items()} == {
+        "caffe-cifar": "Caffe",
+        "caffe-lenet": "Caffe",
+        "pytorch-image-classification": "PyTorch",
+        "pytorch-image-to-vector": "PyTorch",
+        "pytorch-object-detection": "PyTorch",
+        "pytorch-resnet-image-classification": "PyTorch",
+        "pytorch-tabular": "PyTorch",
+        "pytorch-text-classification": "PyTorch",
+        "tensorflow-image-classification": "TensorFlow",
+    }
+    assert all(template.description and template.batch_size for template in found.values())
 
 
 async def test_a_model_keeps_its_own_files_and_settings(room: Room) -> None:
@@ -215,7 +231,7 @@ async def test_a_model_keeps_its_own_files_and_settings(room: Room) -> None:
         assert await room.models.list_files("m1") == ["m1/main.py", "m1/net/layers.py"]
         await refused(make_model(room), Code.ALREADY_EXISTS, "m1")
         await refused(room.templates.delete("net"), Code.ABORTED, "m1")
-        assert not await room.removals.step()
+        assert await room.removals.step() is Next.LATER
 
 
 @pytest.mark.parametrize(
@@ -240,6 +256,13 @@ async def test_a_model_keeps_its_own_files_and_settings(room: Room) -> None:
         ({"hyperparameters": {"learningrate": 0}}, "hyperparameter.learningrate"),
         ({"hyperparameters": {"epoch": 0}}, "hyperparameter.epoch"),
         ({"hyperparameters": {"lrpolicy": "step"}}, "hyperparameter.stepsize"),
+        (
+            {"hyperparameters": {"lrpolicy": "reducelronplateau"}, "accelerator": "elastic"},
+            "hyperparameter.lrpolicy",
+        ),
+        ({"framework": "Caffe"}, "framework"),
+        ({"framework": "edtTensorFlow"}, "framework"),
+        ({"framework": "mxnet"}, "framework"),
         ({"weight_folder": "/etc"}, "wtfolder"),
         ({"weight_folder": "../../x"}, "wtfolder"),
         ({"initial_weights": "none.pth"}, "wfinit"),
@@ -306,11 +329,58 @@ async def test_an_update_keeps_hyperparameters_complete(room: Room) -> None:
         await room.models.update("m1", ModelInput(hyperparameters={"nesterov": True, "momentum": 0.9}))
 
 
+async def test_an_elastic_model_gets_no_plateau(room: Room) -> None:
+    plateau = {"lrpolicy": "reducelronplateau"}
+    with acting_as(ALICE):
+        await make_model(room, hyperparameters=plateau)
+        call = room.models.update("m1", ModelInput(accelerator="Elastic"))
+        await refused(call, Code.INVALID_ARGUMENT, "hyperparameter.lrpolicy", "cosineannealing")
+        await room.models.update("m1", ModelInput(accelerator="Elastic", hyperparameters={"lrpolicy": "fixed"}))
+        call = room.models.update("m1", ModelInput(hyperparameters=plateau))
+        await refused(call, Code.INVALID_ARGUMENT, "hyperparameter.lrpolicy")
+
+
+async def test_what_a_caffe_policy_needs_is_looked_for_in_the_files(room: Room) -> None:
+    folder = room.data / "net"
+    folder.mkdir()
+    (folder / "my_solver.prototxt").write_text('lr_policy: "inv" gamma: 0.1 power: 1')
+    (folder / "my_train_test.prototxt").touch()
+    with acting_as(ALICE):
+        await room.templates.create(TemplateInput(name="caffe", path="net", framework="Caffe"))
+        given = ModelInput(name="m1", template_name="caffe", hyperparameters={"lrpolicy": "sigmoid"})
+        await refused(room.models.create(given), Code.INVALID_ARGUMENT, "hyperparameter.stepsize", "solver.prototxt")
+        # The text that comes with the request becomes the file.
+        await room.models.create(replace(given, texts=ProgramTexts(solver="stepsize: 9 gamma: -0.3")))
+        without = ModelInput(texts=ProgramTexts(solver="stepsize: 9"))
+        await refused(room.models.update("m1", without), Code.INVALID_ARGUMENT, "hyperparameter.gamma")
+        await room.models.update("m1", ModelInput(hyperparameters={"gamma": 0.5}))
+        await room.models.update("m1", without)
+        # As long as it is said somewhere.
+        await room.models.update("m1", ModelInput(description="still complete"))
+
+
+@pytest.mark.parametrize("word", ["PyTorch", "pytorch", "edtPyTorch", "PyTorch (PT)", ""])
+async def test_a_model_may_name_the_framework_of_its_template(room: Room, word: str) -> None:
+    with acting_as(ALICE):
+        assert (await make_model(room, framework=word)).framework == "PyTorch"
+
+
+async def test_a_distribute_strategy_is_one_of_tensorflows(room: Room) -> None:
+    room.make_folder()
+    given = ModelInput(name="m1", template_name="keras", distribute_strategy="parameterserverstrategy")
+    with acting_as(ALICE):
+        await room.templates.create(TemplateInput(name="keras", path="program", framework="TensorFlow"))
+        assert (await room.models.create(given)).distribute_strategy == "ParameterServerStrategy"
+        await room.models.update("m1", ModelInput(distribute_strategy=""))
+        call = room.models.update("m1", ModelInput(distribute_strategy="x"))
+        await refused(call, Code.INVALID_ARGUMENT, "distributeStrategy: 'x'", "MultiWorkerMirroredStrategy, Parameter")
+
+
 async def test_concurrent_updates_lose_nothing(room: Room) -> None:
     with acting_as(ALICE):
         await make_model(room)
-        await room.models.update("m1", ModelInput(hyperparameters=dict.fromkeys(("epoch", "patience"), 1)))
-        names = ["epoch", "maxiteration", "patience", "cooldown", "t_max", "stepsize"]
+        await room.models.update("m1", ModelInput(hyperparameters=dict.fromkeys(("epoch", "momentum"), 1)))
+        names = ["epoch", "maxiteration", "momentum", "weightdecay", "learningrate", "dampening"]
         await asyncio.gather(*(room.models.update("m1", ModelInput(hyperparameters={n: 5})) for n in names))
         model, _ = await room.models.get("m1")
     assert model.hyperparameters == dict.fromkeys(names, 5)
@@ -318,9 +388,12 @@ async def test_concurrent_updates_lose_nothing(room: Room) -> None:
 
 async def test_a_model_in_use_is_kept_and_a_deleted_one_leaves_nothing(room: Room) -> None:
     with acting_as(ALICE):
-        model = await make_model(room)
+        model = await make_model(room, dataset="digits")
         room.peers.running["m1"] = "training 't1'"
         await refused(room.models.delete("m1"), Code.ABORTED, "t1")
+        # Without the name the dataset could be deleted under the training.
+        await refused(room.models.update("m1", ModelInput(dataset="")), Code.ABORTED, "t1")
+        await room.models.update("m1", ModelInput(dataset=model.dataset, batch_size=7))
         room.peers.running.clear()
         await room.models.delete("m1")
         await refused(room.models.get("m1"), Code.NOT_FOUND)
@@ -328,13 +401,14 @@ async def test_a_model_in_use_is_kept_and_a_deleted_one_leaves_nothing(room: Roo
         await refused(room.models.delete("m1"), Code.NOT_FOUND)
         again = await make_model(room)
         assert again.uid != model.uid
-        assert await room.removals.step()
+        assert await room.removals.step() is Next.AT_ONCE
         assert room.folders("models") == [again.uid]
-        assert not await room.removals.step()
+        assert await room.removals.step() is Next.LATER
 
 
 @pytest.mark.parametrize(
-    "path", ["../x", "/etc/x", "net/../../x", "", ".", "net", "main.py/x", "a\0b", "x" * 300, "out/x"]
+    "path",
+    ["../x", "/etc/x", "net/../../x", "", ".", "net", "main.py/x", "a\0b", "x" * 300, "out/x", "a\nb", "new/", "\x7f"],
 )
 async def test_files_cannot_be_written_outside_the_model(room: Room, path: str) -> None:
     with acting_as(ALICE):
@@ -412,32 +486,59 @@ async def test_reading_stays_inside_the_template(room: Room, filename: str, code
         await refused(room.templates.read_file(filename), code)
 
 
+@pytest.mark.parametrize("name", [b"\xff.txt", b"a\nb.txt", b"net/\xc3\x28"])
+async def test_names_that_no_list_can_hold_are_refused(room: Room, name: bytes) -> None:
+    folder = room.make_folder()
+    with acting_as(ALICE):
+        await make_template(room)
+        (folder / os.fsdecode(name)).write_text("x")
+        given = TemplateInput(name="odd", path="program", framework="PyTorch")
+        await refused(room.templates.create(given), Code.INVALID_ARGUMENT, "path")
+        # A program of the user may have left one behind all the same.
+        template, _ = await room.templates.get("net")
+        (template.directory / os.fsdecode(name)).write_text("x")
+        for listed in await room.templates.list_files("net"):
+            listed.encode()
+        model = await make_model(room)
+        (model.directory / os.fsdecode(b"\xff")).write_text("x")
+        assert "m1/\\udcff" in await room.models.list_files("m1")
+
+
 async def test_weights_are_named_kept_by_owner_and_resolved(room: Room) -> None:
     async def receive(spool: Path) -> tuple[str | None, Path]:
         spool.mkdir(parents=True)
-        (spool / "part").write_bytes(b"weights")
+        (spool / "part").write_bytes(content)
         return name, spool / "part"
 
+    content = b"weights"
     with acting_as(ALICE):
         name: str | None = "w.pth"
         kept = await room.weights.upload(receive)
         assert kept == room.home / "weights" / "alice" / "w.pth"
         assert kept.read_bytes() == b"weights"
-        await refused(room.weights.upload(receive), Code.ALREADY_EXISTS, "w.pth")
-        name = None
+        taken = await refused(room.weights.upload(receive), Code.ALREADY_EXISTS, "w.pth")
+        assert taken.message.endswith("choose another name")
+        name, content = "empty.pth", b""
+        await refused(room.weights.upload(receive), Code.INVALID_ARGUMENT, "file: 'empty.pth'", "no bytes")
+        name, content = None, b"weights"
         assert (await room.weights.upload(receive)).name == f"weights-{hashlib.sha256(b'weights').hexdigest()[:12]}"
         name = "..pth"
         await refused(room.weights.upload(receive), Code.INVALID_ARGUMENT, "file")
         model = await make_model(room, initial_weights="w.pth", weight_folder=str(kept.parent))
         assert (model.initial_weights, model.weight_folder) == (str(kept), str(kept.parent))
-        while await room.removals.step():
+        while await room.removals.step() is Next.AT_ONCE:
             pass
         assert room.folders("weights/.incoming") == []
     with acting_as(BOB):
         name = "w.pth"
-        assert (await room.weights.upload(receive)).parent.name == "bob"
-        with pytest.raises(ServiceError, match="wfinit"):
-            room.weights.resolve("wfinit", str(kept), "bob")
+        bobs = await room.weights.upload(receive)
+        assert bobs.parent.name == "bob"
+    with acting_as(ALICE):
+        bobs_file = ModelInput(initial_weights=str(bobs))
+        await refused(room.models.update("m1", bobs_file), Code.INVALID_ARGUMENT, "wfinit")
+        for wrong in ({"initial_weights": str(kept.parent)}, {"weight_folder": "w.pth"}):
+            with pytest.raises(ServiceError, match=r"^(wfinit|wtfolder): .* allowed: an existing (file|folder)$"):
+                await room.models.update("m1", ModelInput(**wrong))
 
 
 @pytest.mark.parametrize("point", ["copy", "before-row", "after-row", "delete", "remove"])
@@ -460,7 +561,7 @@ async def test_a_kill_between_steps_leaves_nothing_half_made(room: Room, tmp_pat
     # The order of a killed creation falls due later; nothing else is waited for.
     for directory in {room.home / "models" / name for name in room.folders("models")} - {model.directory}:
         await room.catalog.release(directory)
-    while await room.removals.step():
+    while await room.removals.step() is Next.AT_ONCE:
         pass
     assert room.folders("models") == [model.uid]
 
@@ -471,7 +572,7 @@ async def test_a_reservation_that_fell_due_is_not_taken(room: Room, monkeypatch:
         monkeypatch.setattr(models, "RESERVATION", timedelta(seconds=-1))
         await refused(room.models.create(ModelInput(name="m1", template_name="net")), Code.ABORTED, "try again")
         assert await room.models.list_visible() == []
-        assert await room.removals.step()
+        assert await room.removals.step() is Next.AT_ONCE
     assert room.folders("models") == []
 
 
@@ -484,14 +585,14 @@ async def test_storage_on_each_database(room_on_each: Room) -> None:
         refusals = [result for result in results if not isinstance(result, Model)]
         assert all(isinstance(error, ServiceError) and error.code is Code.ALREADY_EXISTS for error in refusals)
         await asyncio.gather(
-            *(room.models.update("same", ModelInput(hyperparameters={n: 2})) for n in ("epoch", "patience"))
+            *(room.models.update("same", ModelInput(hyperparameters={n: 2})) for n in ("epoch", "momentum"))
         )
         model, _ = await room.models.get("same")
-        assert model.hyperparameters == {"epoch": 2, "patience": 2}
+        assert model.hyperparameters == {"epoch": 2, "momentum": 2}
         assert model.created_at.tzinfo is not None
         await refused(room.templates.delete("net"), Code.ABORTED, "same")
         await room.models.delete("same")
         await room.templates.delete("net")
-        while await room.removals.step():
+        while await room.removals.step() is Next.AT_ONCE:
             pass
     assert room.folders("models") == room.folders("templates") == []

@@ -110,7 +110,7 @@ async def test_instance_groups_are_found_and_the_known_listed(channels: Channels
     groups = InstanceGroupsClient(channels)
     with acting_as(ALICE):
         assert await groups.find("local", "sig") == InstanceGroup(id="1d", name="local")
-        with pytest.raises(ServiceError, match=r"sig: .*local") as caught:
+        with pytest.raises(ServiceError, match=r"^sig: 'moon' is .*local") as caught:
             await groups.find("moon", "sig")
     assert (caught.value.code, caught.value.metadata["field"]) == (Code.INVALID_ARGUMENT, "sig")
 

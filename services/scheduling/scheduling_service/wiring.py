@@ -73,7 +73,8 @@ def build(
     # The engine is this machine's, so whoever runs on it takes the lease over from a process that was killed.
     holder = f"{socket.gethostname()}:{settings.home}"
     queue = RunQueue(jobs, groups, runner, files, utc_now, holder, local.grow_after_seconds)
-    loop = ReconcileLoop("queue", queue.step, idle_seconds=1.0)
+    # Looking at a gang costs a few stats of files, and a short job should not seem long.
+    loop = ReconcileLoop("queue", queue.step, soon_seconds=0.05)
     list_applications = ListApplications(jobs)
     job_servicer = JobServicer(
         SubmitJob(jobs, groups, utc_now, loop.wake),
@@ -102,4 +103,5 @@ def build(
         databases=[database],
         startup=[lambda: database.migrate(MIGRATIONS), engine.open],
         shutdown=[engine.close],
+        settings={"": local},
     )

@@ -20,6 +20,7 @@ from scheduling_service.engines.local import engine as local_engine
 from scheduling_service.engines.local import processes, watches
 from scheduling_service.engines.local.engine import LocalEngine, _spawn_keeper
 from scheduling_service.engines.registry import ENGINES, make_engine
+from scheduling_service.engines.runner import last_lines
 from servicekit.errors import ServiceError
 
 DEADLINE_SECONDS = 20
@@ -453,3 +454,22 @@ async def test_warm_ranks_start_fast_and_behave_like_fresh_interpreters(tmp_path
         assert (await until(engine, survivor, *ENDED)).phase is Phase.STOPPED
     finally:
         await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nb\nc\n", "b\nc"),
+        ("Error: " + "x" * 16_000, "Error: " + "x" * 493 + "..."),
+        ("first\n" + "y" * 16_000 + "\nlast", "y" * 500 + "...\nlast"),
+        ("", ""),
+    ],
+)
+def test_people_are_shown_as_much_as_they_read(tmp_path: Path, text: str, shown: str) -> None:
+    (tmp_path / "log").write_text(text)
+    assert last_lines(tmp_path / "log", 2) == shown
+
+
+def test_the_last_lines_are_no_more_than_a_page(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("".join(f"{number:0400}\n" for number in range(20)))
+    assert [int(line) for line in last_lines(tmp_path / "log", 20).splitlines()] == [15, 16, 17, 18, 19]

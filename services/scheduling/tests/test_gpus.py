@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from scheduling_service.domain.gpus import WHOLE, Placement, allocate, free_shares
 from scheduling_service.domain.job import Spec
@@ -65,6 +67,37 @@ def test_elastic_gangs_take_no_more_ranks_than_gpus() -> None:
     running = [Running("e", "E", 1, 1, 8, 9.0, gpus=1)]
     assert plan([], running, 8, free_gpus=[0, 100]).resize == {"e": "grows from 1 to 2 ranks"}
     assert plan([], running, 8, free_gpus=[0, 50]).resize == {}
+
+
+def test_elastic_gangs_give_gpus_to_those_that_wait_for_them() -> None:
+    old = Running("old", "Old", 2, 1, 2, gpus=1, placement=[[0], [1]])
+    young = Running("young", "Young", 3, 1, 3, gpus=1, placement=[[2], [3], [4]])
+    rigid = Running("rigid", "Rigid", 1, gpus=1, placement=[[5]])
+    busy = {"slots": 16, "free_gpus": [0] * 6}
+
+    def room_for(ranks: int, running: list[Running]) -> dict[str, str]:
+        decided = plan([Waiting("w", "W", ranks, gpus=1)], running, **busy)  # type: ignore[arg-type]
+        assert not decided.start
+        assert "runs next" in decided.reasons["w"]
+        return dict(decided.resize)
+
+    assert room_for(1, [old, young, rigid]) == {"young": "shrinks from 3 to 2 ranks to make room for W"}
+    assert room_for(3, [old, young, rigid]) == {
+        "young": "shrinks from 3 to 1 rank to make room for W",
+        "old": "shrinks from 2 to 1 rank to make room for W",
+    }
+    # Giving all that they can would not be enough: nobody is disturbed.
+    assert room_for(4, [old, young, rigid]) == {}
+    # One is on its way already.
+    assert room_for(1, [old, replace(young, resizing=True), rigid]) == {}
+    assert room_for(1, [old, young, replace(rigid, leaving=True)]) == {}
+    assert room_for(3, [old, replace(young, resizing=True)]) == {"old": "shrinks from 2 to 1 rank to make room for W"}
+
+
+def test_a_gang_that_shrank_for_gpus_comes_back_smaller() -> None:
+    waiting = [Waiting("w", "W", 1, gpus=1), Waiting("e", "E", 2, fewest=1, resizing=True, gpus=1)]
+    decided = plan(waiting, [], 8, free_gpus=[100, 100])
+    assert (decided.start, decided.gpus) == ({"e": 1, "w": 1}, {"e": [[0]], "w": [[1]]})
 
 
 @pytest.mark.parametrize(

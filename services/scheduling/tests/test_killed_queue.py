@@ -13,7 +13,6 @@ from scheduling_service.engines.base import Observation, Phase, RankOutcome
 from scheduling_service.engines.runner import JobFiles
 from scheduling_service.storage.groups import LOCAL_ID, FixedGroups
 from scheduling_service.storage.jobs import SqlJobs
-from scheduling_service.usecases import run_queue
 from scheduling_service.usecases.run_queue import RunQueue
 from scheduling_service.wiring import MIGRATIONS
 from servicekit.database import Database
@@ -136,11 +135,7 @@ class Service:
 
 
 @pytest.mark.slow
-async def test_a_resize_survives_a_kill_anywhere(
-    tmp_path: Path, jobs: SqlJobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_queue, "POLL_SECONDS", 0)
-    monkeypatch.setattr(run_queue, "LONG_POLL_SECONDS", 0)
+async def test_a_resize_survives_a_kill_anywhere(tmp_path: Path, jobs: SqlJobs) -> None:
     deaths = 0
     for kill_at in range(1, 200):
         engine = PlayedEngine(slots=2)

@@ -41,6 +41,7 @@ def gang(job_id: str, ranks: int, fewest: int = 0, most: int = 0, **changes: Any
 
 
 MAKES_ROOM = "needs {} slots at once, {} of {} are free; others make room"
+MAKES_ROOM_FOR_ONE = "needs 1 slot, {} of {} are free; others make room"
 
 
 @pytest.mark.parametrize(
@@ -60,11 +61,11 @@ MAKES_ROOM = "needs {} slots at once, {} of {} are free; others make room"
          {"x": "needs 2 slots at once, 1 of 2 are free; runs next"}),
         # It shrinks for a job that fits then, and only as far as that needs.
         ([Waiting("x", "X", 1)], [gang("e", 2, 1, 2)], 2, {}, {"e": "shrinks from 2 to 1 rank to make room for X"},
-         {"x": MAKES_ROOM.format(1, 0, 2)}),
+         {"x": MAKES_ROOM_FOR_ONE.format(0, 2)}),
         ([Waiting("x", "X", 2)], [gang("e", 4, 1, 8)], 5, {}, {"e": "shrinks from 4 to 3 ranks to make room for X"},
          {"x": MAKES_ROOM.format(2, 1, 5)}),
         ([elastic("x", 1, 2)], [gang("e", 2, 1, 2)], 2, {}, {"e": "shrinks from 2 to 1 rank to make room for X"},
-         {"x": MAKES_ROOM.format(1, 0, 2)}),
+         {"x": MAKES_ROOM_FOR_ONE.format(0, 2)}),
         # The youngest gives first, then the next.
         ([Waiting("x", "X", 3)], [gang("e", 3, 1, 4), gang("f", 3, 1, 4)], 6, {},
          {"f": "shrinks from 3 to 1 rank to make room for X", "e": "shrinks from 3 to 2 ranks to make room for X"},
@@ -73,10 +74,11 @@ MAKES_ROOM = "needs {} slots at once, {} of {} are free; others make room"
         ([Waiting("x", "X", 2)], [gang("e", 2, 1, 2)], 2, {}, {},
          {"x": "needs 2 slots at once, 0 of 2 are free; runs next"}),
         ([Waiting("x", "X", 1)], [gang("e", 1, 1, 2), gang("r", 1)], 2, {}, {},
-         {"x": "needs 1 slots at once, 0 of 2 are free; runs next"}),
-        ([Waiting("x", "X", 1)], [gang("e", 2, 1, 2, resizing=True)], 2, {}, {}, {"x": MAKES_ROOM.format(1, 0, 2)}),
+         {"x": "needs 1 slot, 0 of 2 are free; runs next"}),
+        ([Waiting("x", "X", 1)], [gang("e", 2, 1, 2, resizing=True)], 2, {}, {},
+         {"x": MAKES_ROOM_FOR_ONE.format(0, 2)}),
         ([Waiting("x", "X", 1)], [gang("e", 2, 1, 2), gang("r", 2, leaving=True)], 4, {}, {},
-         {"x": MAKES_ROOM.format(1, 0, 4)}),
+         {"x": MAKES_ROOM_FOR_ONE.format(0, 4)}),
         # What is free already is not taken by those behind the one that it is kept for.
         ([Waiting("x", "X", 2), Waiting("y", "Y", 1)], [gang("e", 3, 1, 4)], 4, {},
          {"e": "shrinks from 3 to 1 rank to make room for X"},

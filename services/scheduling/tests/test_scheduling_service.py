@@ -93,6 +93,58 @@ async def test_jobs_end_as_their_programs_do(tmp_path: Path, database_url: str) 
         assert not (await platform.jobs.GetJobs(jobs_pb2.GetJobsRequest(job_ids=["good"]))).jobs
 
 
+async def test_a_program_that_replaces_its_files_with_pipes_holds_up_nobody(tmp_path: Path) -> None:
+    program = """
+import os, pathlib, sys
+folder = pathlib.Path(os.environ["DLMESH_JOB_DIR"])
+for name in ("rank-0.err", "rank-0.out", "report.json", "metrics.jsonl"):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+sys.exit(3)
+"""
+    async with service(tmp_path) as platform:
+        await submit(platform, "pipes", spec(tmp_path, program))
+        await submit(platform, "good", spec(tmp_path, "print('made it')"))
+        bad = await until(platform, "pipes", "FINISHED", "ERROR")
+        assert (bad.state, bad.reason, bad.log_tail) == ("ERROR", "rank 0 exited with code 3", "")
+        log = platform.jobs.ReadJobLog(jobs_pb2.ReadJobLogRequest(job_id="pipes", stream="stdout", tail_lines=5))
+        with pytest.raises(grpc.aio.AioRpcError, match="log"):
+            await collect(log)
+        await until(platform, "good", "FINISHED")
+        log = platform.jobs.ReadJobLog(jobs_pb2.ReadJobLogRequest(job_id="good", stream="stdout", tail_lines=1))
+        assert b"".join([piece.data for piece in await collect(log)]) == b"made it\n"
+
+
+def _report(text: str) -> str:
+    """A program that writes its report by itself."""
+    return f"pathlib.Path(os.environ['DLMESH_JOB_DIR'], 'report.json').write_text({text!r})"
+
+
+@pytest.mark.parametrize(
+    ("program", "state", "says"),
+    [
+        ("sys.stderr.write('a\\0b'); sys.exit(3)", "ERROR", "a\ufffdb"),
+        (
+            _report(r'{"progress": {"done": 1.0, "total": 2.0, "phase": "\ud800\u0000"}, "result": "\ud800"}'),
+            "FINISHED",
+            "",
+        ),
+        (
+            _report(r'{"progress": {"done": NaN, "total": 1e999, "phase": ""}, "result": [NaN, "\u0000"]}'),
+            "FINISHED",
+            "",
+        ),
+    ],
+)
+async def test_what_no_database_takes_ends_all_the_same(
+    tmp_path: Path, database_url: str, program: str, state: str, says: str
+) -> None:
+    async with service(tmp_path, database_url) as platform:
+        await submit(platform, "odd", spec(tmp_path, f"import os, pathlib, sys; {program}"))
+        odd = await until(platform, "odd", "FINISHED", "ERROR")
+        assert (odd.state, odd.log_tail) == (state, says)
+
+
 async def test_submitting_again_is_the_same_job(tmp_path: Path) -> None:
     async with service(tmp_path) as platform:
         wanted = spec(tmp_path, "open('runs', 'a').write('x')")
@@ -379,15 +431,20 @@ async def test_workers_report_for_their_own_job_and_attempt_only(tmp_path: Path)
             async with grpc.aio.insecure_channel(f"127.0.0.1:{platform.port}") as channel:
                 await JobStub(channel).ReportJob(
                     jobs_pb2.ReportJobRequest(
-                        job_id=job_id, attempt=attempt, progress=jobs_pb2.Progress(done=3, total=10, phase="training")
+                        job_id=job_id,
+                        attempt=attempt,
+                        progress=jobs_pb2.Progress(done=3, total=10, phase="training"),
+                        warning="loss is no number\0",
                     ),
                     metadata=(("x-dlmesh-job", "j1"), ("x-dlmesh-job-token", token)),
                 )
 
         await report("j1", 9, job_token(SECRET, "j1"))
-        assert (await until(platform, "j1", "RUNNING")).progress.total == 0
+        ignored = await until(platform, "j1", "RUNNING")
+        assert (ignored.progress.total, ignored.warning) == (0, "")
         await report("j1", 1, job_token(SECRET, "j1"))
-        assert (await until(platform, "j1", "RUNNING")).progress.done == 3
+        job = await until(platform, "j1", "RUNNING")
+        assert (job.progress.done, job.warning) == (3, "loss is no number\ufffd")
         with pytest.raises(grpc.aio.AioRpcError) as foreign:
             await report("j2", 1, job_token(SECRET, "j1"))
         assert foreign.value.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -399,6 +456,26 @@ async def test_workers_report_for_their_own_job_and_attempt_only(tmp_path: Path)
         assert person.value.code() is grpc.StatusCode.PERMISSION_DENIED
         await platform.jobs.StopJob(jobs_pb2.StopJobRequest(job_id="j1"))
         await until(platform, "j1", "KILLED")
+
+
+async def test_a_warning_lasts_over_a_restart_of_the_service_and_belongs_to_its_attempt(tmp_path: Path) -> None:
+    # Nobody pushes: what the worker spooled is read when its attempt ends.
+    program = """if True:
+        import os, sys
+        from pathlib import Path
+        from workerkit import Reporter
+        directory = Path(os.environ["DLMESH_JOB_DIR"])
+        last = directory.name == "attempt-2"
+        with Reporter(directory) as reporter:
+            reporter.metrics({"loss": 1.0 if last else float("nan"), "accuracy": float("nan")}, 3)
+        sys.exit(0 if last else 1)
+    """
+    async with service(tmp_path) as platform:
+        await submit(platform, "j1", spec(tmp_path, program, max_restarts=1))
+        await until(platform, "j1", "FINISHED")
+    async with service(tmp_path) as platform:
+        job = await until(platform, "j1", "FINISHED")
+    assert (job.attempt, job.warning) == (2, "accuracy is not finite since iteration 3")
 
 
 async def test_ranks_see_no_secrets_of_the_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

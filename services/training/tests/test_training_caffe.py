@@ -41,7 +41,7 @@ def test_a_validation_passes_on_its_files(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_last_state_dict_is_the_weight_file(tmp_path: Path) -> None:
     assert Caffe().weight_file(tmp_path) is None
     for name in ("model_final.caffemodel", "model_epoch_9.pth", "model_epoch_10.pth"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_bytes(b"w")
     assert Caffe().weight_file(tmp_path) == "model_epoch_10.pth"
-    (tmp_path / "model_epoch_final.pth").touch()
+    (tmp_path / "model_epoch_final.pth").write_bytes(b"w")
     assert Caffe().weight_file(tmp_path) == "model_epoch_final.pth"

@@ -15,13 +15,15 @@ from typing import Any
 
 import pytest
 from training_service.domain.specs import TrainingSpec
+from training_service.frameworks.registry import framework_named
 from training_service.worker.command import is_launcher
+from training_service.worker.initial_weights import _name_of
 
 REPOSITORY = Path(__file__).parents[3]
 WRITE_WEIGHTS = (
     "import os, pathlib, sys;"
     "print(sys.argv[1:], os.environ.get('RANK'));"
-    "pathlib.Path(os.environ['DLMESH_TRAIN_DIR'], 'model_epoch_1.pth').touch()"
+    "pathlib.Path(os.environ['DLMESH_TRAIN_DIR'], 'model_epoch_1.pth').write_text('w')"
 )
 
 
@@ -64,8 +66,10 @@ def test_a_launcher_runs_once_and_without_the_gangs_variables(tmp_path: Path, co
     launcher.write_text(f"#!{sys.executable}\n" + WRITE_WEIGHTS.replace(";", "\n"))
     launcher.chmod(0o755)
     other = start(tmp_path, command=[str(launcher)], environment={"RANK": "1", "WORLD_SIZE": "2"})
-    first = start(tmp_path, command=[str(launcher)], environment={"RANK": "0", "WORLD_SIZE": "2"})
-    assert first.communicate(timeout=60) == ("[] None\n", "")
+    # Its workers are all on one node, whatever a program of the original platform says of nodes.
+    words = [str(launcher), "--nnodes=$WMLA_NWORKER", "--nproc-per-node=$WMLA_WORKER_NDEVICE", "--node-rank=$NODE_RANK"]
+    first = start(tmp_path, command=words, environment={"RANK": "0", "WORLD_SIZE": "2"})
+    assert first.communicate(timeout=60) == ("['--nnodes=1', '--nproc-per-node=2', '--node-rank=0'] None\n", "")
     assert other.communicate(timeout=60) == ("", "")
     assert (first.returncode, other.returncode) == (0, 0)
 
@@ -94,6 +98,22 @@ def test_how_a_command_ends(tmp_path: Path, code: Path) -> None:
         1,
         "python -c pass ended with code 0 but wrote no weights into --train_dir ($DLMESH_TRAIN_DIR)\n",
     )
+
+
+@pytest.mark.parametrize(
+    "makes",
+    ["symlink_to('/etc/passwd')", "symlink_to('none')", "touch()", "mkdir()", "symlink_to('model_epoch_1.pth')"],
+)
+def test_what_cannot_be_read_is_no_weights(tmp_path: Path, code: Path, makes: str) -> None:
+    (code / "main.py").write_text(f"import pathlib, sys; pathlib.Path(sys.argv[2], 'model_epoch_1.pth').{makes}")
+    assert run(tmp_path)[0] == 1
+
+
+def test_a_link_beside_the_weights_is_good(tmp_path: Path, code: Path) -> None:
+    write = "import pathlib, sys; d = pathlib.Path(sys.argv[2]); (d / 'model_epoch_1.pth').write_text('w')"
+    (code / "main.py").write_text(f"{write}; (d / 'model_epoch_final.pth').symlink_to('model_epoch_1.pth')")
+    assert run(tmp_path)[0] == 0
+    assert framework_named("PyTorch").weight_file(tmp_path / "run" / "checkpoints") == "model_epoch_final.pth"
 
 
 def test_a_stop_reaches_the_command(tmp_path: Path, code: Path) -> None:
@@ -130,6 +150,21 @@ def test_weights_are_fetched_first(tmp_path: Path, code: Path, address: str) -> 
     assert run(tmp_path, weights_url=f"{address}/my%20start.pth?token=1") == (0, "", "")
     assert (tmp_path / "run" / "initial-weights" / "my start.pth").stat().st_size == 3_000_000
     assert (tmp_path / "run" / "checkpoints" / "model_epoch_1.pth").stat().st_size == 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/a/b.pth?x=/c.pt", "b.pth"),
+        ("", "weights.pth"),
+        ("/..", "weights.pth"),
+        ("/a/%2e%2e", "weights.pth"),
+        ("/%00.hidden%0a.pth", "_.hidden_.pth"),
+        ("/" + "x" * 300 + ".pth", "x" * 56 + ".pth"),
+    ],
+)
+def test_an_address_names_a_file_of_the_folder(path: str, name: str) -> None:
+    assert _name_of(f"http://h{path}") == name
 
 
 def test_weights_that_are_not_there_are_not_asked_for_again(tmp_path: Path, code: Path, address: str) -> None:

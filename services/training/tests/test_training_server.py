@@ -1,118 +1,26 @@
-"""The whole service over gRPC on a real database; only its peers are played."""
+"""Trainings of the whole service over gRPC on a real database; only its peers are played."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import sqlalchemy as sa
-from dlmesh.training.v1 import metrics_pb2, metrics_pb2_grpc, training_pb2, training_pb2_grpc
+from dlmesh.training.v1 import training_pb2
 from servicekit.database import Database
 from servicekit.errors import invalid
 from servicekit.identity import acting_as
-from servicekit.settings import ServiceSettings
-from testkit.services import ADMIN, ALICE, BOB, Client, collect, running, settings_for
+from testkit.services import ADMIN, ALICE, BOB, collect, running, settings_for
 from training_fakes import DATASET, MODEL, FakeDatasets, FakeJobs, FakeModels
-from training_service.storage.metrics import SqlMetrics
+from training_room import Room, ask, refused, start
+from training_service.domain.specs import TrainingSpec
 from training_service.storage.tables import TrainingRow
 from training_service.wiring import build
-from workerkit.spool import append_metrics
-
-Start = training_pb2.StartTrainingRequest
-
-
-@dataclass
-class Room:
-    """The running service and its played peers."""
-
-    client: Client
-    settings: ServiceSettings
-    models: FakeModels
-    datasets: FakeDatasets
-    jobs: FakeJobs
-
-    @property
-    def trainings(self) -> Any:
-        return self.client.stub(training_pb2_grpc.TrainingServiceStub)
-
-    @property
-    def validations(self) -> Any:
-        return self.client.stub(training_pb2_grpc.ValidationServiceStub)
-
-    @property
-    def metrics(self) -> Any:
-        return self.client.stub(metrics_pb2_grpc.MetricServiceStub)
-
-    async def training(self, name: str = "first") -> Any:
-        return (await self.trainings.GetTraining(ask(training_pb2.GetTrainingRequest, name))).parameters
-
-    async def validation(self, name: str = "check") -> Any:
-        found = await collect(
-            self.validations.ListValidations(training_pb2.ListValidationsRequest(model_name="digits"))
-        )
-        return next(one for one in found if one.parameters.name == name)
-
-    async def until(self, condition: Callable[[], Any]) -> Any:
-        """Poll until `condition` (a coroutine function) gives something true."""
-        async with asyncio.timeout(10):
-            while not (found := await condition()):
-                await asyncio.sleep(0.02)
-            return found
-
-    async def started(self, name: str = "first", **fields: Any) -> str:
-        """Start a training as Alice and wait until its job is submitted; the job's id."""
-        with acting_as(ALICE):
-            await self.trainings.StartTraining(start(training_name=name, **fields))
-            job_id = (await self.training(name)).application_id
-
-        async def submitted() -> bool:
-            return job_id in self.jobs.requests
-
-        await self.until(submitted)
-        return job_id
-
-    async def settled(self, status: str, name: str = "first") -> Any:
-        async def reached() -> Any:
-            training = await self.training(name)
-            return training if training.status == status else None
-
-        return await self.until(reached)
-
-    async def finished(self, name: str = "first") -> Any:
-        self.jobs.move(await self.started(name), "FINISHED")
-        return await self.settled("FINISHED", name)
-
-
-def ask(kind: Any, name: str = "first") -> Any:
-    return kind(model_name="digits", name=name)
-
-
-def start(**fields: Any) -> Any:
-    return Start(
-        **{"model_name": "digits", "training_name": "first", "framework": "PyTorch", "cluster_size": 2, **fields}
-    )
-
-
-@pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Room]:
-    code = tmp_path / "models" / MODEL.uid
-    code.mkdir(parents=True)
-    (code / "main.py").write_text("print('hello')")
-    models, datasets, jobs = FakeModels(replace(MODEL, path=str(code))), FakeDatasets(), FakeJobs()
-    settings = settings_for("training", tmp_path)
-    async with running(build(settings, models=models, datasets=datasets, jobs=jobs), settings) as client:
-        yield Room(client, settings, models, datasets, jobs)
-
-
-async def refused(call: Any) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value.code(), caught.value.details() or ""
 
 
 async def test_a_training_from_start_to_finish(room: Room) -> None:
@@ -120,6 +28,7 @@ async def test_a_training_from_start_to_finish(room: Room) -> None:
     asked = room.jobs.requests[job_id]
     assert (asked.kind, asked.ranks, asked.owner, asked.max_restarts) == ("training", 2, "alice", 2)
     assert (asked.model, asked.dataset, asked.gpus_per_rank) == ("digits", "digits-data", 0)
+    assert (asked.max_silent_seconds, asked.max_disk_bytes, asked.grace_seconds) == (1800, 100 << 30, 8)
     assert list(asked.command[:3]) == ["python", "-m", "training_service.worker.run_training"]
     code = Path(asked.command[3]).parent / "code"
     assert (code / "main.py").read_text() == "print('hello')"
@@ -137,10 +46,10 @@ async def test_a_training_from_start_to_finish(room: Room) -> None:
         code_, _ = await refused(room.trainings.GetTrainingWeightFile(ask(training_pb2.GetTrainingWeightFileRequest)))
         assert code_ is grpc.StatusCode.NOT_FOUND
         for weights in ("model_epoch_2.pth", "model_epoch_10.pth"):
-            (Path(parameters.path) / weights).touch()
+            (Path(parameters.path) / weights).write_bytes(b"w")
         file = await room.trainings.GetTrainingWeightFile(ask(training_pb2.GetTrainingWeightFileRequest))
         assert file.value == "model_epoch_10.pth"
-        (Path(parameters.path) / "model_epoch_final.pth").touch()
+        (Path(parameters.path) / "model_epoch_final.pth").write_bytes(b"w")
         room.jobs.move(job_id, "FINISHED")
         assert (await room.settled("FINISHED")).progress == 100
         file = await room.trainings.GetTrainingWeightFile(ask(training_pb2.GetTrainingWeightFileRequest))
@@ -172,9 +81,35 @@ INVALID: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
     ({"min_workers": 1}, grpc.StatusCode.INVALID_ARGUMENT, "minWorkers: 1.*not Elastic"),
     ({"min_workers": 3}, grpc.StatusCode.INVALID_ARGUMENT, "minWorkers: 3.*0 to 2"),
     ({"weights_url": "ftp://x/y"}, grpc.StatusCode.INVALID_ARGUMENT, "wtURL.*http"),
+    *(
+        ({"weights_url": address}, grpc.StatusCode.INVALID_ARGUMENT, "wtURL.*without spaces")
+        for address in ("http://", "http://[", "http://a b/c", "http://x:99999/", "http://x/\0", "http://" + "x" * 9000)
+    ),
+    ({"initial_weights": "a", "weights_folder": "b"}, grpc.StatusCode.INVALID_ARGUMENT, "wtfolder.*not together"),
     ({"weights_url": "http://x/y", "weights_folder": "f"}, grpc.StatusCode.INVALID_ARGUMENT, "wtURL.*not together"),
     ({"command": "python 'other.py"}, grpc.StatusCode.INVALID_ARGUMENT, "cmd.*closed quotes"),
     ({"command": "  "}, grpc.StatusCode.INVALID_ARGUMENT, "cmd"),
+    *(
+        ({"command": command}, grpc.StatusCode.INVALID_ARGUMENT, f"cmd.* without {re.escape(word)}, .*bash -c")
+        for command, word in (
+            ("python main.py && echo x", "&&"),
+            ("python main.py || true", "||"),
+            ("python main.py | tee log", "|"),
+            ("python main.py ; echo x", ";"),
+            ("python main.py; echo x", "main.py;"),
+            ("python main.py &", "&"),
+            ("python main.py > log", ">"),
+            ("python main.py >> log", ">>"),
+            ("python main.py < in", "<"),
+            ("python main.py <<< in", "<<<"),
+            ("python main.py 2> log", "2>"),
+            ("python main.py 2>&1", "2>&1"),
+            ("python main.py &>log", "&>log"),
+            ("python main.py --workers $(nproc)", "$(nproc)"),
+            ("python main.py --workers `nproc`", "`nproc`"),
+        )
+    ),
+    ({"command": "EPOCHS=3 python main.py"}, grpc.StatusCode.INVALID_ARGUMENT, "cmd.* not EPOCHS=3 before it.*bash -c"),
     ({"checkpoint_interval": -1}, grpc.StatusCode.INVALID_ARGUMENT, "checkpointInterval: -1"),
     ({"checkpoints_kept": -1}, grpc.StatusCode.INVALID_ARGUMENT, "checkpointsKept: -1"),
     ({"max_restarts": 101}, grpc.StatusCode.INVALID_ARGUMENT, "maxRestarts: 101.*0 to 100"),
@@ -198,6 +133,50 @@ async def test_a_bad_request_names_what_is_wrong(
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        "bash -c 'python main.py && echo x > log'",
+        "python main.py --separator '|' --other ';' \\&",
+        "python main.py --separator=; --token <pad> --address http://x/?a=1&b=2 ->",
+        "env EPOCHS=3 python main.py --rate=$RATE",
+        "python main.py 'it costs $(nothing)' {}",
+    ],
+)
+async def test_what_is_quoted_or_means_nothing_to_a_shell_is_an_argument(room: Room, command: str) -> None:
+    await room.started(command=command)
+    assert (await room.training()).command == command
+
+
+@pytest.mark.parametrize(
+    ("model", "files", "missing"),
+    [
+        ({"accelerator": "Native"}, ["elastic-main.py"], "main.py"),
+        ({"accelerator": "Elastic"}, ["train.py"], "elastic-main.py or main.py"),
+        ({"accelerator": "Native", "framework": "Caffe"}, ["solver.prototxt"], ""),
+        ({"accelerator": "Elastic"}, ["elastic-main.py"], ""),
+        # It may be a FabricModel program, too.
+        ({"accelerator": "Elastic"}, ["main.py"], ""),
+    ],
+)
+async def test_a_model_has_the_program_that_its_accelerator_starts(
+    room: Room, tmp_path: Path, model: dict[str, Any], files: list[str], missing: str
+) -> None:
+    code = tmp_path / "other"
+    code.mkdir()
+    for file in files:
+        (code / file).touch()
+    room.models.known["digits"] = replace(MODEL, path=str(code), **model)
+    framework = model.get("framework", "PyTorch")
+    if missing:
+        with acting_as(ALICE):
+            answer, message = await refused(room.trainings.StartTraining(start(framework=framework)))
+        assert answer is grpc.StatusCode.INVALID_ARGUMENT
+        assert re.match(rf"modelname: 'digits' .* a model with a {missing}, which the accelerator", message), message
+        assert not room.jobs.requests
+    await room.started(framework=framework, command="python mine.py" if missing else "")
+
+
+@pytest.mark.parametrize(
     ("model", "dataset", "code", "message"),
     [
         ({"type": "Inference"}, {}, grpc.StatusCode.INVALID_ARGUMENT, "modelname.*inference only"),
@@ -205,7 +184,7 @@ async def test_a_bad_request_names_what_is_wrong(
         ({"framework": "Caffe"}, {}, grpc.StatusCode.INVALID_ARGUMENT, "dlFramework.*Caffe"),
         ({"dataset": ""}, {}, grpc.StatusCode.INVALID_ARGUMENT, "dataset"),
         ({"dataset": "gone"}, {}, grpc.StatusCode.INVALID_ARGUMENT, "dataset: 'gone'"),
-        ({"instance_group": "moon"}, {}, grpc.StatusCode.INVALID_ARGUMENT, "sig of the model: sigid: .*local"),
+        ({"instance_group": "moon"}, {}, grpc.StatusCode.INVALID_ARGUMENT, "sig of the model: 'moon' is .*local"),
         ({}, {"status": "RUNNING"}, grpc.StatusCode.INVALID_ARGUMENT, "dataset.*this one is RUNNING"),
         ({}, {"splits": {"train": "/d/train"}}, grpc.StatusCode.INVALID_ARGUMENT, "dataset.*has no test"),
     ],
@@ -243,6 +222,9 @@ async def test_ranks_fit_on_the_gpus_of_the_group(
     else:
         asked = room.jobs.requests[await room.started(**fields)]
         assert (asked.ranks, asked.gpus_per_rank) == (outcome, 1)
+        # What an elastic program is told to plan with.
+        told = TrainingSpec.read(asked.command[3]).max_workers
+        assert told == (outcome if accelerator == "Elastic" else 0)
 
 
 async def test_initial_weights_are_uploads_or_inside_the_data_roots(room: Room) -> None:
@@ -264,6 +246,39 @@ async def test_initial_weights_are_uploads_or_inside_the_data_roots(room: Room) 
     with acting_as(BOB):
         code, _ = await refused(room.trainings.StartTraining(start(training_name="e", initial_weights="mine.pth")))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_weights_of_a_training_are_for_who_may_see_it(room: Room) -> None:
+    await room.started()
+    with acting_as(ALICE):
+        folder = Path((await room.training()).path)
+        await room.trainings.StartTraining(start(training_name="next", weights_folder=str(folder)))
+    for place in (folder.parents[1], folder.parents[1] / "gone" / "checkpoints"):
+        place.mkdir(parents=True, exist_ok=True)
+        with acting_as(ADMIN):
+            wrong = start(training_name="no", weights_folder=str(place))
+            assert (await refused(room.trainings.StartTraining(wrong)))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    with acting_as(BOB):
+        theirs = start(training_name="theirs", weights_folder=str(folder))
+        assert (await refused(room.trainings.StartTraining(theirs)))[0] is grpc.StatusCode.PERMISSION_DENIED
+        # Nor by way of a model that names them.
+        room.models.known["digits"] = replace(room.models.known["digits"], weights_folder=str(folder), owner="bob")
+        theirs = start(training_name="theirs")
+        assert (await refused(room.trainings.StartTraining(theirs)))[0] is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_weights_of_the_model_are_those_of_its_owner(room: Room) -> None:
+    uploads = room.settings.home / "weights" / "alice"
+    uploads.mkdir(parents=True)
+    (uploads / "mine.pth").touch()
+    room.models.known["digits"] = replace(room.models.known["digits"], weights_file=str(uploads / "mine.pth"))
+    with acting_as(ADMIN):
+        await room.trainings.StartTraining(start(training_name="a"))
+        assert (await room.training("a")).initial_weights == str(uploads / "mine.pth")
+        (uploads / "mine.pth").unlink()
+        code, message = await refused(room.trainings.StartTraining(start(training_name="b")))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "wfinit of the model" in message
 
 
 async def test_names_are_unique_within_a_model(room: Room) -> None:
@@ -291,21 +306,6 @@ async def test_other_users_see_nothing(room: Room) -> None:
         assert code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_points_that_were_not_delivered_are_read_when_the_job_ends(room: Room, tmp_path: Path) -> None:
-    job_id = await room.started()
-    for attempt, steps in ((1, (1, 2)), (2, (2, 3))):
-        directory = tmp_path / "jobs" / job_id / f"attempt-{attempt}"
-        directory.mkdir(parents=True)
-        for step in steps:
-            append_metrics(directory, {"train_loss": attempt / 10}, step)
-    room.jobs.move(job_id, "FINISHED", run_directory=str(directory))
-    await room.settled("FINISHED")
-    database = Database(room.settings.database_url, "training")
-    curve = await SqlMetrics(database).read(job_id, ["train_loss"])
-    await database.close()
-    assert [(point.step, point.attempt, point.value) for point in curve] == [(1, 1, 0.1), (2, 2, 0.2), (3, 2, 0.2)]
-
-
 async def test_a_crash_shows_the_last_log_lines(room: Room) -> None:
     job_id = await room.started()
     room.jobs.move(job_id, "ERROR", reason="rank 1 exited with 1 (attempt 3 of 3)", log_tail="ValueError: bad\n")
@@ -331,6 +331,7 @@ async def test_stop_and_delete(room: Room) -> None:
         await room.trainings.DeleteTraining(ask(training_pb2.DeleteTrainingRequest))
         code, _ = await refused(room.trainings.GetTraining(ask(training_pb2.GetTrainingRequest)))
     assert code is grpc.StatusCode.NOT_FOUND
+    await room.until(lambda: asyncio.sleep(0, room.jobs.deleted))
     assert not Path(stopped.path).exists()
     assert room.jobs.deleted == [job_id]
     assert room.jobs.stopped == [job_id]
@@ -370,13 +371,14 @@ async def test_a_job_that_can_never_run_fails_with_the_reason(room: Room) -> Non
 async def test_a_model_whose_files_have_gone_fails(room: Room, tmp_path: Path) -> None:
     room.models.known["digits"] = replace(MODEL, path=str(tmp_path / "nowhere"))
     with acting_as(ALICE):
-        await room.trainings.StartTraining(start())
+        await room.trainings.StartTraining(start(command="python mine.py"))
     assert "cannot prepare" in (await room.settled("FAILED")).status_message
 
 
 async def test_a_restarted_service_goes_on(tmp_path: Path) -> None:
     code = tmp_path / "models" / MODEL.uid
     code.mkdir(parents=True)
+    (code / "main.py").touch()
     models, jobs = FakeModels(replace(MODEL, path=str(code))), FakeJobs()
     settings = settings_for("training", tmp_path)
     async with running(build(settings, models=models, datasets=FakeDatasets(), jobs=jobs), settings) as client:
@@ -396,76 +398,6 @@ async def test_a_restarted_service_goes_on(tmp_path: Path) -> None:
     assert (list(jobs.requests), jobs.submissions) == ([job_id], 2)
 
 
-async def test_a_validation_from_start_to_finish(room: Room) -> None:
-    training = await room.finished()
-    asked_for = training_pb2.StartValidationRequest(
-        model_name="digits", name="check", training_name="first", metrics=["top1", "ConfusionMatrix"], threshold=0.1
-    )
-    with acting_as(ALICE):
-        await room.validations.StartValidation(asked_for)
-        job_id = (await room.validation()).application_id
-        code, _ = await refused(room.validations.StartValidation(asked_for))
-        assert code is grpc.StatusCode.ALREADY_EXISTS
-        # Its training is in use now.
-        code, message = await refused(room.trainings.DeleteTraining(ask(training_pb2.DeleteTrainingRequest)))
-        assert code is grpc.StatusCode.ABORTED
-        assert "check" in message
-        code, _ = await refused(room.validations.DeleteValidation(ask(training_pb2.DeleteValidationRequest, "check")))
-        assert code is grpc.StatusCode.ABORTED
-
-    async def submitted() -> bool:
-        return job_id in room.jobs.requests
-
-    await room.until(submitted)
-    asked = room.jobs.requests[job_id]
-    assert (asked.kind, asked.ranks) == ("validation", 1)
-    assert training.uid in Path(asked.command[3]).read_text()
-    room.jobs.move(job_id, "FINISHED", result={"pairs": [{"name": "Top1", "value": "0.975"}]})
-
-    async def finished() -> bool:
-        return (await room.validation()).status == "FINISHED"
-
-    await room.until(finished)
-    detail = await room.validation()
-    assert (detail.model_name, detail.dataset, detail.progress) == ("digits", "digits-data", 100)
-    assert list(detail.parameters.metrics) == ["Top1", "ConfusionMatrix"]
-    assert [(pair.name, pair.value) for pair in detail.results] == [("Top1", "0.975")]
-    with acting_as(ALICE):
-        await room.validations.StopValidation(ask(training_pb2.StopValidationRequest, "check"))
-        await room.validations.DeleteValidation(ask(training_pb2.DeleteValidationRequest, "check"))
-        await room.trainings.DeleteTraining(ask(training_pb2.DeleteTrainingRequest))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"name": "a/b"}, "valName"),
-        ({"training_name": "none"}, "trainName: 'none'.*first"),
-        ({"metrics": []}, "metrics.*Top1, Top5, ConfusionMatrix"),
-        ({"metrics": ["Top1", "mAP"]}, r"metrics: 'mAP'.*Top1, Top5, ConfusionMatrix \(those of LMDB datasets\)"),
-        ({"threshold": 1.5}, "threshold: 1.5"),
-        ({"threshold": float("nan")}, "threshold: nan"),
-    ],
-)
-async def test_a_bad_validation_request_names_what_is_wrong(room: Room, fields: dict[str, Any], message: str) -> None:
-    await room.finished()
-    body = {"model_name": "digits", "name": "check", "training_name": "first", "metrics": ["Top1"], **fields}
-    with acting_as(ALICE), pytest.raises(grpc.aio.AioRpcError, match=message) as caught:
-        await room.validations.StartValidation(training_pb2.StartValidationRequest(**body))
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-
-
-async def test_only_a_finished_training_can_be_validated(room: Room) -> None:
-    await room.started()
-    asked_for = training_pb2.StartValidationRequest(
-        model_name="digits", name="check", training_name="first", metrics=["Top1"]
-    )
-    with acting_as(ALICE):
-        code, message = await refused(room.validations.StartValidation(asked_for))
-    assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert "this one is SUBMITTED" in message
-
-
 async def test_runs_of_a_deleted_model_are_invisible(room: Room) -> None:
     await room.finished()
     # Deleted and made again under its name: another model.
@@ -473,19 +405,3 @@ async def test_runs_of_a_deleted_model_are_invisible(room: Room) -> None:
     assert await collect(room.trainings.ListTrainings(training_pb2.ListTrainingsRequest(model_name="digits"))) == []
     with acting_as(ALICE):
         await room.trainings.StartTraining(start())
-
-
-async def test_metrics_are_kept_once_and_only_from_their_own_job(room: Room) -> None:
-    def points(*steps: int, value: float = 0.5) -> Any:
-        return metrics_pb2.RecordMetricsRequest(
-            job_id="j1",
-            attempt=1,
-            points=[metrics_pb2.MetricPoint(series="train_loss", step=step, value=value, time=1.0) for step in steps],
-        )
-
-    assert (await room.metrics.RecordMetrics(points(1, 2))).recorded == 2
-    assert (await room.metrics.RecordMetrics(points(2, 3))).recorded == 1
-    assert (await room.metrics.RecordMetrics(points(4, value=float("nan")))).recorded == 0
-    with acting_as(ALICE):
-        assert (await refused(room.metrics.RecordMetrics(points(5))))[0] is grpc.StatusCode.PERMISSION_DENIED
-    assert (await refused(room.metrics.RecordMetrics(points(-1))))[0] is grpc.StatusCode.INVALID_ARGUMENT

@@ -22,6 +22,7 @@ from training_service.domain.runs import (
     metrics_of,
 )
 from training_service.worker import classification_metrics, detection_metrics, vector_metrics
+from training_service.worker.result_file import read_result
 from training_service.worker.result_metrics import measure
 
 LABELS = ["cat", "dog", "horse", "cow", "sheep", "goat", "hen"]
@@ -81,7 +82,7 @@ def test_vectors_agree_with_scikit_learn(tmp_path: Path) -> None:
 class Scene:
     """Random objects and what a middling detector would say about them."""
 
-    def __init__(self, *, crowds: bool = False) -> None:
+    def __init__(self, *, crowds: bool = False, difficult: bool = False) -> None:
         random = np.random.default_rng(3)
         self.truth: list[list[dict[str, Any]]] = []
         self.found: list[list[tuple[int, float, list[float]]]] = []
@@ -92,8 +93,10 @@ class Scene:
                 xmin, ymin = random.uniform(0, 60, 2)
                 box = [xmin, ymin, xmin + random.uniform(8, 40), ymin + random.uniform(8, 40)]
                 is_crowd = crowds and random.random() < 0.2
-                truth.append({"label": LABELS[label], "bbox": box, "crowd": is_crowd})
-                for _ in range(random.integers(0, 3)):
+                is_difficult = difficult and random.random() < 0.3
+                truth.append({"label": LABELS[label], "bbox": box, "crowd": is_crowd, "difficult": is_difficult})
+                # pycocotools lets only one box find what it ignores for its size.
+                for _ in range(random.integers(0, 2 if is_difficult else 3)):
                     said = label if random.random() < 0.9 else (label + 1) % 3
                     shifted = np.sort((np.array(box) + random.normal(0, 3, 4)).reshape(2, 2), axis=0)
                     found.append((said, float(random.random()), shifted.ravel().tolist()))
@@ -116,6 +119,9 @@ def coco_stats(scene: Scene) -> Any:
             box = {"bbox": [x, y, right - x, bottom - y], "area": (right - x) * (bottom - y)}
             category = LABELS.index(true["label"]) + 1
             facts = {"id": len(annotations) + 1, "image_id": number, "category_id": category}
+            if true["difficult"]:
+                # What is out of the range of sizes need not be found, and overlaps as every object does.
+                box["area"] = 1e11
             annotations.append(facts | box | {"iscrowd": int(true["crowd"])})
     for number, boxes in enumerate(scene.found):
         for label, score, (x, y, right, bottom) in boxes:
@@ -136,9 +142,9 @@ def coco_stats(scene: Scene) -> Any:
     return evaluation.stats
 
 
-@pytest.mark.parametrize("crowds", [False, True])
-def test_coco_precision_is_that_of_pycocotools(tmp_path: Path, crowds: bool) -> None:
-    scene = Scene(crowds=crowds)
+@pytest.mark.parametrize(("crowds", "difficult"), [(False, False), (True, False), (False, True)])
+def test_coco_precision_is_that_of_pycocotools(tmp_path: Path, crowds: bool, difficult: bool) -> None:
+    scene = Scene(crowds=crowds, difficult=difficult)
     values = measure(scene.write(tmp_path / "result.json"), ["mAP", "mAP50"], LABELS, 0.0)
     stats = coco_stats(scene)
     assert 0.05 < stats[0] < 0.9
@@ -153,14 +159,15 @@ def test_voc_precision_is_near_that_of_coco_at_the_same_overlap(tmp_path: Path) 
     assert float(values["mAP_VOC07"]) == pytest.approx(float(values["mAP50"]), abs=0.1)
 
 
-def true(label: str, *box: float, difficult: bool = False) -> dict[str, Any]:
-    return {"label": label, "bbox": box, "difficult": difficult}
+def true(label: str, *box: float, difficult: bool = False, crowd: bool = False) -> dict[str, Any]:
+    return {"label": label, "bbox": box, "difficult": difficult, "crowd": crowd}
 
 
 def pictures(tmp_path: Path, truth: list[Any], found: list[Any], threshold: float = 0.0) -> list[Any]:
     names = [str(number) for number in range(len(truth))]
-    document = inference_helper.getObjectDetectionResult(names, found, ground_truth=truth)
-    return detection_metrics.read_images(json.loads(json.dumps(document)), threshold)
+    file = tmp_path / "result.json"
+    inference_helper.writeObjectDetectionResult(file, names, found, ground_truth=truth)
+    return detection_metrics.read_images(read_result(file, names), [], threshold)
 
 
 def test_voc_precision_worked_out_by_hand(tmp_path: Path) -> None:
@@ -186,6 +193,30 @@ def test_difficult_objects_are_neither_missed_nor_found_wrongly(tmp_path: Path) 
         }
     with pytest.raises(ValueError, match="no object that counts"):
         pictures(tmp_path, [[hard]], [[]])
+
+
+def test_a_crowd_is_found_by_what_lies_in_it_and_a_difficult_object_by_what_fits_it(tmp_path: Path) -> None:
+    """Worked out by hand: one object, one box on it, and a surer box of a quarter of the other object."""
+    easy, sure, quarter = true("a", 0, 0, 10, 10), ("a", 0.5, (0, 0, 10, 10)), ("a", 0.9, (20, 0, 25, 5))
+    names = ("mAP", "mAP50", "mAP_VOC", "mAP_VOC07")
+
+    def values(other: dict[str, Any], *more: Any) -> list[float]:
+        images = pictures(tmp_path, [[easy, other]], [[quarter, sure, *more]])
+        return [detection_metrics.METRICS[name](images) for name in names]
+
+    # It lies in the crowd and does not count.
+    assert values(true("a", 20, 0, 30, 10, crowd=True)) == pytest.approx([1.0] * 4)
+    # It does not fit the difficult object and is wrong: precision 0, then 1/2 at recall 1.
+    assert values(true("a", 20, 0, 30, 10, difficult=True)) == pytest.approx([0.5] * 4)
+    # Half of it lies in the crowd, which is enough at .5 and no other overlap of COCO's ten.
+    assert values(true("a", 20, 0, 22.5, 5, crowd=True)) == pytest.approx([0.1 + 0.9 * 0.5, 1.0, 1.0, 1.0])
+    # An object within a crowd is found all the same; the second box on it belongs to the crowd.
+    around, again = true("a", 0, 0, 30, 30, crowd=True), ("a", 0.7, (0, 0, 10, 9))
+    assert values(around, again) == pytest.approx([1.0] * 4)
+    # Any number of boxes may be on what need not be found.
+    twice = [("a", 0.8, (20, 0, 30, 10)), ("a", 0.7, (20, 0, 30, 10))]
+    assert values(true("a", 20, 0, 30, 10, difficult=True), *twice) == pytest.approx([0.5] * 4)
+    assert values(true("a", 20, 0, 30, 10, crowd=True), *twice) == pytest.approx([1.0] * 4)
 
 
 def test_iou_is_the_mean_over_the_objects(tmp_path: Path) -> None:
@@ -216,9 +247,9 @@ def test_every_metric_the_service_offers_is_computed() -> None:
     [
         ({"type": "classification", "result": []}, "no ground truth"),
         ({"type": "classification", "result": [], "samples": []}, "no samples"),
-        ({"type": "poem", "result": [], "samples": []}, "type 'poem' is not known"),
-        ({"type": "vector", "result": [], "samples": []}, "Top1: not for a result of type vector"),
-        ({"type": "classification", "result": [{"label": "cat"}], "samples": []}, "not a result file"),
+        ({"type": "poem", "result": [], "samples": [{"sampleId": "a"}]}, "type 'poem' is not known"),
+        ({"type": "vector", "result": [], "samples": [{"sampleId": "a"}]}, "Top1: not for a result of type vector"),
+        ({"type": "classification", "result": [{"label": "cat"}], "samples": []}, "{'label': 'cat'} has no sampleId"),
         ([1], "no ground truth"),
     ],
 )

@@ -19,9 +19,9 @@ from datasets_service.domain.words import Backend, SourceType
 from datasets_service.importers.registry import importer_for
 from datasets_service.storage.files import DiskSources
 from datasets_service.worker.import_dataset import import_dataset
-from detection_datasets import DetectionDataset, collate
+from dlmesh_sdk.detection_datasets import DetectionDataset, collate
+from dlmesh_sdk.record_datasets import open_records
 from PIL import Image, ImageDraw
-from record_datasets import open_records
 from sklearn.metrics import mean_absolute_error, r2_score
 from training_service.domain.specs import TrainingSpec, ValidationSpec
 
@@ -200,7 +200,7 @@ def test_the_reader_scales_boxes_with_their_image(shapes: Path) -> None:
 
 
 def test_the_reader_says_what_is_wrong(tmp_path: Path, shapes: Path) -> None:
-    with pytest.raises(ValueError, match="no split of an object detection dataset"):
+    with pytest.raises(ValueError, match="a split of an object detection dataset is needed"):
         DetectionDataset(tmp_path, ["red"], np.asarray)
     dataset = DetectionDataset(shapes / "test", ["red"], lambda image: np.zeros((3, 8, 8), np.float32))
     with pytest.raises(ValueError, match="is none of red"):

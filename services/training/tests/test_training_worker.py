@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,6 +61,8 @@ def training_spec(tmp_path: Path, digits: Path, **hyperparameter: Any) -> Path:
         data={split: str(digits / split) for split in ("train", "val", "test")},
         parameters={
             "batch_size": 64,
+            "test_interval": 30,
+            "test_iteration": 1,
             "hyperparameter": {"solvertype": "Adam", "learningrate": 0.003, "epoch": 4, **hyperparameter},
         },
     ).write(file)
@@ -86,6 +89,14 @@ def test_two_ranks_learn_digits_and_validation_measures_it(tmp_path: Path, digit
     assert trainer.returncode == 0, output
     assert "Total iterations: 76" in output
     assert "Iteration 76: tag test_accuracy, simple_value" in output
+    # Every `test_interval` iterations, and at the end.
+    assert re.findall(r"Iteration (\d+): tag test_loss", output) == ["30", "60", "76"]
+    # One batch of 64 on the way, all 297 samples at the end.
+    shares = [float(share) for share in re.findall(r"tag test_accuracy, simple_value ([\d.]+)", output)]
+    samples = [64, 64, 297]
+    assert [round(share * n) for share, n in zip(shares, samples, strict=True)] == pytest.approx(
+        [share * n for share, n in zip(shares, samples, strict=True)], abs=0.01
+    )
     files = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert files >= {"model_epoch_1.pth", "model_epoch_4.pth", "model_epoch_final.pth", "serving.json"}
 

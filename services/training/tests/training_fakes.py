@@ -42,6 +42,8 @@ def away() -> ServiceError:
 class FakeModels:
     def __init__(self, model: ModelFacts = MODEL) -> None:
         self.known = {model.name: model}
+        self.programs: dict[str, str] = {}
+        self.template_programs: dict[str, str] = {}
 
     async def get(self, name: str) -> ModelFacts:
         if name not in self.known:
@@ -50,6 +52,12 @@ class FakeModels:
 
     async def frameworks(self) -> Sequence[FrameworkFacts]:
         return [FrameworkFacts("PyTorch", "PyTorch"), FrameworkFacts("Caffe", "Caffe")]
+
+    async def program(self, name: str, file: str) -> str | None:
+        return self.programs.get(f"{name}/{file}")
+
+    async def template_program(self, name: str, file: str) -> str | None:
+        return self.template_programs.get(f"{name}/{file}")
 
     async def uid_of(self, name: str) -> str | None:
         return self.known[name].uid if name in self.known else None
@@ -108,7 +116,7 @@ class FakeJobs:
 
     async def instance_group(self, field: str, name_or_id: str, *, named_by: str) -> InstanceGroup:
         if name_or_id not in (GROUP.id, GROUP.name):
-            raise invalid(f"{named_by}: {field}", name_or_id, [GROUP.name])
+            raise invalid(named_by, name_or_id, [GROUP.name])
         return self.group
 
     def move(self, job_id: str, state: str, **facts: Any) -> None:

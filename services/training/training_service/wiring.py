@@ -7,29 +7,32 @@ import functools
 from dlmesh.training.v1 import metrics_pb2_grpc, training_pb2_grpc
 from servicekit.channels import Channels
 from servicekit.database import Database
-from servicekit.job_client import JobsClient
+from servicekit.job_client import LOOP_PATIENCE_SECONDS, JobsClient
 from servicekit.reconcile import ReconcileLoop
 from servicekit.server import Application
 from servicekit.settings import ServiceSettings
+from servicekit.weight_paths import WeightPaths
 
 from training_service.api.servicers import MetricServicer, TrainingServicer, ValidationServicer
 from training_service.clients.catalog import DatasetsClient, ModelsClient
 from training_service.domain.runs import Validation
 from training_service.settings import TrainingSettings
 from training_service.storage import MIGRATIONS
-from training_service.storage.initial_weights import DiskInitialWeights
 from training_service.storage.metric_spool import DiskMetricSpool
 from training_service.storage.metrics import SqlMetrics
+from training_service.storage.removals import SqlRemovals
 from training_service.storage.runs import SqlTrainings, SqlValidations
 from training_service.storage.workspace import DiskWorkspace
-from training_service.usecases.metrics import CollectMetrics, RecordMetrics
+from training_service.usecases.metrics import CollectMetrics, ReadMetrics, RecordMetrics
 from training_service.usecases.ports import Datasets, Jobs, Models
 from training_service.usecases.reconcile import FollowJobs, RemoveOrphans
+from training_service.usecases.removals import RemoveRuns
 from training_service.usecases.runs import ModelRuns, ModelTrainings
 from training_service.usecases.start_training import StartTraining
 from training_service.usecases.start_validation import StartValidation
 
-ORPHANS_IDLE_SECONDS = 15.0
+ORPHANS_LATER_SECONDS = 15.0
+REMOVALS_LATER_SECONDS = 2.0
 
 
 def build(
@@ -45,32 +48,41 @@ def build(
     channels = Channels(settings)
     models = models or ModelsClient(channels)
     datasets = datasets or DatasetsClient(channels)
-    jobs = jobs or JobsClient(channels, "training")
+    jobs = jobs or JobsClient(channels, "training", delete_patience_seconds=LOOP_PATIENCE_SECONDS)
     workspace = DiskWorkspace(settings.home)
-    trainings, validations = SqlTrainings(database), SqlValidations(database)
+    weights = WeightPaths(settings.home, settings.data_roots)
+    trainings, validations = SqlTrainings(database, weights.training_of), SqlValidations(database)
 
     limits = limits or TrainingSettings.from_environment()
     metrics = SqlMetrics(database)
     collect = CollectMetrics(metrics, DiskMetricSpool())
     follow_trainings = ReconcileLoop(
-        # Trainings are long, and every look takes time from the ranks on this machine.
         "trainings",
         FollowJobs(trainings, jobs, workspace, limits, settle=collect),
-        idle_seconds=0.5,
     )
     follow_validations = ReconcileLoop("validations", FollowJobs(validations, jobs, workspace, limits))
-    model_trainings = ModelTrainings(trainings, validations, models, jobs, workspace, follow_trainings.wake)
+    removals = ReconcileLoop(
+        "removals",
+        RemoveRuns(SqlRemovals(database), jobs, workspace),
+        later_seconds=REMOVALS_LATER_SECONDS,
+    )
+    model_trainings = ModelTrainings(
+        trainings, models, workspace, wake=follow_trainings.wake, wake_removals=removals.wake
+    )
     model_validations = ModelRuns[Validation](
-        "validation", validations, models, jobs, workspace, follow_validations.wake
+        "validation", validations, models, wake=follow_validations.wake, wake_removals=removals.wake
+    )
+    read_metrics = ReadMetrics(metrics, trainings, model_trainings)
+    remove_orphans = functools.partial(
+        RemoveOrphans, models=models, grace_seconds=limits.orphan_grace_seconds, wake_removals=removals.wake
     )
     orphans = [
-        ReconcileLoop(f"orphaned {kind}", step, idle_seconds=ORPHANS_IDLE_SECONDS)
+        ReconcileLoop(f"orphaned {kind}", step, later_seconds=ORPHANS_LATER_SECONDS)
         for kind, step in (
-            ("validations", RemoveOrphans(validations, models, model_validations)),
-            ("trainings", RemoveOrphans(trainings, models, model_trainings)),
+            ("validations", remove_orphans(validations)),
+            ("trainings", remove_orphans(trainings)),
         )
     ]
-    weights = DiskInitialWeights(settings.home, settings.data_roots)
     start_training = StartTraining(
         trainings,
         models,
@@ -80,14 +92,14 @@ def build(
         follow_trainings.wake,
         max_silent_seconds=limits.max_silent_seconds,
     )
-    start_validation = StartValidation(validations, trainings, models, follow_validations.wake)
+    start_validation = StartValidation(validations, trainings, models, workspace, follow_validations.wake)
     package = "dlmesh.training.v1"
     return Application(
         name="training",
         servicers=[
             (
                 training_pb2_grpc.add_TrainingServiceServicer_to_server,
-                TrainingServicer(start_training, model_trainings, workspace.path_of),
+                TrainingServicer(start_training, model_trainings, read_metrics, workspace.path_of),
                 f"{package}.TrainingService",
             ),
             (
@@ -101,8 +113,9 @@ def build(
                 f"{package}.MetricService",
             ),
         ],
-        loops=[follow_trainings, follow_validations, *orphans],
+        loops=[follow_trainings, follow_validations, removals, *orphans],
         databases=[database],
         channels=[channels],
         startup=[functools.partial(database.migrate, MIGRATIONS)],
+        settings={"": limits},
     )

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from servicekit.errors import Code, ServiceError
+from servicekit.reconcile import Next
 from servicekit.times import utc_now
 
 from datasets_service.domain.dataset import Dataset, JobFacts
@@ -24,15 +25,16 @@ class FollowImports:
     def __init__(self, storage: Storage, jobs: Jobs, files: Files) -> None:
         self._storage, self._jobs, self._files = storage, jobs, files
 
-    async def __call__(self) -> bool:
-        """True when a job was submitted, so that it is looked at again at once."""
+    async def __call__(self) -> Next:
         async with self._storage.snapshot() as datasets:
             active = await datasets.list_active()
         waiting = [dataset for dataset in active if not dataset.accepted]
         submitted = [dataset for dataset in waiting if await self._submit(dataset)]
         if followed := [dataset for dataset in active if dataset.accepted and dataset not in submitted]:
             await self._follow(followed)
-        return bool(submitted)
+        if submitted:
+            return Next.AT_ONCE
+        return Next.SOON if active else Next.LATER
 
     async def _submit(self, dataset: Dataset) -> bool:
         try:

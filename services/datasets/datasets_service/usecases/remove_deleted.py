@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from servicekit.reconcile import Next
+
 from datasets_service.usecases.ports import Files, Jobs, Storage
 
 log = logging.getLogger(__name__)
@@ -15,7 +17,7 @@ class RemoveDeleted:
     def __init__(self, storage: Storage, files: Files, jobs: Jobs) -> None:
         self._storage, self._files, self._jobs = storage, files, jobs
 
-    async def __call__(self) -> bool:
+    async def __call__(self) -> Next:
         async with self._storage.snapshot() as datasets:
             removals = await datasets.list_removals()
         for removal in removals:
@@ -26,4 +28,4 @@ class RemoveDeleted:
                     await datasets.forget_removal(removal.uid)
             except Exception:
                 log.exception("cannot remove the files of dataset %s yet", removal.uid)
-        return False
+        return Next.LATER

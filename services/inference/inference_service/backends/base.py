@@ -32,6 +32,15 @@ class Serving:
     width: int
 
     @classmethod
+    def lacks(cls, file: Path) -> list[str]:
+        """Which of its fields the file does not have: those of other models than classifiers of pictures."""
+        try:
+            known = json.loads(file.read_text())
+        except (OSError, ValueError):
+            return []
+        return [field for field in cls.__dataclass_fields__ if field not in known] if isinstance(known, dict) else []
+
+    @classmethod
     def read(cls, file: Path) -> Serving:
         """ExportError when it is missing or does not say all."""
         try:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from inference_service.backends.base import ExportError, Source
+from inference_service.backends.base import ExportError, Serving, Source
 from inference_service.backends.registry import BACKENDS, make_backend
 from inference_service.domain.models import InferenceModel
 from inference_service.usecases.ports import ExportRefusedError
@@ -30,6 +30,9 @@ class DiskRepository:
 
     def supports(self, framework: str) -> bool:
         return framework in BACKENDS
+
+    async def lacks(self, checkpoints_path: str) -> Sequence[str]:
+        return await asyncio.to_thread(Serving.lacks, Path(checkpoints_path) / "serving.json")
 
     async def publish(self, model: InferenceModel) -> None:
         try:

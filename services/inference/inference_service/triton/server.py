@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from servicekit.reconcile import Next
+
 from inference_service.triton.installation import EXIT_SECONDS, HOST, Installation, Ports
 
 log = logging.getLogger(__name__)
@@ -54,10 +56,10 @@ class TritonServer:
         """Process id of the running server."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
-    async def step(self) -> bool:
+    async def step(self) -> Next:
         """Start it when it does not run and is due."""
         if self._stopping or self.pid is not None:
-            return False
+            return Next.LATER
         now = time.monotonic()
         if self._process is not None:
             code, self._process = self._process.returncode, None
@@ -66,10 +68,9 @@ class TritonServer:
             self._due_at = now + self._backoff_seconds
             log.warning("Triton ended with %s; again in %.1f s; see %s", code, self._backoff_seconds, self._log_file)
             self._backoff_seconds = min(self._backoff_seconds * 2, LONGEST_BACKOFF_SECONDS)
-        if now < self._due_at:
-            return False
-        await self._start()
-        return False
+        if now >= self._due_at:
+            await self._start()
+        return Next.SOON
 
     async def stop(self) -> None:
         """End it: in order, then by force."""

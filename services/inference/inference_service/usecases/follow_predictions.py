@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from servicekit.errors import Code, ServiceError
 from servicekit.jobs import JobRequest
+from servicekit.reconcile import Next
 
 from inference_service.domain.models import ModelState
 from inference_service.domain.predictions import Prediction, Status
@@ -26,17 +27,16 @@ class FollowPredictions:
         self._jobs, self._workspace = jobs, workspace
         self._told_to_stop: set[str] = set()
 
-    async def __call__(self) -> bool:
-        """True when a job was submitted, so that it is looked at again at once."""
+    async def __call__(self) -> Next:
         active = await self._predictions.active()
         if not active:
             self._told_to_stop.clear()
-            return False
+            return Next.LATER
         submitted = [each.uid for each in active if not each.accepted and await self._submit(each)]
         followed = [each for each in active if each.accepted]
         if followed:
             await self._follow(followed)
-        return bool(submitted)
+        return Next.AT_ONCE if submitted else Next.SOON
 
     async def _submit(self, prediction: Prediction) -> bool:
         """True when the job was accepted."""

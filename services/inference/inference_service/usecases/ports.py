@@ -131,6 +131,9 @@ class Repository(Protocol):
     def frameworks(self) -> Sequence[str]:
         """Those that can be served."""
 
+    async def lacks(self, checkpoints_path: str) -> Sequence[str]:
+        """What a training's serving.json does not say though serving needs it; nothing when there is no such file."""
+
 
 class ExportRefusedError(Exception):
     """The training cannot be served; the text says what is missing."""

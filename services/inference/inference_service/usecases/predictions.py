@@ -65,8 +65,10 @@ class PredictionQueries:
         """Remove an ended one, its files and its job; 409 while it is active. The row goes last: repeatable."""
         prediction = await self.get(name)
         if not prediction.status.is_final:
+            wanted = "is being stopped; try again in a moment"
+            state = wanted if prediction.stop_requested else f"is {prediction.status}; stop it first"
             raise conflict(
-                f"prediction {name!r} is {prediction.status}; stop it first",
+                f"prediction {name!r} {state}",
                 reason="IN_USE",
                 metadata={"name": name, "status": str(prediction.status)},
             )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from servicekit.errors import Code, ServiceError
 from servicekit.identity import Identity, acting_as
+from servicekit.reconcile import Next
 
 from inference_service.domain.models import InferenceModel, ModelState
 from inference_service.usecases.create_model import ensure_listed
@@ -39,13 +40,17 @@ class ServeModels:
         self._crashes: dict[str, int] = {}
         self._looked_at = time.monotonic()
 
-    async def __call__(self) -> bool:
-        """True when a model moved on, so that it is looked at again at once."""
+    async def __call__(self) -> Next:
         models = [model for model in await self._models.all() if model.state is not ModelState.FAILED]
         exported = [model for model in models if model.state is ModelState.EXPORTING and await self._export(model)]
-        waiting = [model for model in models if model.state in (ModelState.LOADING, ModelState.READY)]
+        if exported:
+            return Next.AT_ONCE
+        await self._keep_loaded([model for model in models if model.state in (ModelState.LOADING, ModelState.READY)])
+        return Next.LATER if all(model.state is ModelState.READY for model in models) else Next.SOON
+
+    async def _keep_loaded(self, waiting: Sequence[InferenceModel]) -> None:
         if not waiting:
-            return bool(exported)
+            return
         try:
             loaded = await self._server.loaded()
             for model in waiting:
@@ -58,8 +63,6 @@ class ServeModels:
                 if model.state is ModelState.LOADING and model.status_message != str(error):
                     model.status_message = str(error)
                     await self._models.save(model)
-            return False
-        return bool(exported)
 
     async def _export(self, model: InferenceModel) -> bool:
         try:
@@ -131,7 +134,7 @@ class RemoveDeleted:
         self._models, self._predictions, self._catalog = models, predictions, catalog
         self._repository, self._server, self._workspace = repository, server, workspace
 
-    async def __call__(self) -> bool:
+    async def __call__(self) -> Next:
         # Listed before the rows: an entry is only made for a row that exists.
         entries = await self._repository.entries()
         models = await self._models.all()
@@ -141,7 +144,7 @@ class RemoveDeleted:
             if model.catalog_uid:
                 await self.remove_if_deleted(model)
         await self._workspace.remove_strays(await self._predictions.uids())
-        return False
+        return Next.LATER
 
     async def remove_if_deleted(self, model: InferenceModel) -> bool:
         """True when the models service no longer has the model and nothing of it is left here either."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
 from servicekit.channels import Channels, call_peer
-from servicekit.errors import Code, ServiceError
+from servicekit.errors import Code, ServiceError, renamed
 from servicekit.identity import Identity, acting_as
 
 from models_service.usecases.ports import InstanceGroup
@@ -15,7 +15,7 @@ class InstanceGroupsClient:
         self._channels = channels
 
     async def find(self, name_or_id: str, field: str) -> InstanceGroup:
-        """The scheduling service's refusal lists the known groups; the field is added here."""
+        """The scheduling service's refusal lists the known groups; the field that named one is put in its place."""
         stub = self._channels.stub("scheduling", jobs_pb2_grpc.JobServiceStub)
         request = jobs_pb2.GetInstanceGroupRequest(name_or_id=name_or_id)
         try:
@@ -25,7 +25,5 @@ class InstanceGroupsClient:
         except ServiceError as error:
             if error.code is not Code.INVALID_ARGUMENT:
                 raise
-            raise ServiceError(
-                error.code, error.reason, f"{field}: {error.message}", {**error.metadata, "field": field}
-            ) from error
+            raise renamed(error, field) from error
         return InstanceGroup(id=response.instance_group.id, name=response.instance_group.name)

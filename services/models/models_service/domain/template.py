@@ -53,14 +53,16 @@ class Template:
         identity.require_access("model template", self.name, self.owner)
 
 
-def check_files(framework: str, files: Collection[str], field_name: str = "path") -> None:
-    """400 unless a template folder with `files` (relative names) has what `framework` starts from."""
+def check_files(framework: str, files: Collection[str], field_name: str, value: str) -> None:
+    """400 that `field_name` is `value` unless a template folder with `files` (relative names) has what `framework`
+    starts from."""
     if framework == "Caffe":
-        for kind in ("solver", "train_test"):
-            if caffe_file(kind, files) is None:
-                raise invalid(field_name, _listed(files), f"a Caffe template folder holds a *{CAFFE_FILES[kind]}")
-    elif MAIN not in files and ELASTIC_MAIN not in files:
-        raise invalid(field_name, _listed(files), f"a {framework} template folder holds a {MAIN}")
+        wanted = [f"*{CAFFE_FILES[kind]}" for kind in ("solver", "train_test") if caffe_file(kind, files) is None]
+    else:
+        wanted = [] if MAIN in files or ELASTIC_MAIN in files else [f"{MAIN} or {ELASTIC_MAIN}"]
+    if wanted:
+        needs = f"a template folder for {framework} holds a {' and a '.join(wanted)} at its top"
+        raise invalid(field_name, value, f"{needs}; this one holds {_listed(files) or 'no files'}")
 
 
 def caffe_file(kind: str, files: Collection[str]) -> str | None:

@@ -10,6 +10,8 @@ from servicekit.errors import invalid
 FRAMEWORKS = ("Caffe", "TensorFlow", "PyTorch")
 ACCELERATORS = ("Single", "Native", "Elastic")
 MODEL_TYPES = ("Training", "Inference")
+# How the workers of a TensorFlow training share their work.
+STRATEGIES = ("MultiWorkerMirroredStrategy", "ParameterServerStrategy")
 
 # Clients generated from the reference send its marks too: "Adam (Cf, TF and PT)".
 MAX_WORD_LENGTH = 100

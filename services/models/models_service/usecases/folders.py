@@ -6,14 +6,14 @@ import contextlib
 import errno
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from servicekit.errors import ServiceError, invalid, not_found
+from servicekit.errors import ServiceError, invalid, not_found, sendable
+from servicekit.folders import copy_file, sync_folder
 from servicekit.paths import confined
 
 from models_service.domain.template import ELASTIC_MAIN, MAIN, caffe_file
@@ -22,7 +22,7 @@ MAX_FILES = 10_000
 MAX_FOLDER_BYTES = 2 * 1024**3
 MAX_TEXT_BYTES = 16 * 1024**2
 LEFT_OUT = frozenset({"__pycache__", ".git"})
-_COPY_BYTES = 1024 * 1024
+LISTED_NAMES = "file names in UTF-8 without control characters"
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ def check_folder(directory: Path, field: str) -> list[str]:
             facts = path.lstat()
             if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):
                 raise invalid(field, path.relative_to(directory).as_posix(), "regular files and folders, no links")
+            if not _can_be_listed(name):
+                raise invalid(field, path.relative_to(directory).as_posix(), LISTED_NAMES)
             total += facts.st_size if stat.S_ISREG(facts.st_mode) else 0
         if total > MAX_FOLDER_BYTES:
             raise invalid(field, str(directory), f"a folder of at most {MAX_FOLDER_BYTES} bytes")
@@ -70,6 +72,11 @@ def check_folder(directory: Path, field: str) -> list[str]:
     if len(names) > MAX_FILES:
         raise invalid(field, f"{len(names)} files", f"a folder of at most {MAX_FILES} files")
     return names
+
+
+def _can_be_listed(name: str) -> bool:
+    # The contract's list of files is one text with a name a line.
+    return sendable(name) == name and not any(ord(sign) < 32 or ord(sign) == 127 for sign in name)
 
 
 def copy_folder(source: Path, target: Path, *, leave_out: Collection[str] = ()) -> None:
@@ -80,19 +87,13 @@ def copy_folder(source: Path, target: Path, *, leave_out: Collection[str] = ()) 
             continue
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        # A link put there after the check must not lead us out of the folder.
-        descriptor = os.open(source / name, os.O_RDONLY | os.O_NOFOLLOW)
-        with os.fdopen(descriptor, "rb") as reader, copy.open("xb") as writer:
-            shutil.copyfileobj(reader, writer, _COPY_BYTES)
-            os.fchmod(writer.fileno(), 0o644 | (os.fstat(reader.fileno()).st_mode & 0o111))
-            writer.flush()
-            os.fsync(writer.fileno())
+        copy_file(source / name, copy)
     for folder in {target, target.parent, *(path for path in target.rglob("*") if path.is_dir())}:
         sync_folder(folder)
 
 
 def decode(filename: str) -> str:
-    """A file name from a path segment: the gateway hands a `%2F` on as it was sent."""
+    """A file name from a path segment; some clients encode it once more than the gateway decodes it."""
     return filename if "/" in filename else unquote(filename)
 
 
@@ -118,6 +119,10 @@ def write_text(directory: Path, relative: str, text: str, field: str) -> None:
     path = confined(directory, relative, field)
     if not directory.is_dir():  # deleted in this moment: it must not come back by a late write
         raise not_found("folder", directory.name)
+    if not _can_be_listed(relative):
+        raise invalid(field, relative, LISTED_NAMES)
+    if relative.endswith("/"):
+        raise invalid(field, relative, "a file, not a folder")
     data = text.encode()
     if len(data) > MAX_TEXT_BYTES:
         raise invalid(field, f"{len(data)} bytes", f"a text of at most {MAX_TEXT_BYTES} bytes")
@@ -141,23 +146,6 @@ def write_text(directory: Path, relative: str, text: str, field: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             draft.unlink()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove_folder(directory: Path) -> None:
-    """Remove `directory` with all it holds; nothing when it is gone."""
-    if directory.is_symlink():
-        directory.unlink()
-    elif directory.exists():
-        shutil.rmtree(directory)
 
 
 def program_files(
@@ -193,6 +181,11 @@ def program_files(
         )
     main = MAIN if MAIN in names else ELASTIC_MAIN if ELASTIC_MAIN in names else None
     return ProgramFiles(main_path=place(main), main=text(main))
+
+
+def solver_text(directory: Path) -> str:
+    """What the *solver.prototxt of a Caffe folder says; empty when it has none that is a text."""
+    return program_files(directory, "Caffe", with_texts=True).solver or ""
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from servicekit.errors import already_exists, in_use, invalid, not_found
+from servicekit.errors import ServiceError, already_exists, in_use, invalid, not_found, sendable
 from servicekit.identity import Identity, acting_as, current_identity
 from servicekit.names import check_name
 from servicekit.times import utc_now
+from servicekit.weight_paths import WeightPaths
 
-from models_service.domain.hyperparameters import check_complete, read_hyperparameters
+from models_service.domain.hyperparameters import check_complete, settle
 from models_service.domain.model import RESERVED_NAMES, Model, check_batch_size
+from models_service.domain.prototxt import solver_fields
 from models_service.domain.template import Template
-from models_service.domain.words import ACCELERATORS, MODEL_TYPES, check_text, read_word
+from models_service.domain.words import ACCELERATORS, FRAMEWORKS, MODEL_TYPES, STRATEGIES, check_text, read_word
 from models_service.usecases import folders
 from models_service.usecases.folders import ProgramFiles, ProgramTexts
 from models_service.usecases.ports import Activity, Catalog, Datasets, InstanceGroups
 from models_service.usecases.templates import MANIFEST
-from models_service.usecases.weights import Weights
 
 RESERVATION = timedelta(minutes=30)
 
@@ -71,7 +72,7 @@ class Models:
         catalog: Catalog,
         home: Path,
         *,
-        weights: Weights,
+        weights: WeightPaths,
         datasets: Datasets,
         groups: InstanceGroups,
         activity: Activity,
@@ -90,6 +91,7 @@ class Models:
         name = check_name("name", given.name or "", RESERVED_NAMES)
         owner = current_identity().user
         template = await self._template(given.template_name or "")
+        _check_framework(given.framework or "", template)
         uid = uuid4().hex
         blank = Model(
             uid=uid,
@@ -103,12 +105,12 @@ class Models:
             framework_version=template.framework_version,
             batch_size=template.batch_size,
         )
+        blank = replace(blank, hyperparameters=template.hyperparameters)
         settings = await self._settings(blank, given)
         if await self._catalog.find_model(name) is not None:
             raise already_exists("model", name)
-        hyperparameters = {**template.hyperparameters, **settings.pop("hyperparameters", {})}
-        check_complete(hyperparameters, template.framework)
-        model = replace(blank, hyperparameters=hyperparameters, **settings)
+        model = replace(blank, **settings)
+        await self._check_complete(model, template.directory, given.texts)
         await self._catalog.reserve(model.directory, utc_now() + RESERVATION)
         try:
             await asyncio.to_thread(self._make_folder, template, model, given.texts)
@@ -147,29 +149,40 @@ class Models:
             if value and value.casefold() != fixed.casefold():
                 raise invalid(wire_name, value, f"{fixed}, which a model keeps")
         changes = await self._settings(model, given)
-        added = changes.pop("hyperparameters", {})
-        check_complete({**model.hyperparameters, **added}, model.framework)
+        if changes.get("dataset", model.dataset) != model.dataset:
+            # Datasets are kept while a model names them, and what runs still reads this one.
+            await self._check_idle(name)
+        await self._check_complete(replace(model, **changes), model.directory, given.texts)
+        changes.pop("hyperparameters", None)
         await asyncio.to_thread(given.texts.write_to, model.directory)
         await self._catalog.change_model(
             name,
-            lambda current: replace(current, hyperparameters={**current.hyperparameters, **added}, **changes),
+            lambda current: replace(
+                current,
+                hyperparameters=settle(current.hyperparameters, given.hyperparameters or {}, current.framework),
+                **changes,
+            ),
         )
 
     async def delete(self, name: str) -> None:
         """Remove the model and its files; 404, 403, and 409 while something of it runs."""
         model = await self._find(name)
+        await self._check_idle(name)
+        await self._catalog.remove_model(model.uid)
+        self._wake()
+
+    async def _check_idle(self, name: str) -> None:
         # Another user's prediction may run on it too: asked with the service's own rights.
         with acting_as(Identity.service("models")):
             user = await self._activity.of_model(name)
         if user is not None:
             raise in_use("model", name, user)
-        await self._catalog.remove_model(model.uid)
-        self._wake()
 
     async def list_files(self, name: str) -> list[str]:
         """File names as `read_file` takes them."""
         model = await self._find(name)
-        return [f"{name}/{file}" for file in await asyncio.to_thread(folders.list_files, model.directory)]
+        files = await asyncio.to_thread(folders.list_files, model.directory)
+        return [f"{name}/{sendable(file)}" for file in files]
 
     async def read_file(self, filename: str) -> str:
         """The text of `modelname/relative/path` or of an absolute path in a model's folder; 404, 403, 400."""
@@ -197,17 +210,24 @@ class Models:
         }
         if given.accelerator:
             changes["accelerator"] = read_word("accelerator", given.accelerator, ACCELERATORS)
+        if given.distribute_strategy and model.framework == "TensorFlow":
+            strategy = read_word("distributeStrategy", given.distribute_strategy, STRATEGIES)
+            changes["distribute_strategy"] = strategy
         if given.type:
             changes["type"] = read_word("type", given.type, MODEL_TYPES)
         if given.hyperparameters is not None:
-            changes["hyperparameters"] = read_hyperparameters(given.hyperparameters, model.framework)
+            changes["hyperparameters"] = settle(model.hyperparameters, given.hyperparameters, model.framework)
         if given.batch_size is not None:
             changes["batch_size"] = check_batch_size(given.batch_size)
         for attribute, wire_name in (("initial_weights", "wfinit"), ("weight_folder", "wtfolder")):
             text = getattr(given, attribute)
-            if text is not None:
-                resolve = self._weights.resolve
-                changes[attribute] = await asyncio.to_thread(resolve, wire_name, text, model.owner) if text else ""
+            if text:
+                # Whose training a path belongs to is asked when a training begins from it.
+                is_folder = wire_name == "wtfolder"
+                path = await asyncio.to_thread(self._weights.resolve, wire_name, text, model.owner, is_folder=is_folder)
+                changes[attribute] = str(path)
+            elif text is not None:
+                changes[attribute] = ""
         changes |= await self._instance_group(model, given)
         if given.dataset is not None:
             if given.dataset and given.dataset != model.dataset:
@@ -215,6 +235,13 @@ class Models:
                 await self._datasets.require(given.dataset, "dataset")
             changes["dataset"] = given.dataset
         return changes
+
+    async def _check_complete(self, model: Model, directory: Path, texts: ProgramTexts) -> None:
+        """400 when the settings of `model`, whose files are those of `directory` and `texts`, do not fit together."""
+        text = texts.solver
+        if text is None and model.framework == "Caffe":
+            text = await asyncio.to_thread(folders.solver_text, directory)
+        check_complete(model.hyperparameters, model.framework, model.accelerator, solver_fields(text or ""))
 
     async def _instance_group(self, model: Model, given: ModelInput) -> dict[str, Any]:
         # A detail that is sent back carries both; only what differs from the row is a wish.
@@ -275,6 +302,19 @@ class Models:
                 raise invalid("filename", text, allowed)
             model = await self._find(name)
         return model, relative
+
+
+def _check_framework(text: str, template: Template) -> None:
+    """400 unless `text` is empty or means the template's framework."""
+    allowed = f"{template.framework}, the framework of the model template {template.name!r}"
+    # GET /frameworks lists its elastic kind, too: edtPyTorch.
+    word = text if text.casefold() != f"edt{template.framework}".casefold() else template.framework
+    try:
+        named = read_word("framework", word, FRAMEWORKS) if text else template.framework
+    except ServiceError as error:
+        raise invalid("framework", text, allowed) from error
+    if named != template.framework:
+        raise invalid("framework", text, allowed)
 
 
 def _relative(path: str, model: Model) -> str:

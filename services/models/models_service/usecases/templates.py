@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from servicekit.errors import ServiceError, already_exists, invalid, not_found
+from servicekit.errors import ServiceError, already_exists, invalid, not_found, sendable
 from servicekit.identity import current_identity
 from servicekit.names import check_name
 from servicekit.paths import DataRoots
 from servicekit.times import utc_now
 
-from models_service.domain.hyperparameters import read_hyperparameters
+from models_service.domain.hyperparameters import settle
 from models_service.domain.model import check_batch_size
 from models_service.domain.template import RESERVED_NAMES, SYSTEM_OWNER, Template, check_files
 from models_service.domain.words import FRAMEWORKS, check_text, read_word
@@ -106,7 +106,7 @@ class Templates:
         if given.name and given.name != name:
             raise invalid("name", given.name, f"{name}, a template keeps its name")
         framework = read_word("framework", given.framework, FRAMEWORKS) if given.framework else template.framework
-        hyperparameters = read_hyperparameters(given.hyperparameters or {}, framework)
+        settle(template.hyperparameters, given.hyperparameters or {}, framework)
         check_text("description", given.description or "")
         check_text("frameworkVersion", given.framework_version or "")
         directory, path = template.directory, template.path
@@ -116,7 +116,7 @@ class Templates:
             directory = self._folder / uuid4().hex
             await self._catalog.reserve(directory, utc_now() + RESERVATION)
         elif framework != template.framework:
-            await asyncio.to_thread(lambda: check_files(framework, folders.list_files(directory), "framework"))
+            await asyncio.to_thread(lambda: self._check_framework(framework, directory))
         try:
             if directory != template.directory:
                 await asyncio.to_thread(folders.copy_folder, path, directory)
@@ -130,7 +130,7 @@ class Templates:
                     path=path,
                     description=current.description if given.description is None else given.description,
                     framework_version=given.framework_version or current.framework_version,
-                    hyperparameters={**current.hyperparameters, **hyperparameters},
+                    hyperparameters=settle(current.hyperparameters, given.hyperparameters or {}, framework),
                 ),
             )
         except Exception:
@@ -149,7 +149,7 @@ class Templates:
         """File names as `read_file` takes them."""
         template = await self._readable(name)
         names = await asyncio.to_thread(folders.list_files, template.directory)
-        return [f"{name}/{file}" for file in names if not (template.built_in and file == MANIFEST)]
+        return [f"{name}/{sendable(file)}" for file in names if not (template.built_in and file == MANIFEST)]
 
     async def read_file(self, filename: str) -> str:
         """The text of `templatename/relative/path`; 404 for the template or file, 400 for a path that leaves it."""
@@ -183,8 +183,11 @@ class Templates:
 
     def _check_source(self, path: str, framework: str) -> Path:
         source = self._roots.resolve("path", path)
-        check_files(framework, folders.check_folder(source, "path"))
+        check_files(framework, folders.check_folder(source, "path"), "path", path)
         return source
+
+    def _check_framework(self, framework: str, directory: Path) -> None:
+        check_files(framework, folders.list_files(directory), "framework", framework)
 
     async def _files(self, template: Template, *, with_texts: bool = False) -> ProgramFiles:
         return await asyncio.to_thread(
@@ -216,7 +219,7 @@ def _read_manifest(manifest: Path) -> Template:
         directory=manifest.parent,
         created_at=utc_now(),
         description=facts.get("description", ""),
-        hyperparameters=read_hyperparameters(facts.get("hyperparameter", {}), framework),
+        hyperparameters=settle({}, facts.get("hyperparameter", {}), framework),
         batch_size=check_batch_size(facts["batchsize"]) if "batchsize" in facts else None,
         built_in=True,
     )

@@ -8,16 +8,16 @@ import os
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
-from urllib.parse import quote
 from uuid import uuid4
 
 from servicekit.errors import already_exists, invalid
+from servicekit.folders import sync_folder
 from servicekit.identity import current_identity
 from servicekit.names import check_name
-from servicekit.paths import DataRoots, confined
+from servicekit.paths import confined
 from servicekit.times import utc_now
+from servicekit.weight_paths import WeightPaths
 
-from models_service.usecases.folders import sync_folder
 from models_service.usecases.ports import Catalog
 
 # An upload that takes longer than this is taken for abandoned.
@@ -28,50 +28,32 @@ Receive = Callable[[Path], Awaitable[tuple[str | None, Path]]]
 
 
 class Weights:
-    """Uploaded weight files live in `weights/<owner>/<filename>` below the home."""
+    """Uploads are kept as `<filename>` in the folder of their owner."""
 
-    def __init__(self, catalog: Catalog, roots: DataRoots, home: Path, wake: Callable[[], None]) -> None:
+    def __init__(self, catalog: Catalog, paths: WeightPaths, home: Path, wake: Callable[[], None]) -> None:
         self._catalog = catalog
-        self._roots = roots
-        self._folder = home / "weights"
-        self._trainings = home / "trainings"
+        self._paths = paths
+        self._incoming = home / "weights" / ".incoming"
         self._wake = wake
 
     async def upload(self, receive: Receive) -> Path:
         """Keep what `receive` spools below the folder it is given: it returns (filename or None, spooled file).
 
-        409 when the caller has a file of that name. A file without a name is called `weights-<12 hex of its SHA-256>`.
+        400 for a file without content, 409 when the caller has a file of that name. A file without a name is called
+        `weights-<12 hex of its SHA-256>`.
         """
-        spool = self._folder / ".incoming" / uuid4().hex
+        spool = self._incoming / uuid4().hex
         await self._catalog.reserve(spool, utc_now() + UPLOAD_TIME)
         try:
             filename, path = await receive(spool)
-            return await asyncio.to_thread(self._keep, filename, path, self.folder_of(current_identity().user))
+            return await asyncio.to_thread(self._keep, filename, path, self._paths.uploads_of(current_identity().user))
         finally:
             await self._catalog.release(spool)
             self._wake()
 
-    def resolve(self, field: str, text: str, owner: str) -> str:
-        """The existing file or folder that `wfinit` or `wtfolder` names, as an absolute path.
-
-        An uploaded file of `owner`, a path of a training, or a path inside the data roots; else 400 naming `field`.
-        """
-        for base in (self.folder_of(owner), self._trainings):
-            root = base.resolve()
-            try:
-                path = (root / text).resolve()
-                if path.is_relative_to(root) and path != self._trainings.resolve() and path.exists():
-                    return str(path)
-            except (OSError, ValueError):
-                break
-        return str(self._roots.resolve(field, text))
-
-    def folder_of(self, owner: str) -> Path:
-        """Where the uploads of `owner` lie."""
-        name = quote(owner, safe="@ ")
-        return self._folder / (name if not name.startswith(".") else f"%2E{name[1:]}")
-
     def _keep(self, filename: str | None, path: Path, folder: Path) -> Path:
+        if not path.stat().st_size:
+            raise invalid("file", filename or "", "a file with content; this one has no bytes")
         name = check_name("file", filename, ()) if filename else f"weights-{_digest(path)[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
         target = confined(folder, name, "file")
@@ -81,7 +63,7 @@ class Weights:
             # A link fails when the name is taken, so of two uploads at once one wins and the other is told.
             os.link(path, target)
         except FileExistsError as error:
-            raise already_exists("weight file", name) from error
+            raise already_exists("weight file", name, can_be_deleted=False) from error
         sync_folder(folder)
         return target
 

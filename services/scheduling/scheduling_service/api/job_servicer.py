@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
 from servicekit.errors import invalid, not_found
 from servicekit.identity import current_identity
+from workerkit.spool import open_plain
 
 from scheduling_service.api import mapping
 from scheduling_service.domain.job import Job
@@ -18,6 +20,7 @@ from scheduling_service.usecases.stop_job import StopJob
 from scheduling_service.usecases.submit_job import SubmitJob
 
 CHUNK_BYTES = 256 * 1024
+MAX_TAIL_BYTES = 16 * 1024 * 1024
 
 
 class JobServicer(jobs_pb2_grpc.JobServiceServicer):
@@ -65,10 +68,13 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         if suffix is None:
             raise invalid("stream", request.stream, ("stdout", "stderr"))
         path = self._directories.attempt(found[0]) / f"rank-{request.rank}.{suffix}"
-        if not path.exists():
-            raise not_found("log", f"{request.stream} of rank {request.rank}")
-        with path.open("rb") as file:
+        try:
+            file = open_plain(path)
+        except OSError:
+            raise not_found("log", f"{request.stream} of rank {request.rank}") from None
+        with file:
             if request.tail_lines:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_TAIL_BYTES))
                 tail = await asyncio.to_thread(lambda: file.read().splitlines(keepends=True)[-request.tail_lines :])
                 yield jobs_pb2.ReadJobLogResponse(data=b"".join(tail))
                 return
@@ -77,9 +83,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
 
     async def ReportJob(self, request: jobs_pb2.ReportJobRequest, context: Any) -> jobs_pb2.ReportJobResponse:
         current_identity().require_job(request.job_id)
-        progress = mapping.progress_from_proto(request.progress) if request.HasField("progress") else None
-        result = request.result_json if request.HasField("result_json") else None
-        await self._jobs.report(request.job_id, request.attempt, progress, result)
+        await self._jobs.report(request.job_id, request.attempt, mapping.reported_from_proto(request))
         found = await self._jobs.find([request.job_id])
         return jobs_pb2.ReportJobResponse(stop_requested=bool(found) and found[0].stop_requested)
 

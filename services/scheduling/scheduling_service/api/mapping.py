@@ -8,7 +8,7 @@ from pathlib import Path
 from dlmesh.scheduling.v1 import jobs_pb2, scheduling_pb2
 from servicekit.times import unix_milliseconds, utc_now
 
-from scheduling_service.domain.job import InstanceGroup, Job, Progress, Spec, State
+from scheduling_service.domain.job import InstanceGroup, Job, Progress, Reported, Spec, State
 
 
 def spec_from_proto(spec: jobs_pb2.JobSpec) -> Spec:
@@ -36,8 +36,13 @@ def spec_from_proto(spec: jobs_pb2.JobSpec) -> Spec:
     )
 
 
-def progress_from_proto(progress: jobs_pb2.Progress) -> Progress:
-    return Progress(progress.done, progress.total, progress.phase)
+def reported_from_proto(request: jobs_pb2.ReportJobRequest) -> Reported:
+    progress = request.progress
+    return Reported(
+        Progress(progress.done, progress.total, progress.phase) if request.HasField("progress") else None,
+        request.result_json if request.HasField("result_json") else None,
+        request.warning if request.HasField("warning") else None,
+    )
 
 
 def job_to_proto(job: Job, run_directory: Path) -> jobs_pb2.Job:
@@ -72,6 +77,7 @@ def job_to_proto(job: Job, run_directory: Path) -> jobs_pb2.Job:
         attempt=job.attempt,
         progress=jobs_pb2.Progress(done=job.progress.done, total=job.progress.total, phase=job.progress.phase),
         result_json=job.result_json,
+        warning=job.warning,
         created_at=_seconds(job.created_at),
         started_at=_seconds(job.started_at),
         ended_at=_seconds(job.ended_at),

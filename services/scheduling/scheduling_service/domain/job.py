@@ -93,6 +93,15 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """What a worker said of its attempt; None where it said nothing. `warning` is a line for people."""
+
+    progress: Progress | None = None
+    result_json: str | None = None
+    warning: str | None = None
+
+
+@dataclass(frozen=True)
 class Rank:
     """A rank of the newest attempt."""
 
@@ -122,6 +131,7 @@ class Job:
     not_before: datetime | None = None
     progress: Progress = field(default_factory=Progress)
     result_json: str = ""
+    warning: str = ""
     log_tail: str = ""
     ranks: Sequence[Rank] = ()
     started_at: datetime | None = None

@@ -39,7 +39,7 @@ class Running:
     """A gang of `ranks`, which has run `settled_seconds` with this size and done a part (0 to 1) of its work.
 
     An elastic one may have `fewest` to `most` ranks; a rigid one has both 0. One that is `resizing` was asked to end
-    and comes back, one that is `leaving` does not.
+    and comes back, one that is `leaving` does not. `placement` has the GPUs of each rank.
     """
 
     job_id: str
@@ -53,6 +53,7 @@ class Running:
     leaving: bool = False
     gpus: int = 0
     gpu_share: int = WHOLE
+    placement: Placement = ()
 
     @property
     def spare(self) -> int:
@@ -88,14 +89,14 @@ def plan(
     or no slot was free, `free_gpus` the free per cent of each device.
 
     A gang starts whole or not at all. A gang that does not fit, even if the elastic ones shrink, holds the queue behind
-    it: letting smaller jobs pass would starve it. Jobs that pause before a retry hold nobody up. Gangs shrink for slots
-    only, not for GPUs.
+    it: letting smaller jobs pass would starve it. Jobs that pause before a retry hold nobody up.
     """
     free = slots - sum(gang.ranks for gang in running)
     room = free + sum(gang.spare for gang in running)
     reasons: dict[str, str] = {}
     admitted: list[Waiting] = []
     blocker: Waiting | None = None
+    making_room: dict[str, str] = {}
     devices = list(free_gpus)
     gpus: dict[str, list[list[int]]] = {}
     for job in sorted(waiting, key=lambda job: not job.resizing):
@@ -106,9 +107,10 @@ def plan(
         elif job.needed > room:
             blocker = job
             left = max(0, free - _needed(admitted))
-            reasons[job.job_id] = f"needs {job.needed} slots at once, {left} of {slots} are free; runs next"
+            reasons[job.job_id] = f"{_needs(job.needed)}, {left} of {slots} are free; runs next"
         elif len(placement := allocate(rest := list(devices), job.needed, job.gpus, job.gpu_share)) < job.needed:
             blocker = job
+            making_room = _shrink_for_gpus(running, devices, job)
             wanted = f"{job.gpu_share} % of a GPU" if job.gpu_share < WHOLE else f"{job.gpus} whole GPUs"
             shares = ", ".join(f"{share} %" for share in devices)
             reasons[job.job_id] = f"needs {wanted} for each of {_ranks(job.needed)}, free are {shares}; runs next"
@@ -122,14 +124,14 @@ def plan(
     for position, job in enumerate(admitted):
         if job.needed > free - sum(start.values()):
             left = free - sum(start.values())
-            reasons[job.job_id] = f"needs {job.needed} slots at once, {left} of {slots} are free; others make room"
+            reasons[job.job_id] = f"{_needs(job.needed)}, {left} of {slots} are free; others make room"
             reasons |= {held.job_id: f"behind {job.name}, which runs next" for held in admitted[position + 1 :]}
             return Plan(start, _shrink(running, _needed(admitted) - free, job.name), reasons, gpus)
         gpus[job.job_id] += allocate(devices, min(extra, job.ranks - job.needed), job.gpus, job.gpu_share)
         start[job.job_id] = len(gpus[job.job_id])
         extra -= start[job.job_id] - job.needed
     if waiting or idle_seconds < grow_after_seconds:
-        return Plan(start, {}, reasons, gpus)
+        return Plan(start, making_room, reasons, gpus)
     return Plan({}, _grow(running, free, devices, grow_after_seconds), {})
 
 
@@ -145,10 +147,40 @@ def _shrink(running: Sequence[Running], lacking: int, for_whom: str) -> dict[str
         if lacking > 0 and gang.spare and not (gang.resizing or gang.leaving):
             given = min(gang.spare, lacking)
             lacking -= given
-            resize[gang.job_id] = (
-                f"shrinks from {gang.ranks} to {_ranks(gang.ranks - given)} to make room for {for_whom}"
-            )
+            resize[gang.job_id] = _shrinks(gang, given, for_whom)
     return resize
+
+
+def _shrink_for_gpus(running: Sequence[Running], devices: Sequence[int], job: Waiting) -> dict[str, str]:
+    """As `_shrink`, until the GPUs of ranks that are given up are what `job` needs; nobody where they never are."""
+    free = list(devices)
+
+    def give(gang: Running, rank: int) -> None:
+        for device in gang.placement[rank]:
+            free[device] += gang.gpu_share
+
+    def fits() -> bool:
+        return len(allocate(list(free), job.needed, job.gpus, job.gpu_share)) == job.needed
+
+    giving = [gang for gang in running if gang.placement and gang.spare]
+    for gang in giving:
+        if gang.resizing or gang.leaving:
+            for rank in range(gang.ranks - gang.spare, gang.ranks):
+                give(gang, rank)
+    resize: dict[str, str] = {}
+    for gang in reversed(giving):
+        if gang.resizing or gang.leaving:
+            continue
+        for given in range(1, gang.spare + 1):
+            if fits():
+                return resize
+            give(gang, gang.ranks - given)
+            resize[gang.job_id] = _shrinks(gang, given, job.name)
+    return resize if fits() else {}
+
+
+def _shrinks(gang: Running, given: int, for_whom: str) -> str:
+    return f"shrinks from {gang.ranks} to {_ranks(gang.ranks - given)} to make room for {for_whom}"
 
 
 def _grow(running: Sequence[Running], free: int, devices: Sequence[int], grow_after_seconds: float) -> dict[str, str]:
@@ -161,6 +193,10 @@ def _grow(running: Sequence[Running], free: int, devices: Sequence[int], grow_af
             if more:
                 return {gang.job_id: f"grows from {gang.ranks} to {_ranks(gang.ranks + more)}"}
     return {}
+
+
+def _needs(slots: int) -> str:
+    return "needs 1 slot" if slots == 1 else f"needs {slots} slots at once"
 
 
 def _ranks(number: int) -> str:

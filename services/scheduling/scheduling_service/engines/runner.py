@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from servicekit.identity import job_token
-from workerkit.spool import read_report
+from workerkit.spool import open_plain, read_report, warning_of
 
-from scheduling_service.domain.job import Job, Progress
+from scheduling_service.domain.job import Job, Progress, Reported
 from scheduling_service.engines.base import Attempt, Engine, Observation
 
 # What ranks do not inherit of our environment: settings and passwords of the platform, and how its interpreter is run.
@@ -19,6 +19,7 @@ WITHHELD_PREFIX = "DLMESH_"
 WITHHELD = ("PYTHONSAFEPATH",)
 NO_GPU = "no GPU in this group, runs on CPU slots"
 TAIL_BYTES = 16 * 1024
+TAIL_CHARACTERS, LINE_CHARACTERS = 2000, 500
 
 
 class JobFiles:
@@ -33,10 +34,13 @@ class JobFiles:
     def attempt(self, job: Job) -> Path:
         return self.of(job.id) / f"attempt-{job.attempt}"
 
-    def report(self, job: Job) -> tuple[Progress | None, str | None]:
+    def report(self, job: Job) -> Reported:
         report = read_report(self.attempt(job))
-        progress = Progress(**report["progress"]) if "progress" in report else None
-        return progress, json.dumps(report["result"]) if "result" in report else None
+        return Reported(
+            Progress(**report["progress"]) if "progress" in report else None,
+            json.dumps(report["result"]) if "result" in report else None,
+            warning_of(report) or None,
+        )
 
     def tail(self, job: Job, rank: int, lines: int) -> str:
         for name in (f"rank-{rank}.err", f"rank-{rank}.out"):
@@ -50,14 +54,23 @@ class JobFiles:
 
 
 def last_lines(path: Path, lines: int) -> str:
-    """The last lines of a file, at most 16 KiB of them."""
+    """The last lines of a file, as many as people read: long ones are cut, and together they have 2,000 characters."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - TAIL_BYTES))
-            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:]).strip()
-    except FileNotFoundError:
+            text = file.read().decode(errors="replace").strip()
+    except OSError:
         return ""
+    shown: list[str] = []
+    room = TAIL_CHARACTERS
+    for line in reversed(text.splitlines()[-lines:]):
+        shown.append(line if len(line) <= LINE_CHARACTERS else f"{line[:LINE_CHARACTERS]}...")
+        room -= len(shown[-1])
+        if room < 0:
+            shown.pop()
+            break
+    return "\n".join(reversed(shown)).strip()
 
 
 class EngineRunner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -11,17 +12,20 @@ import sqlalchemy as sa
 from servicekit.database import Database
 from servicekit.errors import conflict
 from servicekit.leases import claim
+from servicekit.texts import storable
 from sqlalchemy.exc import IntegrityError
 
-from scheduling_service.domain.job import Job, Progress, Rank, Spec, State
+from scheduling_service.domain.job import Job, Progress, Rank, Reported, Spec, State
 from scheduling_service.storage.tables import JOBS, LEASES
 from scheduling_service.usecases.ports import Query, SortKey
 
+MAX_PHASE_CHARACTERS = 200
+MAX_WARNING_CHARACTERS = 500
 _ACTIVE = (State.SUBMITTED.value, State.RUNNING.value)
 # Fixed at submission, or written by users and workers while the loop works.
 _NOT_THE_LOOPS = (
     *("id", "owner", "spec", "group_id", "created_at", "name", "model", "dataset", "slots"),
-    *("stop_requested", "progress", "result_json"),
+    *("stop_requested", "progress", "result_json", "warning"),
 )
 _SORT_COLUMNS = {
     SortKey.ID: JOBS.c.id,
@@ -75,7 +79,7 @@ class SqlJobs:
         return [_job(dict(row)) for row in rows], total or 0
 
     async def begin(self, job: Job) -> None:
-        await self._save(job, job.attempt - 1, result_json="")
+        await self._save(job, job.attempt - 1, result_json="", warning="")
 
     async def save(self, job: Job) -> None:
         await self._save(job, job.attempt)
@@ -96,12 +100,16 @@ class SqlJobs:
                 sa.update(JOBS).where(JOBS.c.id == job_id, JOBS.c.state.in_(_ACTIVE)).values(stop_requested=True)
             )
 
-    async def report(self, job_id: str, attempt: int, progress: Progress | None, result_json: str | None) -> None:
+    async def report(self, job_id: str, attempt: int, reported: Reported) -> None:
+        progress = reported.progress
         values: dict[str, Any] = {}
-        if progress is not None:
-            values["progress"] = asdict(progress)
-        if result_json is not None:
-            values["result_json"] = result_json
+        # Programs say all of it; what no database takes would come again and again, and the job would never end.
+        if progress is not None and math.isfinite(progress.done) and math.isfinite(progress.total):
+            values["progress"] = {**asdict(progress), "phase": storable(progress.phase[:MAX_PHASE_CHARACTERS])}
+        if reported.result_json is not None:
+            values["result_json"] = storable(reported.result_json)
+        if reported.warning is not None:
+            values["warning"] = storable(reported.warning[:MAX_WARNING_CHARACTERS])
         if values:
             mine = sa.and_(JOBS.c.id == job_id, JOBS.c.attempt == attempt, JOBS.c.state.in_(_ACTIVE))
             async with self._database.session() as session:
@@ -149,7 +157,7 @@ def _row(job: Job) -> dict[str, Any]:
         "dataset": job.spec.dataset,
         "slots": job.spec.ranks,
         "state": job.state.value,
-        "reason": job.reason,
+        "reason": storable(job.reason),
         "attempt": job.attempt,
         "program_failures": job.program_failures,
         "platform_losses": job.platform_losses,
@@ -157,7 +165,8 @@ def _row(job: Job) -> dict[str, Any]:
         "not_before": job.not_before,
         "progress": asdict(job.progress),
         "result_json": job.result_json,
-        "log_tail": job.log_tail,
+        "warning": job.warning,
+        "log_tail": storable(job.log_tail),
         "ranks": [asdict(rank) for rank in job.ranks],
         "created_at": job.created_at,
         "started_at": job.started_at,

@@ -30,6 +30,7 @@ JOBS = sa.Table(
     sa.Column("not_before", UtcDateTime),
     sa.Column("progress", sa.JSON, nullable=False),
     sa.Column("result_json", sa.Text, nullable=False),
+    sa.Column("warning", sa.Text, nullable=False),
     sa.Column("log_tail", sa.Text, nullable=False),
     sa.Column("ranks", sa.JSON, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False),

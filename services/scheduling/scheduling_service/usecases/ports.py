@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from scheduling_service.domain.job import InstanceGroup, Job, Progress
+from scheduling_service.domain.job import InstanceGroup, Job, Reported
 
 
 class SortKey(StrEnum):
@@ -61,12 +61,12 @@ class Jobs(Protocol):
         """
 
     async def begin(self, job: Job) -> None:
-        """As `save`, for a new attempt: a result that an earlier one reported is forgotten."""
+        """As `save`, for a new attempt: result and warning that an earlier one reported are forgotten."""
 
     async def request_stop(self, job_id: str) -> None:
         """Write that a stop was asked for."""
 
-    async def report(self, job_id: str, attempt: int, progress: Progress | None, result_json: str | None) -> None:
+    async def report(self, job_id: str, attempt: int, reported: Reported) -> None:
         """Write a worker's facts; those of another attempt than the newest are ignored."""
 
     async def delete(self, job_id: str) -> None:
@@ -111,8 +111,8 @@ class RunDirectories(Protocol):
     def attempt(self, job: Job) -> Path:
         """The newest attempt's directory."""
 
-    def report(self, job: Job) -> tuple[Progress | None, str | None]:
-        """What the worker of the newest attempt spooled: progress and the result as JSON."""
+    def report(self, job: Job) -> Reported:
+        """What the worker of the newest attempt spooled."""
 
     def tail(self, job: Job, rank: int, lines: int) -> str:
         """The last lines of a rank's stderr, of its stdout when that is empty."""

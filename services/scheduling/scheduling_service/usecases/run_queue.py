@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from servicekit.reconcile import Next
+
 from scheduling_service.domain.gpus import free_shares
 from scheduling_service.domain.job import InstanceGroup, Job, Rank, State
 from scheduling_service.domain.policy import Running, Waiting, plan
@@ -18,11 +20,8 @@ log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 10.0
 TAIL_LINES = 20
-POLL_SECONDS = 0.05
 # How long an elastic gang runs, and slots stay free, before it grows: a restart costs seconds.
 GROW_AFTER_SECONDS = 5.0
-# Of jobs that have run for a while: on a machine full of ranks every look takes time from them.
-LONG_POLL_SECONDS, LONG_AFTER_SECONDS = 0.3, 5.0
 
 
 class RunQueue:
@@ -44,11 +43,10 @@ class RunQueue:
         # By group: since when nobody waits and a slot is free.
         self._idle_since: dict[str, datetime] = {}
 
-    async def step(self) -> bool:
-        """True when something changed, so that the next step comes at once."""
+    async def step(self) -> Next:
         active = await self._jobs.active()
         if not active or not await self._lead():
-            return False
+            return Next.LATER
         changed = False
         for job in active:
             try:
@@ -57,14 +55,9 @@ class RunQueue:
                 # One bad job must not hold up the queue.
                 log.exception("job %s could not be tended", job.id)
         changed = await self._start(active) or changed
-        running = [job for job in active if job.state is State.RUNNING]
-        if not changed and running:
-            # Looking at a gang costs a few stats of files, and a short job should not seem long.
-            settled = self._now() - timedelta(seconds=LONG_AFTER_SECONDS)
-            is_long = all(job.started_at and job.started_at < settled for job in running)
-            await asyncio.sleep(LONG_POLL_SECONDS if is_long else POLL_SECONDS)
-            return True
-        return changed
+        if changed:
+            return Next.AT_ONCE
+        return Next.SOON if any(job.state is State.RUNNING for job in active) else Next.LATER
 
     async def _lead(self) -> bool:
         now = self._now()
@@ -107,8 +100,7 @@ class RunQueue:
 
     async def _settle(self, job: Job, seen: Any) -> None:
         # Facts that could not be pushed while we were away lie in the spool.
-        progress, result = await asyncio.to_thread(self._directories.report, job)
-        await self._jobs.report(job.id, job.attempt, progress, result)
+        await self._jobs.report(job.id, job.attempt, await asyncio.to_thread(self._directories.report, job))
         now = self._now()
         job.ranks = [Rank(row.rank, row.pid, row.exit_code) for row in seen.ranks]
         phase = seen.phase.name
@@ -209,6 +201,7 @@ def _running(job: Job, group: InstanceGroup, now: datetime) -> Running:
         resizing=job.resizing,
         gpus=_gpus_of_rank(job, group),
         gpu_share=job.spec.gpu_share,
+        placement=job.gpus,
         leaving=job.stop_requested,
     )
 

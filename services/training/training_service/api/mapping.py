@@ -7,6 +7,7 @@ from servicekit.times import format_time
 
 from training_service.domain.metrics import MetricPoint
 from training_service.domain.runs import Training, Validation
+from training_service.usecases.metrics import Curves
 from training_service.usecases.start_training import TrainingRequest
 from training_service.usecases.start_validation import ValidationRequest
 
@@ -81,6 +82,7 @@ def validation_request(message: training_pb2.StartValidationRequest) -> Validati
         training=message.training_name,
         metrics=tuple(message.metrics),
         threshold=message.threshold,
+        max_silent_seconds=message.max_silent_seconds,
     )
 
 
@@ -102,6 +104,8 @@ def validation_detail(validation: Validation) -> training_pb2.ValidationDetail:
             owner=validation.owner,
             training_name=validation.training_name,
             metrics=validation.metrics,
+            threshold=validation.threshold,
+            max_silent_seconds=validation.max_silent_seconds,
         ),
         results=[training_pb2.ValidationResult(name=name, value=value) for name, value in validation.pairs],
         status_message=validation.status_message,
@@ -114,3 +118,13 @@ def metric_points(message: metrics_pb2.RecordMetricsRequest) -> list[MetricPoint
         MetricPoint(message.job_id, message.attempt, point.series, point.step, point.value, point.time)
         for point in message.points
     ]
+
+
+def curves(message: training_pb2.ReadTrainingMetricsRequest) -> Curves:
+    return Curves(tuple(message.series), message.since_step, message.max_points, message.follow)
+
+
+def training_metric(point: MetricPoint) -> training_pb2.TrainingMetric:
+    return training_pb2.TrainingMetric(
+        series=point.series, step=point.step, value=point.value, time=point.time, attempt=point.attempt
+    )

@@ -14,14 +14,16 @@ from google.protobuf.wrappers_pb2 import StringValue
 from servicekit.files import read_blocks
 
 from training_service.api.mapping import (
+    curves,
     metric_points,
     training_detail,
+    training_metric,
     training_request,
     validation_detail,
     validation_request,
 )
 from training_service.domain.runs import Training, Validation
-from training_service.usecases.metrics import RecordMetrics
+from training_service.usecases.metrics import ReadMetrics, RecordMetrics
 from training_service.usecases.runs import ModelRuns, ModelTrainings
 from training_service.usecases.start_training import StartTraining
 from training_service.usecases.start_validation import StartValidation
@@ -32,8 +34,15 @@ Context: TypeAlias = grpc.aio.ServicerContext
 class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
     """/models/{modelname}/trainings; `path_of` tells where a training's weights are."""
 
-    def __init__(self, start: StartTraining, trainings: ModelTrainings, path_of: Callable[[Training], str]) -> None:
-        self._start, self._trainings, self._path_of = start, trainings, path_of
+    def __init__(
+        self,
+        start: StartTraining,
+        trainings: ModelTrainings,
+        read_metrics: ReadMetrics,
+        path_of: Callable[[Training], str],
+    ) -> None:
+        self._start, self._trainings, self._read_metrics = start, trainings, read_metrics
+        self._path_of = path_of
 
     async def StartTraining(self, request: training_pb2.StartTrainingRequest, context: Context) -> Empty:
         await self._start(request.model_name, training_request(request))
@@ -79,6 +88,12 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         await context.send_initial_metadata((("content-disposition", disposition),))
         async for block in read_blocks(path):
             yield HttpBody(content_type="application/octet-stream", data=block)
+
+    async def ReadTrainingMetrics(
+        self, request: training_pb2.ReadTrainingMetricsRequest, context: Context
+    ) -> AsyncIterator[training_pb2.TrainingMetric]:
+        async for point in self._read_metrics(request.model_name, request.name, curves(request)):
+            yield training_metric(point)
 
 
 class ValidationServicer(training_pb2_grpc.ValidationServiceServicer):

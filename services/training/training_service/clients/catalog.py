@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from dlmesh.datasets.v1 import datasets_pb2, datasets_pb2_grpc
 from dlmesh.models.v1 import models_pb2, models_pb2_grpc
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.wrappers_pb2 import StringValue
 from servicekit.channels import Channels, call_peer
 from servicekit.errors import Code, ServiceError
 
@@ -18,6 +19,7 @@ class ModelsClient:
 
     def __init__(self, channels: Channels) -> None:
         self._stub = channels.stub("models", models_pb2_grpc.ModelServiceStub)
+        self._templates = channels.stub("models", models_pb2_grpc.ModelTemplateServiceStub)
         self._frameworks = channels.stub("models", models_pb2_grpc.FrameworkServiceStub)
 
     async def get(self, name: str) -> ModelFacts:
@@ -38,6 +40,7 @@ class ModelsClient:
             weights_folder=detail.weights_folder,
             type=detail.type,
             distribute_strategy=detail.distribute_strategy,
+            template=detail.template_name,
         )
 
     async def frameworks(self) -> Sequence[FrameworkFacts]:
@@ -49,6 +52,14 @@ class ModelsClient:
 
         return await call_peer(listed)
 
+    async def program(self, name: str, file: str) -> str | None:
+        request = models_pb2.ReadModelFileRequest(file_name=f"{name}/{file}")
+        return await _program(lambda: self._stub.ReadModelFile(request))
+
+    async def template_program(self, name: str, file: str) -> str | None:
+        request = models_pb2.ReadModelTemplateFileRequest(file_name=f"{name}/{file}")
+        return await _program(lambda: self._templates.ReadModelTemplateFile(request))
+
     async def uid_of(self, name: str) -> str | None:
         try:
             return (await self.get(name)).uid
@@ -56,6 +67,18 @@ class ModelsClient:
             if error.code is Code.NOT_FOUND:
                 return None
             raise
+
+
+async def _program(call: Callable[[], Awaitable[StringValue]]) -> str | None:
+    try:
+        text = str((await call_peer(call)).value)
+    except ServiceError as error:
+        # There is none, or it is no text, too long or a link that leads elsewhere.
+        if error.code in (Code.NOT_FOUND, Code.INVALID_ARGUMENT):
+            return None
+        raise
+    # Python runs no text with a NUL, and no database takes it.
+    return text if text and "\0" not in text else None
 
 
 class DatasetsClient:

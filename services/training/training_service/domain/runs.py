@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from servicekit.jobs import InstanceGroup, JobFacts
+
+MAX_REFUSAL_CHARACTERS = 2000
+# A confusion matrix of a thousand labels.
+MAX_VALUE_CHARACTERS = 8 * 1024 * 1024
 
 
 class Status(StrEnum):
@@ -64,12 +70,14 @@ class Run:
             if job.state == "FINISHED":
                 self._finish(job)
             elif job.state == "ERROR":
-                self._end(Status.FAILED, "\n".join(part for part in (job.reason, job.log_tail.strip()) if part))
+                tail = _without(job.log_tail, job.refusal)
+                reason = job.refusal[:MAX_REFUSAL_CHARACTERS] or job.reason
+                self._end(Status.FAILED, "\n".join(part for part in (reason, job.warning, tail) if part))
             elif job.state == "KILLED":
-                self._end(Status.STOPPED, job.reason or "stopped")
+                self._end(Status.STOPPED, _one_line(job.reason or "stopped", job.warning))
             else:
                 self.status = Status.RUNNING if job.state == "RUNNING" else Status.SUBMITTED
-                self.status_message = job.reason
+                self.status_message = _one_line(job.reason, job.warning)
                 # 100 is said by the settled run only.
                 self.progress = max(self.progress, min(99, percent(job.done, job.total)))
         return before != (self.status, self.status_message, self.progress, self.driver_id)
@@ -83,7 +91,7 @@ class Run:
         self._end(Status.STOPPED, "stopped before it started")
 
     def _finish(self, job: JobFacts) -> None:
-        self._end(Status.FINISHED, "")
+        self._end(Status.FINISHED, job.warning)
         self.progress = 100
 
     def _end(self, status: Status, message: str) -> None:
@@ -138,6 +146,12 @@ class Training(Run):
         return self.accelerator == "Elastic"
 
     @property
+    def most_workers(self) -> int:
+        """How many workers it can ever have: an elastic one may be told more than there is room for."""
+        room = self.group.room(self.gpu_ratio)
+        return min(self.cluster_size, room) if self.is_elastic else self.cluster_size
+
+    @property
     def weights(self) -> str:
         """Where the initial weights are; empty when it starts from scratch."""
         return self.weights_file or self.weights_folder
@@ -145,22 +159,37 @@ class Training(Run):
 
 @dataclass
 class Validation(Run):
-    """One validation of a finished training; `pairs` are its results, name and value as text."""
+    """One validation of a finished training; `pairs` are its results, name and value as text.
+
+    `inference_text` is the inference program when the training's own files have none. `max_silent_seconds` is the
+    training's when 0.
+    """
 
     training_uid: str = ""
     training_name: str = ""
     metrics: list[str] = field(default_factory=list)
     threshold: float = 0.0
     input_dir: str = ""
+    dataset_type: str = ""
+    inference_text: str = ""
+    max_silent_seconds: int = 0
     pairs: list[tuple[str, str]] = field(default_factory=list)
 
     def _finish(self, job: JobFacts) -> None:
-        pairs = (job.result or {}).get("pairs")
-        if not pairs:
-            self._end(Status.FAILED, "the validation program ended without reporting a result")
+        pairs = _pairs_of(job.result, self.metrics)
+        if pairs is None:
+            self._end(Status.FAILED, "the validation program ended without reporting a value of every metric")
             return
-        self.pairs = [(str(pair["name"]), str(pair["value"])) for pair in pairs]
+        self.pairs = pairs
         super()._finish(job)
+
+
+def _without(tail: str, refusal: str) -> str:
+    """The last lines of a log without the refusal at their end, which need not be said twice."""
+    shown = tail.strip().removesuffix(refusal).strip()
+    # A long line is cut there.
+    before, _, last = shown.rpartition("\n")
+    return before.strip() if last.endswith("...") and refusal.startswith(last[:-3] or " ") else shown
 
 
 CLASSIFICATION_METRICS = ("Top1", "Top5", "ConfusionMatrix")
@@ -182,6 +211,22 @@ def metrics_of(dataset_type: str) -> tuple[str, ...]:
     return _METRICS_OF.get(dataset_type, VALIDATION_METRICS)
 
 
+def _one_line(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
 def percent(done: float, total: float) -> int:
-    """Whole percent of `total`, 0 when it is not known."""
-    return max(0, min(100, int(100 * done / total))) if total > 0 else 0
+    """Whole percent of `total`, 0 when it is not known. Programs report it: it may be any number."""
+    value = 100 * done / total if total > 0 else 0.0
+    return int(max(0.0, min(100.0, value))) if math.isfinite(value) else 0
+
+
+def _pairs_of(result: Mapping[str, Any] | None, metrics: Sequence[str]) -> list[tuple[str, str]] | None:
+    """Name and value of each of `metrics`; None when the result, which a program wrote, is something else."""
+    rows = (result or {}).get("pairs")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return None
+    values = {str(row.get("name")): row.get("value") for row in rows}
+    pairs = [(name, value) for name in metrics if isinstance(value := values.get(name), str)]
+    sizes = [len(value) for _, value in pairs]
+    return pairs if len(pairs) == len(metrics) and all(0 < size <= MAX_VALUE_CHARACTERS for size in sizes) else None

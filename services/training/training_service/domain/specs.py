@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+MAIN, ELASTIC_MAIN = "main.py", "elastic-main.py"
+# Their models are files that say what is trained.
+PROGRAMLESS_FRAMEWORKS = ("Caffe",)
+
+
+def program_of(folder: Path, *, is_elastic: bool) -> str:
+    """The file of a model directory that a training starts, whether it is there or not."""
+    return ELASTIC_MAIN if is_elastic and (folder / ELASTIC_MAIN).is_file() else MAIN
 
 
 @dataclass(frozen=True)
@@ -15,7 +25,10 @@ class Spec:
     def write(self, file: Path) -> None:
         """Write to `file`, whole or not at all."""
         draft = file.with_name(f".{file.name}.draft")
-        draft.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        with draft.open("w", encoding="utf-8") as writer:
+            writer.write(json.dumps(asdict(self), indent=1))
+            writer.flush()
+            os.fsync(writer.fileno())
         draft.replace(file)
 
     @classmethod
@@ -48,7 +61,10 @@ class TrainingSpec(Spec):
 
 @dataclass(frozen=True)
 class ValidationSpec(Spec):
-    """One validation: the program in `code`, the weights in `model`, the records in `input_dir`."""
+    """One validation: the program in `code`, the weights in `model`, the records in `input_dir`.
+
+    `dataset_type` is their format; empty: as they look.
+    """
 
     code: str
     model: str
@@ -58,3 +74,4 @@ class ValidationSpec(Spec):
     threshold: float
     metrics: list[str]
     framework: str = "PyTorch"
+    dataset_type: str = ""

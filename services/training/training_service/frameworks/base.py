@@ -22,9 +22,12 @@ class Framework(ABC):
     """
 
     name: ClassVar[str]
-    # Regular expressions for the whole names of weight files (or folders), the best kind first. Of several files of a
-    # kind the one with the highest number in its name is the best.
+    # Regular expressions for the whole names of weight files, the best kind first. Of several files of a kind the one
+    # with the highest number in its name is the best. `weight_folders` are those that may be folders.
     weights: ClassVar[Sequence[str]]
+    weight_folders: ClassVar[Sequence[str]] = ()
+    # The file of a model directory that `infer` needs; empty for none.
+    inference_program: ClassVar[str] = "inference.py"
 
     def train(self, spec: TrainingSpec) -> None:
         """Run one rank of a training to its end; SystemExit with the program's code when it fails or was stopped.
@@ -44,12 +47,25 @@ class Framework(ABC):
             "--validate": "true",
             "--label_file": spec.label_file,
         }
-        run_program(spec.code, "inference.py", [part for option in options.items() for part in option])
+        run_program(spec.code, self.inference_program, [part for option in options.items() for part in option])
 
     def weight_file(self, folder: Path) -> str | None:
         """Name of the best weights in `folder`; None when there are none (yet)."""
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         for pattern in self.weights:
-            if found := [name for name in names if re.fullmatch(pattern, name)]:
+            found = [name for name in names if re.fullmatch(pattern, name) and self._holds_weights(folder / name)]
+            if found:
                 return max(found, key=lambda name: ([int(number) for number in _NUMBER.findall(name)], name))
         return None
+
+    def _holds_weights(self, path: Path) -> bool:
+        """False for what is empty, and for what cannot be read: pipes, and links out of the folder."""
+        try:
+            target = path.resolve(strict=True)
+            if not target.is_relative_to(path.parent.resolve()):
+                return False
+            if target.is_dir():
+                return path.name in self.weight_folders and any(target.iterdir())
+            return target.is_file() and target.stat().st_size > 0
+        except (OSError, RuntimeError):
+            return False

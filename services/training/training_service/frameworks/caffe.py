@@ -7,12 +7,14 @@ import sys
 
 from training_service.domain.specs import TrainingSpec, ValidationSpec
 from training_service.frameworks.base import Framework
+from training_service.worker.program import end_for_wrong_data
 
 
 class Caffe(Framework):
     """Weights are state dicts; the last ones are kept in Caffe's own format, too."""
 
     name = "Caffe"
+    inference_program = ""
     weights = (r"model_epoch_final\.pth", r"model_epoch_\d+\.pth", r"[^.].*\.caffemodel")
 
     def train(self, spec: TrainingSpec) -> None:
@@ -23,6 +25,9 @@ class Caffe(Framework):
             caffe_nets.train(spec.code, spec.train_dir, spec.weights)
         except caffe_nets.CaffeError as error:
             sys.exit(str(error))
+        except ValueError as error:
+            end_for_wrong_data(error)
+            raise
 
     def infer(self, spec: ValidationSpec, output_file: str) -> None:
         import caffe_nets

@@ -38,6 +38,7 @@ class TensorFlow(Framework):
         r"[^.].*\.index",
         r"saved_model(\.pb)?",
     )
+    weight_folders = ("saved_model",)
 
     def train(self, spec: TrainingSpec) -> None:
         _prepare()
@@ -55,7 +56,7 @@ class TensorFlow(Framework):
         cluster, task = roles(hosts, rank, has_server=has_server)
         os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
         if not has_server:
-            import keras_multi_worker
+            from dlmesh_sdk import keras_multi_worker
 
             keras_multi_worker.mend_fit()
             run_program(spec.code, spec.program, arguments)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
+from servicekit.folders import copy_folder, remove_folder, sync_folder, write_file
+
+from training_service.domain.removals import Removal
 from training_service.domain.runs import Run, Training, Validation
-from training_service.domain.specs import TrainingSpec, ValidationSpec
+from training_service.domain.specs import Spec, TrainingSpec, ValidationSpec, program_of
 from training_service.frameworks.registry import framework_named
-
-MAIN, ELASTIC_MAIN = "main.py", "elastic-main.py"
 
 
 class DiskWorkspace:
@@ -30,11 +31,15 @@ class DiskWorkspace:
     async def prepare_validation(self, validation: Validation) -> Sequence[str]:
         return await asyncio.to_thread(self._prepare_validation, validation)
 
-    async def remove(self, run: Run) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._folder(run), ignore_errors=True)
+    async def remove(self, removal: Removal) -> None:
+        await asyncio.to_thread(remove_folder, self._home / f"{removal.kind}s" / removal.uid)
 
     def weight_file(self, training: Training) -> str | None:
         return framework_named(training.framework).weight_file(self.checkpoints(training.uid))
+
+    def missing_program(self, training: Training) -> str:
+        program = framework_named(training.framework).inference_program
+        return "" if not program or (self._folder(training) / "code" / program).is_file() else program
 
     def path_of(self, training: Training) -> str:
         """The folder of a training's weights and checkpoints."""
@@ -52,12 +57,8 @@ class DiskWorkspace:
         checkpoints = self.checkpoints(training.uid)
         checkpoints.mkdir(parents=True, exist_ok=True)
         code = folder / "code"
-        if not code.exists():
-            # The copy appears whole or not at all; later edits of the model do not touch this training.
-            draft = folder / ".code.draft"
-            shutil.rmtree(draft, ignore_errors=True)
-            shutil.copytree(training.model_path, draft)
-            draft.rename(code)
+        # Later edits of the model do not touch this training.
+        _copy_once(Path(training.model_path), code, follow_links=True)
         spec = TrainingSpec(
             code=str(code),
             train_dir=str(checkpoints),
@@ -73,20 +74,26 @@ class DiskWorkspace:
                 "distribute_strategy": training.distribute_strategy,
             },
             framework=training.framework,
-            program=ELASTIC_MAIN if training.is_elastic and (code / ELASTIC_MAIN).is_file() else MAIN,
+            program=program_of(code, is_elastic=training.is_elastic),
             command=shlex.split(training.command),
             weights_url=training.weights_url,
             sync_mode=training.sync_mode,
-            max_workers=training.cluster_size if training.is_elastic else 0,
+            max_workers=training.most_workers if training.is_elastic else 0,
         )
-        spec.write(folder / "spec.json")
-        return ["python", "-m", "training_service.worker.run_training", str(folder / "spec.json")]
+        return ["python", "-m", "training_service.worker.run_training", _write(spec, folder)]
 
     def _prepare_validation(self, validation: Validation) -> Sequence[str]:
         folder = self._folder(validation)
         folder.mkdir(parents=True, exist_ok=True)
+        code = self._home / "trainings" / validation.training_uid / "code"
+        if validation.inference_text:
+            # The training's files stay as they are.
+            own = folder / "code"
+            program = framework_named(validation.framework).inference_program
+            _copy_once(code, own, follow_links=False, added={program: validation.inference_text})
+            code = own
         spec = ValidationSpec(
-            code=str(self._home / "trainings" / validation.training_uid / "code"),
+            code=str(code),
             model=str(self.checkpoints(validation.training_uid)),
             input_dir=validation.input_dir,
             output_dir=str(folder / "output"),
@@ -94,6 +101,39 @@ class DiskWorkspace:
             threshold=validation.threshold,
             metrics=validation.metrics,
             framework=validation.framework,
+            dataset_type=validation.dataset_type,
         )
-        spec.write(folder / "spec.json")
-        return ["python", "-m", "training_service.worker.run_validation", str(folder / "spec.json")]
+        return ["python", "-m", "training_service.worker.run_validation", _write(spec, folder)]
+
+
+def _copy_once(
+    source: Path, code: Path, *, follow_links: bool, added: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Copy `source`, and the texts `added` by name, to `code`: whole or not at all, and durable.
+
+    What is there stays as it is: a program may run from it, though nobody heard that its job was accepted.
+    """
+    if code.exists():
+        return
+    draft = code.with_name(f".{code.name}.draft")
+    remove_folder(draft)
+    try:
+        copy_folder(source, draft, follow_links=follow_links)
+        for name, text in added.items():
+            (draft / name).unlink(missing_ok=True)
+            write_file(draft / name, text)
+        sync_folder(draft)
+    except OSError:
+        # A disk that is full should not stay so because of this.
+        remove_folder(draft)
+        raise
+    draft.rename(code)
+    sync_folder(code.parent)
+
+
+def _write(spec: Spec, folder: Path) -> str:
+    """Write the specification of the run in `folder`, durable with the folder's own name; its path."""
+    spec.write(folder / "spec.json")
+    for names in (folder, folder.parent):
+        sync_folder(names)
+    return str(folder / "spec.json")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
 
-from training_service.domain.metrics import MetricPoint
+from training_service.domain.metrics import MetricPoint, SpoolPlace
+from training_service.domain.removals import Removal
 from training_service.domain.runs import Run, Training, Validation
 
 R = TypeVar("R", bound=Run)
@@ -32,6 +34,7 @@ class ModelFacts:
     weights_folder: str = ""
     type: str = "Training"
     distribute_strategy: str = ""
+    template: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class FrameworkFacts:
 class DatasetFacts:
     """A dataset as the datasets service tells it; `splits` maps train, val and test to folders.
 
-    `type` is its record format: LMDB, TFRECORDS, CSV, ImageVector, ObjectDetection or Other.
+    `type` is its record format: LMDB, TFRecords, CSV, ImageVector, ObjectDetection or Other.
     """
 
     name: str
@@ -55,6 +58,15 @@ class DatasetFacts:
     content_hash: str
     splits: Mapping[str, str]
     type: str = ""
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """A model that runs belong to; `gone_since` is when it was first found to be gone."""
+
+    uid: str
+    name: str
+    gone_since: datetime | None = None
 
 
 class Limits(Protocol):
@@ -69,6 +81,10 @@ class Limits(Protocol):
         """How much a run may write."""
 
     @property
+    def stop_grace_seconds(self) -> float:
+        """What workers have for a last checkpoint before they are ended by force."""
+
+    @property
     def worker_environment(self) -> Mapping[str, str]:
         """What every worker finds in its environment."""
 
@@ -81,6 +97,12 @@ class Models(Protocol):
 
     async def frameworks(self) -> Sequence[FrameworkFacts]:
         """The frameworks that are installed."""
+
+    async def program(self, name: str, file: str) -> str | None:
+        """The text of a file of a model's own; None when it has none of this name that is a program."""
+
+    async def template_program(self, name: str, file: str) -> str | None:
+        """The same of a template, from the platform's copy of it."""
 
     async def uid_of(self, name: str) -> str | None:
         """The uid of the model that has this name now, asked as the service itself; None when there is none."""
@@ -116,7 +138,7 @@ class Runs(Protocol[R]):
     """Stored trainings or validations. Each call is one transaction."""
 
     async def add(self, run: R) -> None:
-        """409 when the model has a run of this name."""
+        """409 when the model has a run of this name, 400 when a training that it uses has been deleted."""
 
     async def find(self, model_uid: str, name: str) -> R | None:
         """The run of this model with this name."""
@@ -133,22 +155,38 @@ class Runs(Protocol[R]):
     async def request_stop(self, uid: str) -> None:
         """Write that a stop was asked for."""
 
-    async def delete(self, uid: str) -> None:
-        """Remove the row and its metrics."""
+    async def remove(self, uid: str) -> None:
+        """Replace the row by the order to remove what belongs to it; 404 when there is none.
 
-    async def models(self) -> list[tuple[str, str]]:
-        """(uid, name) of every model that has a run here."""
+        409 while it is active, and while an active validation measures it or an active training began from its weights.
+        """
+
+    async def models(self) -> list[RunModel]:
+        """Every model that has a run here."""
+
+    async def set_orphaned(self, model_uid: str, since: datetime | None) -> None:
+        """Write since when the model is known to be gone; None: it is not."""
 
 
 class Trainings(Runs[Training], Protocol):
     """Stored trainings."""
 
-    async def by_job(self, job_id: str) -> Training | None:
-        """The training that a job belongs to."""
+    async def by_uid(self, uid: str) -> Training | None:
+        """The training of this uid."""
 
 
 class Validations(Runs[Validation], Protocol):
     """Stored validations."""
+
+
+class Removals(Protocol):
+    """What is left of deleted runs. Each call is one transaction."""
+
+    async def pending(self) -> list[Removal]:
+        """The orders that are not carried out yet."""
+
+    async def forget(self, removal: Removal) -> None:
+        """Remove the order, and the metrics of its job."""
 
 
 class Metrics(Protocol):
@@ -157,24 +195,36 @@ class Metrics(Protocol):
     async def add(self, points: Sequence[MetricPoint]) -> int:
         """Write points and say how many were new; one that is known already is left as it is."""
 
-    async def read(self, job_id: str, series: Sequence[str]) -> list[MetricPoint]:
-        """Points by series and step, the newest attempt's value of each; all series when none is named."""
+    async def series(self, job_id: str) -> list[str]:
+        """The names of a job's curves."""
+
+    async def page(self, job_id: str, series: str, since_step: int, count: int) -> list[MetricPoint]:
+        """The first `count` points of one series from `since_step` on, by step.
+
+        Here as below a point of an attempt counts if its step lies before the first step, of any series of the job, of
+        every later attempt: what lies behind was discarded.
+        """
+
+    async def last(self, job_id: str, series: str) -> MetricPoint | None:
+        """The point of the highest step."""
+
+    async def extremes(self, job_id: str, series: str, ranges: range) -> list[MetricPoint]:
+        """By step, the points with the lowest and the highest value of each range that has points.
+
+        A range begins at each of `ranges` and is `ranges.step` wide; the last one ends before `ranges.stop`.
+        """
 
 
 class MetricSpool(Protocol):
     """What workers wrote on disk."""
 
-    async def read(self, job_id: str, run_directory: str) -> list[MetricPoint]:
-        """All points of every attempt of a job; `run_directory` is that of the newest."""
+    async def read(
+        self, job_id: str, run_directory: str, since: SpoolPlace
+    ) -> tuple[list[MetricPoint], SpoolPlace | None]:
+        """Some points of a job's attempts, and where to go on; None at the end.
 
-
-class InitialWeights(Protocol):
-    """Where initial weights may lie."""
-
-    def resolve(self, field: str, text: str, owner: str, *, is_folder: bool) -> str:
-        """The existing file or folder that `text` names, as an absolute path; empty for empty text.
-
-        400 naming `field` when it is not an upload of `owner`, a path of a training or one inside the data roots.
+        `run_directory` is that of the newest attempt. Each attempt begins where its worker had an answer; one that
+        cannot be read is passed over.
         """
 
 
@@ -187,14 +237,17 @@ class Workspace(Protocol):
     async def prepare_validation(self, validation: Validation) -> Sequence[str]:
         """Write the worker's specification; the worker's command. Repeatable."""
 
-    async def remove(self, run: Run) -> None:
-        """Remove the run's folder."""
+    async def remove(self, removal: Removal) -> None:
+        """Remove the folder of a deleted run, whole; OSError when that cannot be. Repeatable."""
 
     def folder(self, run: Run) -> str:
         """The run's folder."""
 
     def weight_file(self, training: Training) -> str | None:
         """Name of the best weight file so far: the final one, else that of the newest epoch."""
+
+    def missing_program(self, training: Training) -> str:
+        """The name of the inference program that a training's files lack; empty when there it is, or none is needed."""
 
     def path_of(self, training: Training) -> str:
         """The folder of a training's weights and checkpoints."""

@@ -6,23 +6,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic
 
-from servicekit.errors import conflict, in_use, invalid, not_found
+from servicekit.errors import invalid, not_found
 from servicekit.identity import current_identity
 from servicekit.paths import confined
 
 from training_service.domain.runs import Run, Training
-from training_service.usecases.ports import Jobs, Models, R, Runs, Trainings, Validations, Workspace
+from training_service.usecases.ports import Models, R, Runs, Workspace
 
 
 class ModelRuns(Generic[R]):
     """The runs of one kind. Only runs of the model that has the name now are seen."""
 
     def __init__(
-        self, kind: str, runs: Runs[R], models: Models, jobs: Jobs, workspace: Workspace, wake: Callable[[], None]
+        self,
+        kind: str,
+        runs: Runs[R],
+        models: Models,
+        *,
+        wake: Callable[[], None],
+        wake_removals: Callable[[], None],
     ) -> None:
         self._kind = kind
         self._runs, self._models = runs, models
-        self._jobs, self._workspace, self._wake = jobs, workspace, wake
+        self._wake, self._wake_removals = wake, wake_removals
 
     async def list(self, model_name: str) -> list[R]:
         """The caller's runs of a model, oldest first."""
@@ -47,46 +53,26 @@ class ModelRuns(Generic[R]):
             self._wake()
 
     async def delete(self, model_name: str, name: str) -> None:
-        """Remove an ended run, its files and its job; 409 while it is active or used."""
+        """Take an ended run out of sight and order its files and job removed; 409 while it is active or used."""
         run = await self.get(model_name, name)
-        if not run.status.is_final:
-            raise conflict(
-                f"{self._kind} {name!r} is {run.status}; stop it first",
-                reason="IN_USE",
-                metadata={"kind": self._kind, "name": name, "status": str(run.status)},
-            )
-        await self.check_unused(run)
-        await self.remove(run)
-
-    async def check_unused(self, run: R) -> None:
-        """409 when something else still needs the run."""
-
-    async def remove(self, run: R) -> None:
-        """Remove an ended run. Safe to be killed anywhere and to repeat: the row goes last."""
-        await self._workspace.remove(run)
-        await self._jobs.delete(run.job_id)
-        await self._runs.delete(run.uid)
+        await self._runs.remove(run.uid)
+        self._wake_removals()
 
 
 class ModelTrainings(ModelRuns[Training]):
-    """Trainings, which active validations use."""
+    """Trainings, and the weights that they wrote."""
 
     def __init__(
         self,
-        trainings: Trainings,
-        validations: Validations,
+        trainings: Runs[Training],
         models: Models,
-        jobs: Jobs,
         workspace: Workspace,
+        *,
         wake: Callable[[], None],
+        wake_removals: Callable[[], None],
     ) -> None:
-        super().__init__("training", trainings, models, jobs, workspace, wake)
-        self._validations = validations
-
-    async def check_unused(self, run: Training) -> None:
-        for validation in await self._validations.of_model(run.model_uid):
-            if validation.training_uid == run.uid and not validation.status.is_final:
-                raise in_use("training", run.name, f"validation {validation.name!r}")
+        super().__init__("training", trainings, models, wake=wake, wake_removals=wake_removals)
+        self._workspace = workspace
 
     async def weight_file(self, model_name: str, name: str) -> str:
         """Name of the training's weight file; 404 while there is none."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -12,9 +15,11 @@ from servicekit.errors import Code, ServiceError, invalid
 from servicekit.identity import current_identity
 from servicekit.names import check_name
 from servicekit.times import utc_now
+from servicekit.weight_paths import WeightPaths
 
 from training_service.domain.runs import Training
-from training_service.usecases.ports import DatasetFacts, Datasets, InitialWeights, Jobs, ModelFacts, Models, Trainings
+from training_service.domain.specs import ELASTIC_MAIN, MAIN, PROGRAMLESS_FRAMEWORKS, program_of
+from training_service.usecases.ports import DatasetFacts, Datasets, Jobs, ModelFacts, Models, Trainings
 
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_TEST_INTERVAL = 100
@@ -23,6 +28,11 @@ DEFAULT_CHECKPOINTS_KEPT = 2
 DEFAULT_MAX_RESTARTS = 2
 MAX_RESTARTS = 100
 MAX_COMMAND_LENGTH = 10_000
+MAX_ADDRESS_LENGTH = 8192
+# Words, as they stand in the command, that mean something to a shell only: && || | ; & > 2>&1 <in.txt and their like.
+_OPERATOR = re.compile(r"""[|&;]+|[^;='"]+;+|(?:\d*|&)(?:>>?|<{1,3}|<>)[|&]?[^<>|&]*""")
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
+_NO_SHELL = "because it is run without a shell; bash -c '...' runs what is in the quotes in one"
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ class StartTraining:
         models: Models,
         datasets: Datasets,
         jobs: Jobs,
-        weights: InitialWeights,
+        weights: WeightPaths,
         wake: Callable[[], None],
         *,
         max_silent_seconds: int = 0,
@@ -72,8 +82,7 @@ class StartTraining:
         framework = await self._framework(request, model)
         _check_model(model, request)
         owner = current_identity().user
-        weights_file = self._weights.resolve("wfinit", request.weights_file, owner, is_folder=False)
-        weights_folder = self._weights.resolve("wtfolder", request.weights_folder, owner, is_folder=True)
+        weights_file, weights_folder = await self._initial(model, request)
         dataset = await self._finished_dataset(model)
         group = await self._jobs.instance_group("sigid", model.instance_group, named_by="sig of the model")
         is_elastic = model.accelerator == "Elastic"
@@ -83,7 +92,6 @@ class StartTraining:
         if needed > room:
             limit = f"the slots of {group.name}" if room == group.slots else f"what the GPUs of {group.name} hold"
             raise invalid("minWorkers" if is_elastic else "clusterSize", needed, f"1 to {room}, {limit}")
-        given = bool(weights_file or weights_folder or request.weights_url)
         training = Training(
             uid=uuid4().hex,
             name=request.name,
@@ -115,13 +123,39 @@ class StartTraining:
             max_restarts=DEFAULT_MAX_RESTARTS if request.max_restarts is None else request.max_restarts,
             max_silent_seconds=request.max_silent_seconds or self._max_silent_seconds,
             weights_url=request.weights_url,
-            weights_file=weights_file if given else model.weights_file,
-            weights_folder=weights_folder if given else model.weights_folder,
+            weights_file=weights_file,
+            weights_folder=weights_folder,
             model_path=model.path,
         )
+        if not request.command:
+            await asyncio.to_thread(_check_program, model, is_elastic)
         await self._trainings.add(training)
         self._wake()
         return training
+
+    async def _initial(self, model: ModelFacts, request: TrainingRequest) -> tuple[str, str]:
+        """Weight file and folder to begin from: the request's if it names any weights, else the model's."""
+        source: TrainingRequest | ModelFacts = request
+        owner, of_model = current_identity().user, ""
+        if not (request.weights_file or request.weights_folder or request.weights_url):
+            # Uploads that the model names are its owner's.
+            source, owner, of_model = model, model.owner, " of the model"
+        return (
+            await self._place(f"wfinit{of_model}", source.weights_file, owner, is_folder=False),
+            await self._place(f"wtfolder{of_model}", source.weights_folder, owner, is_folder=True),
+        )
+
+    async def _place(self, field: str, text: str, owner: str, *, is_folder: bool) -> str:
+        """The weights that a field names; 403 when they are those of somebody else's training."""
+        if not text:
+            return ""
+        path = str(await asyncio.to_thread(self._weights.resolve, field, text, owner, is_folder=is_folder))
+        if uid := self._weights.training_of(path):
+            training = await self._trainings.by_uid(uid)
+            if training is None:
+                raise invalid(field, text, "weights of a training that exists")
+            current_identity().require_access("training", training.name, training.owner)
+        return path
 
     async def _framework(self, request: TrainingRequest, model: ModelFacts) -> str:
         """The framework of the model, if the request names it and it is installed."""
@@ -177,11 +211,22 @@ def _check_request(request: TrainingRequest) -> None:
     if request.weights_url:
         if request.weights_file or request.weights_folder:
             raise invalid("wtURL", request.weights_url, "not together with wfinit or wtfolder")
-        address = urlsplit(request.weights_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise invalid("wtURL", request.weights_url, "an http or https address")
+        _check_address(request.weights_url)
+    elif request.weights_file and request.weights_folder:
+        raise invalid("wtfolder", request.weights_folder, "not together with wfinit")
     if request.command:
         _check_command(request.command)
+
+
+def _check_address(address: str) -> None:
+    try:
+        parts = urlsplit(address)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_good = False
+    if not is_good or len(address) > MAX_ADDRESS_LENGTH or not address.isprintable() or " " in address:
+        allowed = f"an http or https address without spaces, at most {MAX_ADDRESS_LENGTH} characters"
+        raise invalid("wtURL", address, allowed)
 
 
 def _check_command(command: str) -> None:
@@ -193,6 +238,34 @@ def _check_command(command: str) -> None:
         raise invalid("cmd", command, f"a command line with closed quotes ({error})") from error
     if not words:
         raise invalid("cmd", command, "a command line such as python train.py --epochs 3")
+    for word in _as_written(command):
+        # What is quoted is meant as it is.
+        has_substitution = ("$(" in word or "`" in word) and not {"'", '"'} & {*word}
+        if has_substitution or _OPERATOR.fullmatch(word):
+            raise invalid("cmd", command, f"a command line without {word[:50]}, {_NO_SHELL}")
+    if _ASSIGNMENT.fullmatch(words[0]):
+        raise invalid("cmd", command, f"a program and its arguments, not {words[0][:50]} before it, {_NO_SHELL}")
+
+
+def _as_written(command: str) -> list[str]:
+    """The words of a command with their quotes and backslashes."""
+    try:
+        return shlex.split(command, posix=False)
+    except ValueError:
+        # A quote behind a backslash, which only the other rules know.
+        return []
+
+
+def _check_program(model: ModelFacts, is_elastic: bool) -> None:
+    """400 when the model has no program to start from."""
+    if model.framework in PROGRAMLESS_FRAMEWORKS:
+        return
+    if not (Path(model.path) / program_of(Path(model.path), is_elastic=is_elastic)).is_file():
+        file = f"{ELASTIC_MAIN} or {MAIN}" if is_elastic else MAIN
+        allowed = (
+            f"a model with a {file}, which the accelerator {model.accelerator} starts; write that file, or give cmd"
+        )
+        raise invalid("modelname", model.name, allowed)
 
 
 def _check_model(model: ModelFacts, request: TrainingRequest) -> None:

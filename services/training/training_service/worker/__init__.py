@@ -1,1 +1,1 @@
-"""What runs inside a launched process; nothing here is imported by the control plane."""
+"""What runs inside a launched process. The control plane runs nothing of it, and what it imports needs no torch."""

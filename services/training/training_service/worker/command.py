@@ -23,9 +23,13 @@ def run_command(command: Sequence[str], code: str | Path) -> None:
     `$NAME` in its words is taken from the environment; `python` is this interpreter. SystemExit with its code unless
     that is 0. SIGTERM is passed on.
     """
+    launches = is_launcher(command)
+    if launches:
+        # The workers that it starts are all on one node.
+        os.environ |= {"WMLA_NWORKER": "1", "WMLA_WORKER_NDEVICE": os.environ.get("WORLD_SIZE", "1"), "NODE_RANK": "0"}
     words = [os.path.expandvars(word) for word in command]
     environment = dict(os.environ)
-    if is_launcher(words):
+    if launches:
         ended = Path(environment.get("DLMESH_JOB_DIR", code)) / "command.ended"
         if environment.get("RANK", "0") != "0":
             # It holds its slot for the workers that the launcher starts.

@@ -1,6 +1,8 @@
 """Metrics of found objects: COCO's and Pascal VOC's mean average precision, and how well boxes fit.
 
-Objects that a dataset marks as difficult or as a crowd need not be found, and who finds them is not wrong.
+Objects that a dataset marks as difficult or as a crowd need not be found, and who finds them is not wrong, however
+often. A difficult object is found by a box that fits it (intersection over union), a crowd, which is a region, by a box
+that lies in it (intersection over the box).
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from training_service.worker.result_file import ResultFile, Row, label_of, named_labels, probability_of
+
 VOC_IOU = 0.5
 
 
@@ -23,7 +27,13 @@ class Truth:
 
     label: str
     box: tuple[float, ...]
-    is_ignored: bool = False
+    is_difficult: bool = False
+    is_crowd: bool = False
+
+    @property
+    def is_ignored(self) -> bool:
+        """True for what need not be found."""
+        return self.is_difficult or self.is_crowd
 
 
 @dataclass(frozen=True)
@@ -43,24 +53,33 @@ class Picture:
     found: tuple[Found, ...]
 
 
-def read_images(document: Mapping[str, Any], threshold: float = 0.0) -> list[Picture]:
-    """The images of a result with ground truth; ValueError when there is nothing to find on any of them."""
+def read_images(result: ResultFile, labels: Sequence[str], threshold: float = 0.0) -> list[Picture]:
+    """The images of a result; boxes less probable than `threshold` do not count; 0 is none.
+
+    ValueError for what is no probability or no box, for a label that is none of `labels` if there are any, and when
+    there is nothing to find on any image.
+    """
+    truth = {row["sampleId"]: _true_rows(row) for row in result.samples}
+    used = {label_of(row["label"], row["sampleId"]) for row in result.rows}
+    used |= {label_of(true["label"], sample) for sample, rows in truth.items() for true in rows}
+    meant = named_labels(used, labels)
     found: dict[str, list[Found]] = defaultdict(list)
-    for row in document["result"]:
-        if float(row["prob"]) >= threshold:
-            found[row["sampleId"]].append(Found(row["label"], float(row["prob"]), _box(row["bbox"])))
+    for row in result.rows:
+        probability = probability_of(row)
+        if not threshold or probability >= threshold:
+            found[row["sampleId"]].append(Found(meant[row["label"]], probability, _box(row["bbox"])))
     images = [
         Picture(
             tuple(
-                Truth(true["label"], _box(true["bbox"]), bool(true.get("difficult") or true.get("crowd")))
-                for true in row["groundTruth"]
+                Truth(meant[true["label"]], _box(true["bbox"]), bool(true.get("difficult")), bool(true.get("crowd")))
+                for true in rows
             ),
-            tuple(found[row["sampleId"]]),
+            tuple(found[sample]),
         )
-        for row in document["samples"]
+        for sample, rows in truth.items()
     ]
     if all(true.is_ignored for image in images for true in image.truth):
-        raise ValueError("the test split has no object that counts")
+        raise ValueError("the split has no object that counts")
     return images
 
 
@@ -121,10 +140,23 @@ def _coco_precision(images: Sequence[Picture]) -> np.ndarray:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
+    class Evaluation(COCOeval):
+        """Difficult objects are ignored as crowds are, and overlap as objects do."""
+
+        def computeIoU(self, imgId: int, catId: int) -> Any:
+            truth = self._gts[imgId, catId]
+            for true in truth:
+                true["iscrowd"] = true["is_region"]
+            overlaps = super().computeIoU(imgId, catId)
+            for true in truth:
+                true["iscrowd"] = true["ignore"]
+            return overlaps
+
     labels = sorted({true.label for image in images for true in image.truth})
     categories = {label: number for number, label in enumerate(labels, 1)}
     annotations = [
-        _coco_box(number, categories[true.label], true.box) | {"iscrowd": int(true.is_ignored)}
+        _coco_box(number, categories[true.label], true.box)
+        | {"iscrowd": int(true.is_ignored), "is_region": int(true.is_crowd)}
         for number, image in enumerate(images, 1)
         for true in image.truth
     ]
@@ -136,7 +168,7 @@ def _coco_precision(images: Sequence[Picture]) -> np.ndarray:
         if found.label in categories
     ]
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(
+        evaluation = Evaluation(
             _coco(COCO(), images, labels, annotations), _coco(COCO(), images, labels, results), "bbox"
         )
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
@@ -180,19 +212,23 @@ def _voc_map(images: Sequence[Picture], average: Callable[[np.ndarray, np.ndarra
 def _voc_curves(images: Sequence[Picture]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Recall and precision after each box, the most probable first, of every class that has objects."""
     for label in sorted({true.label for image in images for true in image.truth if not true.is_ignored}):
-        truth = [[true for true in image.truth if true.label == label] for image in images]
+        truth = [[true for true in image.truth if true.label == label and not true.is_crowd] for image in images]
+        crowds = [[true for true in image.truth if true.label == label and true.is_crowd] for image in images]
         taken: set[tuple[int, int]] = set()
         found = [(box, number) for number, image in enumerate(images) for box in image.found if box.label == label]
         hits = []
         for box, number in sorted(found, key=lambda pair: -pair[0].score):
             overlaps = [_overlap(box.box, true.box) for true in truth[number]]
             index = int(np.argmax(overlaps)) if overlaps else -1
-            if index < 0 or overlaps[index] < VOC_IOU:
-                hits.append(False)
-            elif not truth[number][index].is_ignored:
-                # A second box on the same object is wrong.
-                hits.append((number, index) not in taken)
+            fits = index >= 0 and overlaps[index] >= VOC_IOU
+            if fits and truth[number][index].is_difficult:
+                continue
+            # A second box on the same object is wrong.
+            if fits and (number, index) not in taken:
                 taken.add((number, index))
+                hits.append(True)
+            elif not any(_share_within(box.box, crowd.box) >= VOC_IOU for crowd in crowds[number]):
+                hits.append(False)
         right = np.cumsum(hits)
         objects = sum(not true.is_ignored for boxes in truth for true in boxes)
         yield right / objects, right / np.arange(1, len(hits) + 1)
@@ -212,16 +248,35 @@ def _eleven_points(recall: np.ndarray, precision: np.ndarray) -> float:
 
 def _overlap(first: tuple[float, ...], second: tuple[float, ...]) -> float:
     """Intersection over union."""
+    common = _intersection(first, second)
+    return common / (_area_of(first) + _area_of(second) - common) if common else 0.0
+
+
+def _share_within(box: tuple[float, ...], region: tuple[float, ...]) -> float:
+    """Intersection over the area of `box`."""
+    common = _intersection(box, region)
+    return common / _area_of(box) if common else 0.0
+
+
+def _intersection(first: tuple[float, ...], second: tuple[float, ...]) -> float:
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return width * height / (sum(areas) - width * height)
+    return width * height if width > 0 and height > 0 else 0.0
+
+
+def _area_of(box: tuple[float, ...]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _true_rows(row: Row) -> list[Row]:
+    rows = row["groundTruth"]
+    if not isinstance(rows, list) or not all(isinstance(true, dict) for true in rows):
+        raise ValueError(f"sample {row['sampleId']!r}: groundTruth is no list of objects")
+    return rows
 
 
 def _box(text: str) -> tuple[float, ...]:
     edges = tuple(float(edge) for edge in text.split(","))
-    if len(edges) != 4 or not np.isfinite(edges).all():
-        raise ValueError(f"bbox: {text!r} is not xmin,ymin,xmax,ymax")
+    if len(edges) != 4 or not np.isfinite(edges).all() or edges[0] > edges[2] or edges[1] > edges[3]:
+        raise ValueError(f"bbox: {text[:200]!r} is not xmin,ymin,xmax,ymax")
     return edges

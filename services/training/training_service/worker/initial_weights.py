@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from pathlib import Path, PurePosixPath
@@ -10,8 +11,10 @@ from urllib.parse import unquote, urlsplit
 
 CONNECT_SECONDS, SILENCE_SECONDS = 15.0, 60.0
 BLOCK_BYTES = 1 << 20
+PRINT_SECONDS = 5.0
 _WAIT_SECONDS = 0.2
 _DEFAULT_NAME = "weights.pth"
+_MAX_NAME_CHARACTERS = 60
 
 
 def fetch_weights(url: str, folder: Path) -> Path:
@@ -20,7 +23,7 @@ def fetch_weights(url: str, folder: Path) -> Path:
     The file is there whole or not at all. A refusal of the server (4xx) ends the process with 65: repeating would not
     help; a failure on the way ends it with 1, and the next attempt tries again.
     """
-    file = folder / (PurePosixPath(unquote(urlsplit(url).path)).name or _DEFAULT_NAME)
+    file = folder / _name_of(url)
     if os.environ.get("RANK", "0") == "0":
         if not file.exists():
             _download(url, file)
@@ -29,6 +32,12 @@ def fetch_weights(url: str, folder: Path) -> Path:
         while not file.exists():
             time.sleep(_WAIT_SECONDS)
     return file
+
+
+def _name_of(url: str) -> str:
+    """The name of the file in the address, as far as it is one: a program may look at its end."""
+    name = re.sub(r"[^\w. -]", "_", PurePosixPath(unquote(urlsplit(url).path)).name)[-_MAX_NAME_CHARACTERS:]
+    return name.lstrip(". ") or _DEFAULT_NAME
 
 
 def _download(url: str, file: Path) -> None:
@@ -43,8 +52,13 @@ def _download(url: str, file: Path) -> None:
                 sys.exit(os.EX_DATAERR)
             answer.raise_for_status()
             with draft.open("wb") as sink:
+                printed = time.monotonic()
                 for block in answer.iter_content(BLOCK_BYTES):
                     sink.write(block)
+                    if time.monotonic() - printed >= PRINT_SECONDS:
+                        # A large file is no hung training.
+                        printed = time.monotonic()
+                        print(f"wtURL: {sink.tell()} bytes so far", flush=True)
                 sink.flush()
                 os.fsync(sink.fileno())
                 size = sink.tell()

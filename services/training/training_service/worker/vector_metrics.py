@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
+from training_service.worker.result_file import ResultFile, Row, is_finite, listed
 
-def read_vectors(document: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true vectors [samples, length]; ValueError when one is missing or of another length."""
-    found = {row["sampleId"]: row["vector"] for row in document["result"]}
-    names = [row["sampleId"] for row in document["samples"]]
-    if not names:
-        raise ValueError("the test split has no samples")
-    if missing := [name for name in names if name not in found]:
-        raise ValueError(f"{len(missing)} samples have no prediction, the first is {missing[0]}")
-    truth = np.array([row["groundTruth"] for row in document["samples"]], np.float64)
-    predicted = np.array([found[name] for name in names], np.float64)
-    if predicted.shape != truth.shape or truth.ndim != 2:
-        raise ValueError(f"predictions are {list(predicted.shape)} numbers, the truth is {list(truth.shape)}")
-    return predicted, truth
+
+def read_vectors(result: ResultFile) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and true vectors [samples, length]; ValueError when one is missing, of another length or not finite."""
+    found = {row["sampleId"]: _numbers(row, "vector") for row in result.rows}
+    if missing := [row["sampleId"] for row in result.samples if row["sampleId"] not in found]:
+        raise ValueError(f"samples without a prediction: {listed(missing)}")
+    truth = [_numbers(row, "groundTruth") for row in result.samples]
+    predicted = [found[row["sampleId"]] for row in result.samples]
+    length = len(truth[0])
+    for row, *vectors in zip(result.samples, truth, predicted, strict=True):
+        if any(len(vector) != length for vector in vectors):
+            lengths = " and ".join(str(len(vector)) for vector in vectors)
+            raise ValueError(f"sample {row['sampleId']!r}: vectors of {lengths} numbers, the first one has {length}")
+    return np.array(predicted, np.float64), np.array(truth, np.float64)
 
 
 def mae(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -42,3 +43,13 @@ def r2(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 
 METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {"MAE": mae, "RMSE": rmse, "R2": r2}
+
+
+def _numbers(row: Row, field: str) -> list[float]:
+    numbers = row[field]
+    if not isinstance(numbers, list) or not numbers:
+        raise ValueError(f"sample {row['sampleId']!r}: {field} is no list of numbers")
+    for number in numbers:
+        if not is_finite(number):
+            raise ValueError(f"sample {row['sampleId']!r}: {field} has {str(number)[:50]}, which is no finite number")
+    return numbers

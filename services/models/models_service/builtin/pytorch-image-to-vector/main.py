@@ -5,10 +5,11 @@ import functools
 
 import pth_parameter_mgr as parameters
 import torch
-from gang import join
+from dlmesh_sdk.gang import join
+from dlmesh_sdk.record_datasets import open_records
+from dlmesh_sdk.training_loop import Task, train
+from dlmesh_sdk.wrong_data import WrongDataError
 from model import build_model, preprocess
-from record_datasets import open_records
-from training_loop import Task, train
 
 # The scale of the vectors is judged by so many of them.
 STANDARD_SAMPLES = 1000
@@ -50,7 +51,7 @@ def standard(dataset) -> tuple[torch.Tensor, torch.Tensor]:
     step = max(1, len(dataset) // STANDARD_SAMPLES)
     vectors = [dataset[index][1] for index in range(0, len(dataset), step)]
     if not isinstance(vectors[0], torch.Tensor):
-        raise SystemExit("the records have labels, not vectors: this model needs a dataset of the type IMGTOVECTOR")
+        raise WrongDataError("vectors are needed, as datasets of the type IMGTOVECTOR have them", dataset.path)
     deviation, mean = torch.std_mean(torch.stack(vectors), 0, correction=0)
     return mean, torch.where(deviation > 0, deviation, 1.0)
 

@@ -1,32 +1,23 @@
 """Finds objects on a folder of pictures, or on a split of a dataset, with trained weights."""
 
-import argparse
 import json
 from pathlib import Path
 
 import inference_helper
 import torch
-from detection_datasets import DetectionDataset
+from dlmesh_sdk.detection_datasets import DetectionDataset
+from dlmesh_sdk.image_files import list_images
+from dlmesh_sdk.training_loop import find_weights
 from model import build_model, find_objects, preprocess
 from PIL import Image
-from training_loop import find_weights
 
 BATCH_SIZE = 64
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", required=True, help="folder with model_epoch_final.pth and serving.json")
-    parser.add_argument("--input_dir", required=True, help="a split of a dataset, or a folder of pictures")
-    parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--output_file", required=True, help="name of the result file in output_dir")
-    parser.add_argument("--prob_thresh", default="0", help="objects below this probability are left out")
-    parser.add_argument("--validate", default="", help="true: the input has boxes, report them as ground truth")
-    parser.add_argument("--label_file", default="")
-    arguments, _ = parser.parse_known_args()
+    arguments = inference_helper.parse_arguments("a split of a dataset, or a folder of pictures")
 
-    folder = Path(arguments.model)
+    folder = arguments.model
     labels = json.loads((folder / "serving.json").read_text())["labels"]
     model = build_model(len(labels))
     model.load_state_dict(torch.load(find_weights(folder), map_location="cpu", weights_only=True))
@@ -38,11 +29,11 @@ def main() -> None:
     for batch in torch.utils.data.DataLoader(pictures, batch_size=BATCH_SIZE):
         found += find(model, batch["image"].to(device), batch["size"], float(arguments.prob_thresh or 0))
     inference_helper.writeObjectDetectionResult(
-        Path(arguments.output_dir) / arguments.output_file,
+        arguments.output_dir / arguments.output_file,
         names,
         found,
         label_file=labels,
-        ground_truth=truth if arguments.validate.lower() == "true" else None,
+        ground_truth=truth if arguments.validate else None,
         prob_thresh=arguments.prob_thresh,
     )
 
@@ -58,8 +49,7 @@ def find(model, images, sizes, threshold):
 
 def open_input(path: Path, labels):
     """Names, pictures and true boxes; those of a folder of pictures are not known."""
-    files = sorted(file for file in path.glob("*") if file.suffix.lower() in SUFFIXES)
-    if files:
+    if files := list_images(path):
         return [file.name for file in files], Pictures(files), None
     dataset = DetectionDataset(path, labels, preprocess)
     annotations = [dataset.annotation(index) for index in range(len(dataset))]

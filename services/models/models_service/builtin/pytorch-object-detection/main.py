@@ -3,11 +3,11 @@
 import argparse
 
 import pth_parameter_mgr as parameters
-from detection_datasets import DetectionDataset, collate
-from gang import join
+from dlmesh_sdk.detection_datasets import DetectionDataset, collate
+from dlmesh_sdk.gang import join
+from dlmesh_sdk.record_datasets import read_labels
+from dlmesh_sdk.training_loop import Task, train
 from model import build_model, detection_loss, preprocess
-from record_datasets import read_labels
-from training_loop import Task, train
 
 
 def main() -> None:

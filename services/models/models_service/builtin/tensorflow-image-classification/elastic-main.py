@@ -5,12 +5,12 @@ import functools
 import os
 
 import keras
-import run_parameters
 import tf_parameter_mgr as parameters
+from dlmesh_sdk import run_parameters
+from dlmesh_sdk.keras_training import write_serving
+from dlmesh_sdk.record_datasets import open_records, read_labels
 from fabric_model import FabricModel
-from keras_training import write_serving
 from model import build_model, preprocess
-from record_datasets import open_records, read_labels
 
 
 def main() -> None:

@@ -4,12 +4,12 @@ import argparse
 import functools
 
 import keras
-import run_parameters
 import tf_parameter_mgr as parameters
-from gang import join
-from keras_training import KerasTask, train
+from dlmesh_sdk import run_parameters
+from dlmesh_sdk.gang import join
+from dlmesh_sdk.keras_training import KerasTask, train
+from dlmesh_sdk.record_datasets import open_records, read_labels
 from model import build_model, preprocess
-from record_datasets import open_records, read_labels
 
 
 def main() -> None:

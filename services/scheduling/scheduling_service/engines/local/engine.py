@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,8 +51,7 @@ class LocalEngine(Engine):
         if self._pool is not None:
             self._pool.kill()
             self._pool.wait()
-            with contextlib.suppress(FileNotFoundError):
-                self._socket_path().unlink()
+            shutil.rmtree(self._socket_path().parent, ignore_errors=True)
 
     async def launch(self, attempt: Attempt) -> None:
         directory = attempt.directory

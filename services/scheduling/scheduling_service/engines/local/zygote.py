@@ -55,7 +55,7 @@ def _import_everything() -> None:
             import torch
 
             if not torch.cuda.is_available():
-                import deepspeed_on_cpu
+                from dlmesh_sdk import deepspeed_on_cpu
 
                 deepspeed_on_cpu.install()
         importlib.import_module(module)

@@ -1,0 +1,109 @@
+"""What the templates that predict a column of a table share: task, warm starts and predictions.
+
+A template brings a model.py with `build_model`, a torch module of logits or standardised numbers [B, outputs], and an
+encoding: how rows become tensors, which belongs to the weights that were learned with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, Self, TypeVar
+
+import inference_helper
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from dlmesh_sdk import pth_parameters as parameters
+from dlmesh_sdk.table_datasets import Table, TableRows, Target
+from dlmesh_sdk.training_loop import Task, accuracy, cross_entropy, find_weights, read_serving, to_device
+
+BATCH_SIZE = 256
+
+
+class RowEncoding(Protocol):
+    """How rows become tensors; `shape` are the arguments of `build_model`."""
+
+    @property
+    def target(self) -> Target: ...
+    @property
+    def shape(self) -> Mapping[str, Any]: ...
+    def rows(self, table: Table, has_target: bool = True) -> TableRows: ...
+    def to_json(self) -> dict[str, Any]: ...
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self: ...
+
+
+Encoding = TypeVar("Encoding", bound=RowEncoding)
+
+
+def encoding_of(weights: str, kind: type[Encoding], target: str = "") -> Encoding | None:
+    """The encoding that initial weights were learned with; None when there are none, or nothing beside them.
+
+    ValueError when they predict another column than `target`.
+    """
+    content = read_serving(weights).get("encoding") if weights else None
+    if not content:
+        return None
+    encoding = kind.from_json(content)
+    if target and target != encoding.target.name:
+        raise ValueError(f"--weights: they predict column {encoding.target.name!r} and not {target!r}")
+    return encoding
+
+
+def prediction_task(table: Table, encoding: RowEncoding, build_model: Callable[..., nn.Module]) -> Task:
+    """Learning the target's column from the training rows `table`, tested on the test rows of the model's dataset."""
+    target = encoding.target
+    print(f"Column {target.name}: {len(target.labels) or 'no'} classes", flush=True)
+
+    def error(outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean absolute error in the column's own units."""
+        return (outputs.double() - targets).abs().mean() * target.deviation
+
+    def squares(outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.mse_loss(outputs.float(), targets)
+
+    train_data = encoding.rows(table)
+    return Task(
+        model=build_model(**encoding.shape),
+        train_data=train_data,
+        test_data=encoding.rows(Table(parameters.getTestData())),
+        loss=cross_entropy if target.labels else squares,
+        metrics={"accuracy": accuracy} if target.labels else {"mae": error},
+        serving={"labels": list(target.labels), "encoding": encoding.to_json()},
+        collate=train_data.collate,
+    )
+
+
+def predict(kind: type[RowEncoding], build_model: Callable[..., nn.Module]) -> None:
+    """The whole inference program: predict the column for every row of a CSV file, as the command line says."""
+    arguments = inference_helper.parse_arguments("CSV file with a header, or folder of a split")
+
+    encoding = kind.from_json(read_serving(arguments.model)["encoding"])
+    target, table = encoding.target, Table(arguments.input_dir)
+    truth: Any = target.truth(table) if arguments.validate else None
+    model = build_model(**encoding.shape)
+    model.load_state_dict(torch.load(find_weights(arguments.model), map_location="cpu", weights_only=True))
+    outputs = outputs_of(model, encoding.rows(table, has_target=False))
+    file = arguments.output_dir / arguments.output_file
+    if not target.labels:
+        numbers = outputs.double() * target.deviation + target.mean
+        inference_helper.writeVectorResult(file, table.names(), numbers.tolist(), ground_truth=truth)
+        return
+    inference_helper.writeClassificationResult(
+        file,
+        table.names(),
+        torch.softmax(outputs, 1).tolist(),
+        label_file=target.labels,
+        ground_truth=truth,
+        prob_thresh=arguments.prob_thresh,
+    )
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, rows: TableRows) -> Tensor:
+    """The model's outputs for all rows, float32 [rows, outputs]."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).eval()
+    batches = DataLoader(rows, batch_size=BATCH_SIZE, collate_fn=rows.collate)
+    return torch.cat([model(to_device(inputs, device)).float().cpu() for inputs, _ in batches])

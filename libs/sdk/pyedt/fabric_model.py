@@ -1,0 +1,5 @@
+"""As the module `fabric_model`."""
+
+from fabric_model import FabricModel
+
+__all__ = ["FabricModel"]
