@@ -164,7 +164,10 @@ def measure_training(platform: RunningPlatform) -> list[Row]:
         starts.append(notes.steps[0] - submitted)
         rates.append(notes.steps_per_second)
         submitted = time.time()
-        bare = torchrun(notes, platform.home / "bare" / str(pair))
+        folder = platform.home / "bare" / str(pair)
+        with torchrun(notes, folder) as plain:
+            plain.process.wait()
+        (bare,) = read_notes(folder)
         starts_bare.append(bare.steps[0] - submitted)
         rates_bare.append(bare.steps_per_second)
     start, start_bare, rate, rate_bare = map(statistics.median, (starts, starts_bare, rates, rates_bare))

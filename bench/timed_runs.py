@@ -7,14 +7,20 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+from dlmesh_platform.endpoints import free_port
 from dlmesh_platform.launch import RunningPlatform
 
 # Of each run's steps, the first are left out: allocators and caches settle.
 SKIPPED_STEPS = 20
+# Names the program of a plain run to timed_main.py; a process that has it is none of the platform's.
+PLAIN = "TIMED_PROGRAM"
 
 
 @dataclass(frozen=True)
@@ -82,24 +88,68 @@ def make_template(platform: RunningPlatform, name: str, builtin: str) -> None:
     client.post("/modeltemplates", {"name": name, "path": name, "framework": "PyTorch"})
 
 
-def torchrun(notes: Notes, folder: Path, program: str = "program.py") -> Notes:
-    """`program` in the folder of the platform's run, on two ranks, with its environment less the platform's job."""
+class PlainRun:
+    """Two ranks started by torchrun."""
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
+        self.process = process
+        self._output = output
+
+    def check(self) -> None:
+        """RuntimeError with the last of what it printed when it has failed."""
+        if self.process.poll():
+            raise RuntimeError(f"torchrun failed:\n{self._output.read_text()[-3000:]}")
+
+
+@contextmanager
+def torchrun(notes: Notes, folder: Path, program: str = "program.py") -> Iterator[PlainRun]:
+    """`program` in the folder of the platform's run, on two ranks, with its environment less the platform's job.
+
+    When the block ends before the program does, it is ended.
+    """
     folder.mkdir(parents=True)
     arguments = list(notes.begin["argv"][1:])
     arguments[arguments.index("--train_dir") + 1] = str(folder)
     own = ("DLMESH_JOB", "DLMESH_SUPERVISED", "RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "NODE_RANK")
     environment = {key: value for key, value in notes.begin["environment"].items() if not key.startswith(own)}
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
-    with (folder / "output.txt").open("w") as output:
-        done = subprocess.run(
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port(set()))]
+    output = folder / "output.txt"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
             [sys.executable, *command, "main.py", *arguments],
             cwd=notes.begin["cwd"],
-            env={**environment, "TIMED_PROGRAM": program},
-            stdout=output,
-            stderr=output,
-            check=False,
+            env={**environment, PLAIN: program},
+            stdout=file,
+            stderr=file,
         )
-    if done.returncode:
-        raise RuntimeError(f"torchrun failed:\n{(folder / 'output.txt').read_text()[-3000:]}")
-    (bare,) = read_notes(folder)
-    return bare
+    run = PlainRun(process, output)
+    try:
+        yield run
+        run.check()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def processes_of(home: Path, *, plain: bool) -> list[psutil.Process]:
+    """All processes of plain programs, or of the platform of `home` with its jobs."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            environment = process.environ()
+            names_home = any(str(home) in text for text in (*process.cmdline(), *environment.values()))
+            if names_home and (PLAIN in environment) == plain:
+                found.append(process)
+    return found
+
+
+def pause(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
+
+
+def proceed(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
