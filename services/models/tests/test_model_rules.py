@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -130,6 +133,42 @@ net_param { layer { param { max_iter: 3 } } }
 def test_fields_of_a_solver_are_its_own() -> None:
     assert solver_fields(SOLVER) == {"lr_policy": "multistep", "stepvalue": "9", "gamma": "0.1"}
     assert solver_fields("stepvalue: [ 5, 9 ] } power:") == {"stepvalue": "5"}
+
+
+@pytest.mark.parametrize(
+    "text", ['gamma: 1 type: "Ada\nGrad"', "type: 'SGD", "type: '", 'type: "SGD\\"', 'type: "a\\\nb"']
+)
+def test_a_text_in_quotes_ends_on_its_line(text: str) -> None:
+    with pytest.raises(
+        ServiceError, match=r"^solverContent: .* is not valid; allowed: texts in quotes that end on the"
+    ):
+        solver_fields(text)
+    assert solver_fields(f"# {text.splitlines()[0]}") == {}
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_a_text_in_quotes_is_read_in_linear_time(quote: str) -> None:
+    text = quote + f"\\{quote}" * 500_000
+    with within(seconds=10):
+        with pytest.raises(ServiceError, match=r"^solverContent: "):
+            solver_fields(text)
+        assert solver_fields(f"type: {text}{quote} gamma: 1")["gamma"] == "1"
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """TimeoutError when it takes longer; regular expressions look at signals, too."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"it takes more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_what_a_caffe_policy_needs_may_stand_in_solver_prototxt() -> None:

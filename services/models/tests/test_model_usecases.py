@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from uuid import UUID
 import models_service
 import pytest
 from models_service.domain.model import Model
-from models_service.usecases import models
+from models_service.usecases import folders, models
 from models_service.usecases.folders import ProgramTexts
 from models_service.usecases.models import ModelInput
 from models_service.usecases.templates import TemplateInput
@@ -357,6 +358,43 @@ async def test_what_a_caffe_policy_needs_is_looked_for_in_the_files(room: Room) 
         await room.models.update("m1", without)
         # As long as it is said somewhere.
         await room.models.update("m1", ModelInput(description="still complete"))
+
+
+async def test_a_solver_is_read_in_bounds_and_beside_other_requests(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers = []
+    read = models.solver_fields
+
+    def watched(text: str) -> dict[str, str]:
+        readers.append(threading.current_thread())
+        return read(text)
+
+    folder = room.data / "net"
+    folder.mkdir()
+    (folder / "solver.prototxt").write_text("max_iter: 5")
+    (folder / "train_test.prototxt").touch()
+    monkeypatch.setattr(models, "solver_fields", watched)
+    monkeypatch.setattr(folders, "MAX_TEXT_BYTES", 100)
+    given = ModelInput(name="m1", template_name="caffe")
+    open_text = replace(given, texts=ProgramTexts(solver='max_iter: 5 type: "SGD'))
+    too_long = replace(given, texts=ProgramTexts(solver='"' + "ä" * 50))
+    with acting_as(ALICE):
+        await room.templates.create(TemplateInput(name="caffe", path="net", framework="Caffe"))
+        await refused(room.models.create(open_text), Code.INVALID_ARGUMENT, "solverContent: ", "in quotes")
+        assert await room.models.list_visible() == []
+        await room.models.create(given)
+        assert len(readers) == 2
+        for call in (room.models.create(replace(too_long, name="m2")), room.models.update("m1", too_long)):
+            await refused(call, Code.INVALID_ARGUMENT, "solverContent: '101 bytes'", "at most 100 bytes")
+    assert len(readers) == 2
+    assert threading.main_thread() not in readers
+
+
+async def test_a_solver_says_nothing_of_other_frameworks(room: Room) -> None:
+    with acting_as(ALICE):
+        call = make_model(room, hyperparameters={"lrpolicy": "step"}, texts=ProgramTexts(solver="stepsize: 3"))
+        await refused(call, Code.INVALID_ARGUMENT, "hyperparameter.stepsize")
 
 
 @pytest.mark.parametrize("word", ["PyTorch", "pytorch", "edtPyTorch", "PyTorch (PT)", ""])

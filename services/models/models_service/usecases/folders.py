@@ -114,6 +114,14 @@ def read_text(directory: Path, relative: str, field: str) -> str:
         raise invalid(field, relative, "a UTF-8 text file", reason="NOT_TEXT") from error
 
 
+def check_size(text: str, field: str) -> bytes:
+    """The bytes of `text`; 400 naming `field` when they are too many for a file of a program."""
+    data = text.encode()
+    if len(data) > MAX_TEXT_BYTES:
+        raise invalid(field, f"{len(data)} bytes", f"a text of at most {MAX_TEXT_BYTES} bytes")
+    return data
+
+
 def write_text(directory: Path, relative: str, text: str, field: str) -> None:
     """Replace or add one file of `directory` at once: a reader sees the old text or the new one, whole."""
     path = confined(directory, relative, field)
@@ -123,9 +131,7 @@ def write_text(directory: Path, relative: str, text: str, field: str) -> None:
         raise invalid(field, relative, LISTED_NAMES)
     if relative.endswith("/"):
         raise invalid(field, relative, "a file, not a folder")
-    data = text.encode()
-    if len(data) > MAX_TEXT_BYTES:
-        raise invalid(field, f"{len(data)} bytes", f"a text of at most {MAX_TEXT_BYTES} bytes")
+    data = check_size(text, field)
     draft = path.with_name(f".{secrets.token_hex(8)}.draft")
     try:
         if path.is_dir():

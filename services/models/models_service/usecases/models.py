@@ -238,10 +238,9 @@ class Models:
 
     async def _check_complete(self, model: Model, directory: Path, texts: ProgramTexts) -> None:
         """400 when the settings of `model`, whose files are those of `directory` and `texts`, do not fit together."""
-        text = texts.solver
-        if text is None and model.framework == "Caffe":
-            text = await asyncio.to_thread(folders.solver_text, directory)
-        check_complete(model.hyperparameters, model.framework, model.accelerator, solver_fields(text or ""))
+        # In a thread: a text may be megabytes.
+        said = await asyncio.to_thread(_said_by_solver, directory, texts) if model.framework == "Caffe" else {}
+        check_complete(model.hyperparameters, model.framework, model.accelerator, said)
 
     async def _instance_group(self, model: Model, given: ModelInput) -> dict[str, Any]:
         # A detail that is sent back carries both; only what differs from the row is a wish.
@@ -302,6 +301,14 @@ class Models:
                 raise invalid("filename", text, allowed)
             model = await self._find(name)
         return model, relative
+
+
+def _said_by_solver(directory: Path, texts: ProgramTexts) -> dict[str, str]:
+    """The fields of the solver that is to be in the Caffe folder `directory`; 400 when its text cannot be kept."""
+    if texts.solver is None:
+        return solver_fields(folders.solver_text(directory))
+    folders.check_size(texts.solver, "solverContent")
+    return solver_fields(texts.solver)
 
 
 def _check_framework(text: str, template: Template) -> None:
