@@ -17,14 +17,19 @@ from servicekit.errors import Code, ServiceError, invalid
 
 Request = TypeVar("Request")
 
+# What one part, and all parts of an upload, may hold in memory; what is more goes to disk.
 MEMORY_BYTES = 64 * 1024
+MAX_HELD_BYTES = 1024 * 1024
 MAX_HEADER_BYTES = 16 * 1024
+# What is kept of the headers of all parts.
+MAX_NAME_BYTES = 4 * 1024 * 1024
 MAX_PARTS = 10_000
 
 
 @dataclass
 class Part:
-    """One part of an upload. Its bytes lie in `path` when it had a filename or was large, else in `value`."""
+    """One part of an upload. Its bytes lie in `path` when it had a filename, was large or came after much, else in
+    `value`."""
 
     name: str
     filename: str | None = None
@@ -60,7 +65,8 @@ async def receive_multipart(
 
     `get_body` picks the `google.api.HttpBody` out of a request message; the content type with the boundary comes with
     the first. `first` is a message the caller has read already. Parts without filename or content type are accepted.
-    400 when the body is not multipart, is cut short, or a part is larger than `max_part_bytes`.
+    400 when the body is not multipart, is cut short, has too many parts or too long headers, or a part is larger than
+    `max_part_bytes`.
     """
     receiver: _Receiver | None = None
     try:
@@ -99,6 +105,8 @@ class _Receiver:
         self._spool_dir = spool_dir
         self._max_part_bytes = max_part_bytes
         self._parts: list[Part] = []
+        self._held_bytes = 0
+        self._name_bytes = 0
         self._headers: dict[str, bytes] = {}
         self._header_name = bytearray()
         self._header_value = bytearray()
@@ -155,13 +163,18 @@ class _Receiver:
         self._header_value.clear()
 
     def _on_headers_finished(self) -> None:
+        content_type = self._headers.get("content-type", b"")
         _, options = parse_options_header(self._headers.get("content-disposition", b""))
-        name = options.get(b"name", b"").decode("utf-8", "replace")
-        filename = options.get(b"filename")
+        name, filename = options.get(b"name", b""), options.get(b"filename")
+        self._name_bytes += len(name) + len(filename or b"") + len(content_type)
+        if self._name_bytes > MAX_NAME_BYTES:
+            raise invalid(
+                "body", "(names of parts)", f"names and content types of at most {MAX_NAME_BYTES} bytes in all"
+            )
         self._part = Part(
-            name=name,
+            name=name.decode("utf-8", "replace"),
             filename=None if filename is None else filename.decode("utf-8", "replace"),
-            content_type=self._headers.get("content-type", b"").decode("latin-1"),
+            content_type=content_type.decode("latin-1"),
         )
         if self._part.filename is not None:
             self._spill(self._part)
@@ -177,7 +190,7 @@ class _Receiver:
                 f"{part.name or part.filename}: more than the allowed {self._max_part_bytes} bytes",
                 {"field": part.name, "allowed": f"at most {self._max_part_bytes} bytes"},
             )
-        if part._file is None and part.size > MEMORY_BYTES:
+        if part._file is None and (part.size > MEMORY_BYTES or self._held_bytes + part.size > MAX_HELD_BYTES):
             self._spill(part)
         if part._file is not None:
             part._file.write(memoryview(data)[start:end])
@@ -197,6 +210,8 @@ class _Receiver:
         if part._file is not None:
             part._file.close()
             part._file = None
+        else:
+            self._held_bytes += part.size
         self._parts.append(part)
         self._part = None
 

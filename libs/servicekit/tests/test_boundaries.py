@@ -164,6 +164,36 @@ async def test_large_uploads_take_bounded_memory(tmp_path: Path) -> None:
     assert peak < 8 * len(megabyte)
 
 
+async def test_many_parts_without_filenames_take_bounded_memory(tmp_path: Path) -> None:
+    value = bytes(range(256)) * 256
+
+    async def upload() -> AsyncIterator[Body]:
+        for _ in range(400):
+            yield Body(
+                form(("Content-Disposition: form-data; name=image", value))[:-8], "multipart/form-data; boundary=XX"
+            )
+        yield Body(b"--XX--\r\n")
+
+    tracemalloc.start()
+    parts = await receive_multipart(upload(), lambda message: message, tmp_path)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < peak < 3 * 1024 * 1024
+    # What came first is at hand, the rest is on disk; nobody is refused.
+    assert [part.path is None for part in parts] == [True] * 16 + [False] * 384
+    assert all(part.read() == value for part in parts)
+
+
+async def test_the_names_of_parts_are_bounded_together(tmp_path: Path) -> None:
+    def many(count: int) -> bytes:
+        return form(*[("Content-Disposition: form-data; name=" + "n" * 4000, b"")] * count)
+
+    parts = await receive_multipart(chunks(many(1048), 10**6), lambda message: message, tmp_path)
+    assert {part.name for part in parts} == {"n" * 4000}
+    with pytest.raises(ServiceError, match=r"^body: '\(names of parts\)' .* at most 4194304 bytes in all$"):
+        await receive_multipart(chunks(many(1049), 10**6), lambda message: message, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("body", "content_type", "limit"),
     [
