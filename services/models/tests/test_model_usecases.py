@@ -344,15 +344,15 @@ async def test_an_elastic_model_gets_no_plateau(room: Room) -> None:
 async def test_what_a_caffe_policy_needs_is_looked_for_in_the_files(room: Room) -> None:
     folder = room.data / "net"
     folder.mkdir()
-    (folder / "my_solver.prototxt").write_text('lr_policy: "inv" gamma: 0.1 power: 1')
+    (folder / "my_solver.prototxt").write_text('lr_policy: "inv" gamma: 0.1 power: 1 max_iter: 5')
     (folder / "my_train_test.prototxt").touch()
     with acting_as(ALICE):
         await room.templates.create(TemplateInput(name="caffe", path="net", framework="Caffe"))
         given = ModelInput(name="m1", template_name="caffe", hyperparameters={"lrpolicy": "sigmoid"})
         await refused(room.models.create(given), Code.INVALID_ARGUMENT, "hyperparameter.stepsize", "solver.prototxt")
         # The text that comes with the request becomes the file.
-        await room.models.create(replace(given, texts=ProgramTexts(solver="stepsize: 9 gamma: -0.3")))
-        without = ModelInput(texts=ProgramTexts(solver="stepsize: 9"))
+        await room.models.create(replace(given, texts=ProgramTexts(solver="max_iter: 5 stepsize: 9 gamma: -0.3")))
+        without = ModelInput(texts=ProgramTexts(solver="max_iter: 5 stepsize: 9"))
         await refused(room.models.update("m1", without), Code.INVALID_ARGUMENT, "hyperparameter.gamma")
         await room.models.update("m1", ModelInput(hyperparameters={"gamma": 0.5}))
         await room.models.update("m1", without)
@@ -389,6 +389,26 @@ async def test_a_solver_is_read_in_bounds_and_beside_other_requests(
             await refused(call, Code.INVALID_ARGUMENT, "solverContent: '101 bytes'", "at most 100 bytes")
     assert len(readers) == 2
     assert threading.main_thread() not in readers
+
+
+async def test_a_caffe_model_says_how_long_its_training_takes(room: Room) -> None:
+    folder = room.data / "net"
+    folder.mkdir()
+    (folder / "my_solver.prototxt").write_text("base_lr: 0.1")
+    (folder / "my_train_test.prototxt").touch()
+    given = ModelInput(name="m1", template_name="caffe")
+    with acting_as(ALICE):
+        await room.templates.create(TemplateInput(name="caffe", path="net", framework="Caffe"))
+        await refused(room.models.create(given), Code.INVALID_ARGUMENT, "hyperparameter.maxiteration: ''", "max_iter")
+        assert await room.models.list_visible() == []
+        await room.models.create(replace(given, hyperparameters={"maxiteration": 5}))
+        await room.models.create(replace(given, name="m2", texts=ProgramTexts(solver="max_iter: 5")))
+        # What is not trained needs no length until it is to be trained.
+        await room.models.create(replace(given, name="m3", type="Inference"))
+        call = room.models.update("m3", ModelInput(type="Training"))
+        await refused(call, Code.INVALID_ARGUMENT, "hyperparameter.maxiteration")
+        call = room.models.update("m2", ModelInput(texts=ProgramTexts(solver="max_iter: 0")))
+        await refused(call, Code.INVALID_ARGUMENT, "hyperparameter.maxiteration: '0'")
 
 
 async def test_a_solver_says_nothing_of_other_frameworks(room: Room) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -300,6 +301,23 @@ def check_complete(
             raise invalid(f"{field}.momentum", momentum, "a number greater than 0, nesterov needs it")
         if framework == _PYTORCH and (dampening := hyperparameters.get("dampening", 0.0)):
             raise invalid(f"{field}.dampening", dampening, "0, nesterov needs it")
+
+
+def check_length(
+    hyperparameters: Mapping[str, Value],
+    framework: str,
+    solver_file: Mapping[str, str],
+    field: str = "hyperparameter",
+) -> None:
+    """Raise when nothing says how long a training takes, which Caffe has no default for; else as `check_complete`."""
+    if framework != _CAFFE or "maxiteration" in hyperparameters:
+        return
+    text = solver_file.get("max_iter", "0")
+    # What is no number that Python knows is left to the training: 0777 is one to Caffe.
+    with contextlib.suppress(ValueError):
+        if int(text, 0) < 1:
+            allowed = "a whole number of at least 1, here or as max_iter in solver.prototxt"
+            raise invalid(f"{field}.maxiteration", text if "max_iter" in solver_file else "", allowed)
 
 
 def _rule(name: str, *places: str | None) -> Rule:

@@ -16,7 +16,7 @@ from servicekit.names import check_name
 from servicekit.times import utc_now
 from servicekit.weight_paths import WeightPaths
 
-from models_service.domain.hyperparameters import check_complete, settle
+from models_service.domain.hyperparameters import check_complete, check_length, settle
 from models_service.domain.model import RESERVED_NAMES, Model, check_batch_size
 from models_service.domain.prototxt import solver_fields
 from models_service.domain.template import Template
@@ -241,6 +241,8 @@ class Models:
         # In a thread: a text may be megabytes.
         said = await asyncio.to_thread(_said_by_solver, directory, texts) if model.framework == "Caffe" else {}
         check_complete(model.hyperparameters, model.framework, model.accelerator, said)
+        if model.type == "Training":
+            check_length(model.hyperparameters, model.framework, said)
 
     async def _instance_group(self, model: Model, given: ModelInput) -> dict[str, Any]:
         # A detail that is sent back carries both; only what differs from the row is a wish.
