@@ -7,6 +7,9 @@ from pathlib import Path
 
 from servicekit.errors import invalid
 
+# What Linux takes. Looking up a longer one takes quadratic time, all for nothing.
+MAX_PATH_LENGTH = 4096
+
 
 class DataRoots:
     """The folders that a request may point into."""
@@ -21,6 +24,7 @@ class DataRoots:
         looked up, so that the answer tells nothing about the rest of the disk.
         """
         allowed = "an existing path inside " + " or ".join(str(root) for root in self._roots)
+        check_length(field, text)
         if not text or "\0" in text:
             raise invalid(field, text, allowed)
         try:
@@ -41,6 +45,7 @@ class DataRoots:
 def confined(base: Path, relative: str, field: str) -> Path:
     """`relative` below `base`, symbolic links followed (it need not exist); 400 naming `field` when it escapes."""
     allowed = "a relative path that stays inside its folder"
+    check_length(field, relative)
     if not relative or "\0" in relative or Path(relative).is_absolute():
         raise invalid(field, relative, allowed)
     root = base.resolve()
@@ -51,3 +56,9 @@ def confined(base: Path, relative: str, field: str) -> Path:
     if path == root or not path.is_relative_to(root):
         raise invalid(field, relative, allowed)
     return path
+
+
+def check_length(field: str, path: str) -> None:
+    """400 naming `field` when `path` is longer than any path of a file."""
+    if len(path) > MAX_PATH_LENGTH:
+        raise invalid(field, path, f"a path of at most {MAX_PATH_LENGTH} characters")

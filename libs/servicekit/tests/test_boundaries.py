@@ -60,6 +60,14 @@ def test_confined_paths_stay_inside(tmp_path: Path, relative: str) -> None:
     assert confined(base, "sub/main.py", "filename") == base / "sub" / "main.py"
 
 
+def test_paths_longer_than_any_files_are_not_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for path in ("a/" * 50_000, "../" * 20_000 + "x", "x" * 4097):
+        for look_up in (DataRoots([tmp_path / "data"]).resolve, lambda field, text: confined(tmp_path, text, field)):
+            with pytest.raises(ServiceError, match=r"^trainpath: .*; allowed: a path of at most 4096 characters$"):
+                look_up("trainpath", path)
+
+
 def test_one_secret_for_many_starting_processes(tmp_path: Path) -> None:
     seen: list[str] = []
     threads = [

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from models_service.domain.hyperparameters import FIELDS, POLICIES, SOLVERS, check_complete, check_length, settle
+from models_service.domain.hyperparameters import FIELDS, POLICIES, SOLVERS, check_complete, check_duration, settle
 from models_service.domain.prototxt import solver_fields
 from models_service.domain.template import check_files
 from models_service.usecases.frameworks import list_frameworks
@@ -188,15 +188,15 @@ def test_what_a_caffe_policy_needs_may_stand_in_solver_prototxt() -> None:
 def test_the_length_of_a_caffe_training_is_asked_for(said: str) -> None:
     wanted = r"^hyperparameter.maxiteration: .* allowed: a whole number of at least 1, here or as max_iter in solver.pr"
     with pytest.raises(ServiceError, match=wanted):
-        check_length({}, "Caffe", solver_fields(said))
-    check_length({"maxiteration": 1}, "Caffe", solver_fields(said))
-    check_length({}, "PyTorch", {})
+        check_duration({}, "Caffe", solver_fields(said))
+    check_duration({"maxiteration": 1}, "Caffe", solver_fields(said))
+    check_duration({}, "PyTorch", {})
 
 
 # Octal numbers, and what is none, are the training's to understand.
 @pytest.mark.parametrize("said", ["max_iter: 1", "max_iter: 0x10", "max_iter: 017", "max_iter: many"])
 def test_the_length_of_a_caffe_training_may_stand_in_solver_prototxt(said: str) -> None:
-    check_length({}, "Caffe", solver_fields(said))
+    check_duration({}, "Caffe", solver_fields(said))
 
 
 def test_a_plateau_is_not_for_elastic_models() -> None:

@@ -466,7 +466,22 @@ async def test_a_model_in_use_is_kept_and_a_deleted_one_leaves_nothing(room: Roo
 
 @pytest.mark.parametrize(
     "path",
-    ["../x", "/etc/x", "net/../../x", "", ".", "net", "main.py/x", "a\0b", "x" * 300, "out/x", "a\nb", "new/", "\x7f"],
+    [
+        "../x",
+        "/etc/x",
+        "net/../../x",
+        "",
+        ".",
+        "net",
+        "main.py/x",
+        "a\0b",
+        "x" * 300,
+        "a/" * 3_000 + "x",
+        "out/x",
+        "a\nb",
+        "new/",
+        "\x7f",
+    ],
 )
 async def test_files_cannot_be_written_outside_the_model(room: Room, path: str) -> None:
     with acting_as(ALICE):
@@ -510,6 +525,10 @@ async def test_files_are_written_whole(room: Room, path: str) -> None:
         ("m1//etc/passwd", Code.INVALID_ARGUMENT),
         ("/etc/passwd", Code.INVALID_ARGUMENT),
         ("m1/out/secret", Code.INVALID_ARGUMENT),
+        ("m1/circle", Code.INVALID_ARGUMENT),
+        ("{directory}/circle", Code.INVALID_ARGUMENT),
+        ("m1/" + "a/" * 3_000, Code.INVALID_ARGUMENT),
+        ("{directory}" + "/a" * 3_000, Code.INVALID_ARGUMENT),
         ("m1/binary", Code.INVALID_ARGUMENT),
         ("m1/a\0b", Code.INVALID_ARGUMENT),
     ],
@@ -519,8 +538,9 @@ async def test_reading_stays_inside_the_model(room: Room, filename: str, code: C
     with acting_as(ALICE):
         model = await make_model(room)
         (model.directory / "out").symlink_to(room.home)
+        (model.directory / "circle").symlink_to("circle")
         (model.directory / "binary").write_bytes(b"\xff\xfe")
-        await refused(room.models.read_file(filename), code)
+        await refused(room.models.read_file(filename.format(directory=model.directory)), code)
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ def check_complete(
             raise invalid(f"{field}.dampening", dampening, "0, nesterov needs it")
 
 
-def check_length(
+def check_duration(
     hyperparameters: Mapping[str, Value],
     framework: str,
     solver_file: Mapping[str, str],

@@ -13,10 +13,11 @@ from uuid import uuid4
 from servicekit.errors import ServiceError, already_exists, in_use, invalid, not_found, sendable
 from servicekit.identity import Identity, acting_as, current_identity
 from servicekit.names import check_name
+from servicekit.paths import check_length
 from servicekit.times import utc_now
 from servicekit.weight_paths import WeightPaths
 
-from models_service.domain.hyperparameters import check_complete, check_length, settle
+from models_service.domain.hyperparameters import check_complete, check_duration, settle
 from models_service.domain.model import RESERVED_NAMES, Model, check_batch_size
 from models_service.domain.prototxt import solver_fields
 from models_service.domain.template import Template
@@ -242,7 +243,7 @@ class Models:
         said = await asyncio.to_thread(_said_by_solver, directory, texts) if model.framework == "Caffe" else {}
         check_complete(model.hyperparameters, model.framework, model.accelerator, said)
         if model.type == "Training":
-            check_length(model.hyperparameters, model.framework, said)
+            check_duration(model.hyperparameters, model.framework, said)
 
     async def _instance_group(self, model: Model, given: ModelInput) -> dict[str, Any]:
         # A detail that is sent back carries both; only what differs from the row is a wish.
@@ -287,10 +288,11 @@ class Models:
     async def _locate(self, filename: str) -> tuple[Model, str]:
         text = folders.decode(filename)
         allowed = "modelname/relative/path, as the list of files prints it"
+        check_length("filename", text)
         if text.startswith("/"):
             try:
                 uid, *rest = Path(text).resolve().relative_to(self._folder.resolve()).parts
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: links in a circle
                 raise invalid("filename", text, allowed) from error
             model = await self._catalog.find_model_by_uid(uid)
             if model is None:
