@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import stat
 from pathlib import Path
 
 _COPY_BYTES = 1024 * 1024
+_LIFTED_DEPTH = 100
 
 
 def copy_file(source: Path, target: Path, *, follow_link: bool = False) -> None:
@@ -65,20 +67,49 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove `folder` with all it holds, also what a program closed; of a link only itself, nothing when it is gone.
-    OSError otherwise."""
+    """Remove `folder` with all it holds, however deep, also what a program closed; of a link only itself, nothing when
+    it is gone. OSError otherwise."""
     if folder.is_symlink():
         folder.unlink()
         return
     try:
-        shutil.rmtree(folder)
+        _remove_tree(folder)
     except FileNotFoundError:
         # Gone, or a part of it in this moment; what is left of it is there for the next call.
         if folder.exists():
             raise
     except PermissionError:
         _open_folders(folder)
-        shutil.rmtree(folder)
+        _remove_tree(folder)
+
+
+def _remove_tree(folder: Path) -> None:
+    while True:
+        try:
+            shutil.rmtree(folder)
+            return
+        except (RecursionError, OSError) as error:
+            # It takes a call within a call, and an open file, for each folder in a folder.
+            too_deep = isinstance(error, RecursionError) or error.errno == errno.EMFILE
+            if not too_deep or not _lift_folders(folder):
+                raise
+
+
+def _lift_folders(folder: Path) -> bool:
+    """Move the folders that lie deep in `folder` to its top; False when there are none."""
+    is_lifted = False
+    top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for path, names, _, descriptor in os.fwalk(folder):
+            if len(Path(path).relative_to(folder).parts) < _LIFTED_DEPTH:
+                continue
+            for name in names:
+                os.rename(name, secrets.token_hex(8), src_dir_fd=descriptor, dst_dir_fd=top)
+                is_lifted = True
+            names.clear()
+    finally:
+        os.close(top)
+    return is_lifted
 
 
 def _open_folders(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from servicekit.errors import Code, ServiceError
+from servicekit.folders import remove_folder
 from servicekit.identity import Identity, headers_for, identity_from_headers, job_token
 from servicekit.multipart import receive_multipart
 from servicekit.names import check_name
@@ -66,6 +69,28 @@ def test_paths_longer_than_any_files_are_not_looked_up(tmp_path: Path) -> None:
         for look_up in (DataRoots([tmp_path / "data"]).resolve, lambda field, text: confined(tmp_path, text, field)):
             with pytest.raises(ServiceError, match=r"^trainpath: .*; allowed: a path of at most 4096 characters$"):
                 look_up("trainpath", path)
+
+
+@pytest.mark.parametrize("open_files", [None, 400])
+def test_folders_of_any_depth_are_removed(tmp_path: Path, open_files: int | None) -> None:
+    doomed, kept = tmp_path / "doomed", tmp_path / "kept"
+    kept.mkdir()
+    doomed.mkdir()
+    descriptor = os.open(doomed, os.O_RDONLY)
+    for _ in range(2500):
+        os.mkdir("a", dir_fd=descriptor)
+        os.symlink(kept, "link", dir_fd=descriptor)
+        inner = os.open("a", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files or limits[0], limits[1]))
+    try:
+        remove_folder(doomed)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_one_secret_for_many_starting_processes(tmp_path: Path) -> None:

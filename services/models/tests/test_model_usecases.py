@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -18,13 +19,15 @@ from uuid import UUID
 import models_service
 import pytest
 from models_service.domain.model import Model
-from models_service.usecases import folders, models
+from models_service.usecases import folders, models, removals
 from models_service.usecases.folders import ProgramTexts
 from models_service.usecases.models import ModelInput
 from models_service.usecases.templates import TemplateInput
 from servicekit.errors import Code, ServiceError
+from servicekit.folders import remove_folder
 from servicekit.identity import Identity, acting_as
 from servicekit.reconcile import Next
+from servicekit.times import utc_now
 
 from .conftest import Room
 
@@ -491,6 +494,52 @@ async def test_files_cannot_be_written_outside_the_model(room: Room, path: str) 
         given = ModelInput(file_path=path, file_text="evil")
         await refused(room.models.save_file("m1", given), Code.INVALID_ARGUMENT, "tmpfilePath")
         assert before == sorted(str(file) for file in room.home.rglob("*") if "db" not in str(file))
+
+
+async def test_folders_lie_at_most_so_deep_in_each_other(room: Room) -> None:
+    folder = room.make_folder()
+    (folder / ("a/" * 100)).mkdir(parents=True)
+    (folder / ("a/" * 100) / "last.py").touch()
+    with acting_as(ALICE):
+        model = await make_model(room)
+        given = ModelInput(file_path="a/" * 100 + "other.py", file_text="x")
+        await room.models.save_file("m1", given)
+        assert len(await room.models.list_files("m1")) == 4
+        deeper = replace(given, file_path="a/" * 101 + "other.py")
+        await refused(room.models.save_file("m1", deeper), Code.INVALID_ARGUMENT, "tmpfilePath", "at most 100 folders")
+        assert len(list((model.directory / ("a/" * 100)).iterdir())) == 2
+        deepen(folder, 1500)
+        call = room.templates.create(TemplateInput(name="deep", path="program", framework="PyTorch"))
+        await refused(call, Code.INVALID_ARGUMENT, "path", "at most 100 folders")
+        remove_folder(folder)
+
+
+async def test_what_cannot_be_removed_stops_no_other_removal(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    def remove(directory: Path) -> None:
+        if directory == first.directory:
+            raise RecursionError
+        remove_folder(directory)
+
+    with acting_as(ALICE):
+        first, second = await make_model(room), await make_model(room, "m2")
+        for name in ("m1", "m2"):
+            await room.models.delete(name)
+    monkeypatch.setattr(removals, "remove_folder", remove)
+    assert await room.removals.step() is Next.AT_ONCE
+    assert not second.directory.exists()
+    assert list(await room.catalog.due_removals(utc_now())) == [first.directory]
+
+
+def deepen(folder: Path, levels: int) -> None:
+    """Put folders within each other below `folder`; Path.mkdir is not made for so many."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    for _ in range(levels):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir("a", dir_fd=descriptor)
+        inner = os.open("a", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
 
 
 @pytest.mark.parametrize("path", ["m1/new/sub.py", "new/sub.py", "{directory}/new/sub.py"])

@@ -21,6 +21,8 @@ from models_service.domain.template import ELASTIC_MAIN, MAIN, caffe_file
 MAX_FILES = 10_000
 MAX_FOLDER_BYTES = 2 * 1024**3
 MAX_TEXT_BYTES = 16 * 1024**2
+# Folders within each other. Walking and removing them takes Python a call within a call for each.
+MAX_DEPTH = 100
 LEFT_OUT = frozenset({"__pycache__", ".git"})
 LISTED_NAMES = "file names in UTF-8 without control characters"
 
@@ -58,6 +60,8 @@ def check_folder(directory: Path, field: str) -> list[str]:
     total = 0
     for folder, folders, files in os.walk(directory):
         folders[:] = [name for name in folders if name not in LEFT_OUT]
+        if len(Path(folder).relative_to(directory).parts) > MAX_DEPTH:
+            raise invalid(field, str(directory), f"a folder with at most {MAX_DEPTH} folders within each other")
         for name in [*folders, *files]:
             path = Path(folder, name)
             facts = path.lstat()
@@ -131,6 +135,8 @@ def write_text(directory: Path, relative: str, text: str, field: str) -> None:
         raise invalid(field, relative, LISTED_NAMES)
     if relative.endswith("/"):
         raise invalid(field, relative, "a file, not a folder")
+    if len(path.relative_to(directory.resolve()).parts) > MAX_DEPTH + 1:
+        raise invalid(field, relative, f"a file in at most {MAX_DEPTH} folders within each other")
     data = check_size(text, field)
     draft = path.with_name(f".{secrets.token_hex(8)}.draft")
     try:

@@ -28,6 +28,7 @@ class Removals:
                 await asyncio.to_thread(remove_folder, directory)
                 await self._catalog.forget_removal(directory)
                 outlook = Next.AT_ONCE
-            except OSError:
+            # RecursionError: a program left folders too deep in each other. The others must not wait for it.
+            except (OSError, RecursionError):
                 log.exception("%s could not be removed; trying again later", directory)
         return outlook
