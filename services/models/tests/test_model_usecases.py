@@ -18,6 +18,7 @@ from uuid import UUID
 
 import models_service
 import pytest
+from models_service.api.mapping import model_detail
 from models_service.domain.model import Model
 from models_service.usecases import folders, models, removals
 from models_service.usecases.folders import ProgramTexts
@@ -629,6 +630,19 @@ async def test_names_that_no_list_can_hold_are_refused(room: Room, name: bytes) 
         model = await make_model(room)
         (model.directory / os.fsdecode(b"\xff")).write_text("x")
         assert "m1/\\udcff" in await room.models.list_files("m1")
+
+
+async def test_a_model_is_shown_whatever_a_program_calls_its_files(room: Room) -> None:
+    folder = room.data / "net"
+    folder.mkdir()
+    (folder / "solver.prototxt").write_text("max_iter: 5")
+    (folder / "train_test.prototxt").touch()
+    with acting_as(ALICE):
+        await room.templates.create(TemplateInput(name="caffe", path="net", framework="Caffe"))
+        model = await room.models.create(ModelInput(name="m1", template_name="caffe"))
+        (model.directory / os.fsdecode(b"\xffinference.prototxt")).write_text("x")
+        for shown in (await room.models.get("m1"), *await room.models.list_visible()):
+            assert model_detail(*shown).inference_path == f"{model.directory}/\\udcffinference.prototxt"
 
 
 async def test_weights_are_named_kept_by_owner_and_resolved(room: Room) -> None:

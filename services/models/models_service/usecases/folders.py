@@ -171,7 +171,8 @@ def program_files(
     base = shown_as or directory
 
     def place(name: str | None) -> str:
-        return str(base / name) if name else ""
+        # A program may have left one behind that is not UTF-8.
+        return sendable(str(base / name)) if name else ""
 
     def text(name: str | None) -> str | None:
         if not with_texts or not name:
