@@ -199,6 +199,15 @@ def test_the_length_of_a_caffe_training_may_stand_in_solver_prototxt(said: str) 
     check_duration({}, "Caffe", solver_fields(said))
 
 
+def test_stepvalues_are_a_text_of_bounded_length() -> None:
+    steps = ",".join(map(str, range(1000, 3000)))
+    assert settle({}, {"lrpolicy": "multistep", "stepvalues": steps[:9999]}, "PyTorch")["stepvalues"] == steps[:9999]
+    with pytest.raises(ServiceError, match=r"^hyperparameter.stepvalues: .* a text of at most 10000 characters$"):
+        settle({}, {"lrpolicy": "multistep", "stepvalues": steps + ",3000" * 500_000}, "PyTorch")
+    with pytest.raises(ServiceError, match=r"^hyperparameter.stepvalues: .* a text of at most 10000 characters$"):
+        settle({}, {"stepvalues": f"{steps},3000,3001"}, "PyTorch")
+
+
 def test_a_plateau_is_not_for_elastic_models() -> None:
     given: dict[str, Any] = {"lrpolicy": "reducelronplateau"}
     check_complete(given, "PyTorch", "Native")

@@ -10,7 +10,7 @@ from typing import Any
 
 from servicekit.errors import invalid
 
-from models_service.domain.words import read_word
+from models_service.domain.words import MAX_TEXT_LENGTH, read_word
 
 Value = float | int | bool | str
 Hyperparameters = dict[str, Value]
@@ -141,6 +141,9 @@ class StepValues:
     allowed = "whole numbers of at least 1 in growing order with commas, such as 10,20"
 
     def read(self, field: str, value: Any) -> Value:
+        # They are read with every list of models.
+        if len(str(value)) > MAX_TEXT_LENGTH:
+            raise invalid(field, value, f"a text of at most {MAX_TEXT_LENGTH} characters")
         steps = [step.strip() for step in str(value).split(",")]
         if not all(step.isascii() and step.isdigit() and len(step) < 11 for step in steps):
             raise invalid(field, value, self.allowed)
