@@ -289,7 +289,8 @@ def test_a_pytorch_program_with_its_own_reader(admin: Client, platform: RunningP
 def test_an_elastic_program_from_fabric_zip(admin: Client, platform: RunningPlatform, digits: MainJob) -> None:
     files = {"main__py": PYTORCH, "elastic-main__py": ELASTIC, "inference__py": INFERENCE}
     template(admin, platform, "old-elastic", "PyTorch", **files)
-    hyperparameter = {"solvertype": "SGD", "learningrate": 0.1, "momentum": 0.9, "epoch": 8}
+    # The program draws its weights without a seed: at a rate of 0.1 one run in thirty ends below 0.9, by torch alone.
+    hyperparameter = {"solvertype": "SGD", "learningrate": 0.03, "momentum": 0.9, "epoch": 8}
     fields = {"dataset": "shared", "sig": "local", "accelerator": "Elastic", "batchsize": 32}
     admin.post(
         "/models", {"name": "old-elastic", "templatename": "old-elastic", "hyperparameter": hyperparameter, **fields}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import workerkit
 from dlmesh_sdk import caffe_solvers, deepspeed_config, run_parameters
 from dlmesh_sdk import pth_parameters as parameters
 from dlmesh_sdk.checkpoints import FINAL_WEIGHTS, Checkpoints
 from dlmesh_sdk.gang import Gang, join
+from dlmesh_sdk.interruptions import interrupt
 from dlmesh_sdk.monitor import PytorchMonitor
 from dlmesh_sdk.record_datasets import open_records, read_labels
 from dlmesh_sdk.sharded_batches import ShardedBatches, settled_batch
-from dlmesh_sdk.training_loop import STOPPED, timed
+from dlmesh_sdk.training_loop import timed
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
@@ -113,18 +114,16 @@ class _Run:
                 self.gang.average(self.model.buffers())
                 self.checkpoints.write_weights(self.engine, f"model_epoch_{number}.pth")
             stopping, due = self.gang.any(self.gang.stop_requested, self.checkpoints.due(self.step))
-            if stopping or due:
-                self.gang.average(self.model.buffers())
-                self.checkpoints.save(self.engine, self.step)
-            if stopping:
-                self.checkpoints.finish()
-                print(f"Stopped after iteration {self.step} of {self.total}", flush=True)
-                sys.exit(STOPPED)
+            interrupt(self.checkpoints, self.step, self.total, self._save, stopping=stopping, due=due)
         self._test()
         self._write_final()
         if self.monitor:
             self.monitor.close()
         self.gang.leave()
+
+    def _save(self) -> None:
+        self.gang.average(self.model.buffers())
+        self.checkpoints.save(self.engine, self.step)
 
     def _iterate(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         rate = caffe_solvers.learning_rate(self.settings, self.step)
@@ -176,6 +175,7 @@ class _Run:
         samples = len(data) if max_batches is None else min(len(data), max_batches * batch_size)
         loss = hits = 0.0
         for start in range(0, samples, batch_size):
+            workerkit.heartbeat()
             mine = range(start + gang.rank, min(start + batch_size, samples), gang.world_size)
             # A worker without a sample in the last batch still takes part: with ZeRO 3 a forward pass is collective.
             pixels, labels = default_collate([data[index] for index in mine or [start]])

@@ -21,6 +21,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlmesh_sdk.program_logs import say
+
 if TYPE_CHECKING:
     from dlmesh_sdk.gang import Gang
 
@@ -102,13 +104,14 @@ class Checkpoints:
             except OSError as failure:
                 error = str(failure)
         if error:
-            print(f"the checkpoint of step {step} could not be written: {error}", flush=True)
+            # First: the line goes to the same disk, it may be.
             shutil.rmtree(draft, ignore_errors=True)
+            say(f"the checkpoint of step {step} could not be written: {error}")
             return
         try:
-            prune(self.steps, self.keep)
+            prune(self.steps, self.keep, step)
         except OSError as failure:
-            print(f"checkpoints before step {step} could not be removed: {failure}", flush=True)
+            say(f"checkpoints before step {step} could not be removed: {failure}")
 
     def finish(self) -> None:
         """Wait until this worker's part of everything is written; raises when weights could not be."""
@@ -196,7 +199,9 @@ def _copied(value: Any, known: dict[Any, Any]) -> Any:
         return known[place]
     if isinstance(value, dict):
         same = copy.copy(value)
-        same.update({key: _copied(item, known) for key, item in value.items()})
+        for key, item in value.items():
+            # Not `update`: that of a Counter, as schedulers have it for their milestones, adds.
+            same[key] = _copied(item, known)
         return same
     if type(value) in (list, tuple):
         return type(value)(_copied(item, known) for item in value)
@@ -299,7 +304,7 @@ def newest_complete(steps: Path, world_size: int | None = None) -> Path | None:
         if not is_complete(checkpoint):
             continue
         if world_size is not None and read_manifest(checkpoint)["facts"].get("world_size") != world_size:
-            print(f"checkpoint {checkpoint.name} is of another number of workers and is skipped", flush=True)
+            say(f"checkpoint {checkpoint.name} is of another number of workers and is skipped")
         else:
             return checkpoint
     return None
@@ -309,13 +314,14 @@ def discard_damaged(steps: Path) -> None:
     """Remove checkpoints that are not whole, so that they do not count among those to keep."""
     for checkpoint in _published(steps):
         if not is_complete(checkpoint):
-            print(f"checkpoint {checkpoint.name} is damaged and is removed", flush=True)
+            say(f"checkpoint {checkpoint.name} is damaged and is removed")
             shutil.rmtree(checkpoint)
 
 
-def prune(steps: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    for checkpoint in sorted(_published(steps), reverse=True)[keep:]:
+def prune(steps: Path, keep: int, step: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to `step`; later ones are none that this run could go on from."""
+    mine = [checkpoint for checkpoint in _published(steps) if int(checkpoint.name.removeprefix("step-")) <= step]
+    for checkpoint in sorted(mine, reverse=True)[keep:]:
         shutil.rmtree(checkpoint)
 
 

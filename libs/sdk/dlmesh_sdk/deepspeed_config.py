@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dlmesh_sdk.wrong_data import UnusableError
+
 DEFAULT_ZERO_STAGE = 1
 
 
@@ -15,8 +17,14 @@ def build(path: str | Path, *, batch_size: int, world_size: int) -> dict[str, An
 
     `batch_size` counts samples of one optimizer step over all workers. The ZeRO stage is the one in the file, else the
     environment variable DLMESH_ZERO_STAGE, else 1. Batch sizes always come from the platform. ValueError when the
-    stage is not 0 to 3 or `batch_size` cannot feed every worker.
+    stage is not 0 to 3 or `batch_size` cannot feed every worker. UnusableError in an elastic training: its workers come
+    and go, and the state that they divide cannot be divided again.
     """
+    if os.environ.get("DLI_IS_ELASTIC") == "true":
+        raise UnusableError(
+            "the accelerator Elastic is for programs with FabricModel (elastic-main.py), and this is none; "
+            "allowed for it: Single, Native"
+        )
     file = Path(path)
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     zero = config.setdefault("zero_optimization", {})

@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any, Protocol
 
@@ -38,8 +39,8 @@ from torch.distributed import distributed_c10d
 
 from dlmesh_sdk.fabric_training import ElasticRun
 from dlmesh_sdk.gang import Gang
+from dlmesh_sdk.interruptions import STOPPED, end_stopped
 from dlmesh_sdk.sharded_batches import ShardedBatches
-from dlmesh_sdk.training_loop import STOPPED
 
 DEFAULT_MAX_STALENESS = 16
 # In the place of a batch's number: there is none, and none because a stop was requested.
@@ -194,10 +195,16 @@ class Desk:
 
     def _serve(self) -> None:
         try:
-            with self._listener.accept() as connection:
+            with self._accepted() as connection:
                 self._answer(connection)
         except BaseException as failure:
             self._failure = failure
+
+    def _accepted(self) -> Connection:
+        """A worker; what else connects (it has not the key) is let go."""
+        while True:
+            with contextlib.suppress(AuthenticationError, EOFError, ConnectionError):
+                return self._listener.accept()
 
     def _answer(self, connection: Connection) -> None:
         number = 0
@@ -276,8 +283,9 @@ class AsyncRun(ElasticRun):
 
     def _keep_and_work(self) -> None:
         server = self._server
-        self._epochs_told = self.step // self.per_epoch
-        self._counted = self.step
+        # An end of an epoch may not have been told yet when everything was kept.
+        self._epochs_told = int(self.resumed.get("epochs_told", self.step // self.per_epoch))
+        self._counted = self._kept = self.step
         if not self.step:
             self.tell("on_epoch_begin", 0)
         key = secrets.token_hex(16)
@@ -290,9 +298,7 @@ class AsyncRun(ElasticRun):
                 self._look_up()
             if server.is_stopping:
                 self._save()
-                self.checkpoints.finish()
-                print(f"Stopped after iteration {server.step} of {self.total}", flush=True)
-                sys.exit(STOPPED)
+                end_stopped(self.checkpoints, server.step, self.total)
             self._look_up()
             mean = server.staleness_sum / max(1, server.step)
             print(f"ASYNC: {server.step} steps, mean staleness {mean:.2f}, {server.dropped} dropped", flush=True)
@@ -342,14 +348,17 @@ class AsyncRun(ElasticRun):
             self._epochs_told += 1
             if self._epochs_told < self.sizing.epochs:
                 self.tell("on_epoch_begin", self._epochs_told)
-        if self.checkpoints.due():
+        # Steps are others' as well: one that ends an interval may never be seen here.
+        interval = self.checkpoints.interval_steps
+        if self.step // interval > self._kept // interval if interval else self.checkpoints.due():
             self._save()
 
     def _save(self) -> None:
         self.checkpoints.finish()
         with self._server.lock:
             self._copy_means()
-            self.save(self._server.step, unfinished=self._server.unfinished)
+            self._kept = self._server.step
+            self.save(self._kept, unfinished=self._server.unfinished, epochs_told=self._epochs_told)
 
     def _refresh(self) -> None:
         """Make both modules of the first worker the same: weights of the server, moving means of the worker."""

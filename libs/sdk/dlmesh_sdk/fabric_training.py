@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from dlmesh_sdk.checkpoints import FINAL_WEIGHTS, Checkpoints, write_whole
 from dlmesh_sdk.fabric_loggers import Loggers, call, made
 from dlmesh_sdk.fabric_options import FabricOptions, Sizing, train_folder
 from dlmesh_sdk.gang import Gang
+from dlmesh_sdk.interruptions import interrupt
 from dlmesh_sdk.monitor import PytorchMonitor
 from dlmesh_sdk.sharded_batches import ShardedBatches, settled_batch
-from dlmesh_sdk.training_loop import STOPPED, accuracy, load_weights, timed, to_device
+from dlmesh_sdk.training_loop import accuracy, load_weights, timed, to_device
 
 
 class ElasticModel:
@@ -126,7 +128,6 @@ class ElasticRun:
         if weights := initial_weights(sys.argv):
             load_weights(self.module, weights)
         self.optimizer = _optimizer_of(options.optimizer, self.module)
-        self.agree()
         self.state = State(self.module, self.optimizer)
         self.state.is_first = gang.is_first
         self.train_dir = train_folder()
@@ -139,6 +140,8 @@ class ElasticRun:
             interval_steps=run_parameters.getCheckpointInterval() if on_platform else 0,
         )
         self.step, self.resumed = self.checkpoints.load_newest(self.state)
+        # In the mode ASYNC only the first worker reads it.
+        self.agree()
         self.worker = self.module_that_computes()
         self.shared = _SharedOptimizer(self.optimizer, self)
         self.model = ElasticModel(self.worker, self.shared, options.loss_function)
@@ -394,12 +397,8 @@ class SyncRun(ElasticRun):
             self.loggers.trained(values, self.step, epoch + 1)
         if self.step % self.per_epoch == 0:
             self.end_epoch(epoch, gang)
-        if stopping or due:
-            self.save(self.step)
-        if stopping:
-            self.checkpoints.finish()
-            print(f"Stopped after iteration {self.step} of {self.total}", flush=True)
-            sys.exit(STOPPED)
+        save = partial(self.save, self.step)
+        interrupt(self.checkpoints, self.step, self.total, save, stopping=stopping, due=due)
 
 
 def initial_weights(arguments: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,9 +25,10 @@ import workerkit
 from dlmesh_sdk import run_parameters
 from dlmesh_sdk.checkpoints import Checkpoints, write_whole
 from dlmesh_sdk.gang import Gang
+from dlmesh_sdk.interruptions import interrupt
 from dlmesh_sdk.monitor import PytorchMonitor
 from dlmesh_sdk.sharded_batches import ShardedBatches, settled_batch
-from dlmesh_sdk.training_loop import STOPPED, timed
+from dlmesh_sdk.training_loop import timed
 
 FINAL_WEIGHTS = "model_epoch_final.keras"
 
@@ -188,8 +188,12 @@ class _Run:
                 self._test(plan.test_batches or None)
             if done == self.per_epoch:
                 self._end_epoch(epoch, values)
-            self._checkpoint()
-            if self.step >= self.total or self.task.model.stop_training:
+            model = self.task.model
+            # A callback may look at what is another thing for every worker: the time, its rank.
+            votes = gang.any(gang.stop_requested, self.checkpoints.due(self.step), bool(model.stop_training))
+            stopping, due, model.stop_training = votes
+            interrupt(self.checkpoints, self.step, self.total, self._save, stopping=stopping, due=due)
+            if self.step >= self.total or model.stop_training:
                 return
 
     def _report(self, values: Mapping[str, float], epoch: int) -> None:
@@ -207,16 +211,10 @@ class _Run:
         if plan.weights_epochs and (epoch + 1) % plan.weights_epochs == 0:
             self._write_weights(f"model_epoch_{epoch + 1}.keras")
 
-    def _checkpoint(self) -> None:
-        stopping, due = self.gang.any(self.gang.stop_requested, self.checkpoints.due(self.step))
-        if stopping or due:
-            callbacks = self.task.callbacks
-            kept = [callback.state_dict() if hasattr(callback, "state_dict") else None for callback in callbacks]
-            self.checkpoints.save(self.engine, self.step, callbacks=kept)
-        if stopping:
-            self.checkpoints.finish()
-            print(f"Stopped after iteration {self.step} of {self.total}", flush=True)
-            sys.exit(STOPPED)
+    def _save(self) -> None:
+        callbacks = self.task.callbacks
+        kept = [callback.state_dict() if hasattr(callback, "state_dict") else None for callback in callbacks]
+        self.checkpoints.save(self.engine, self.step, callbacks=kept)
 
     def _test(self, max_batches: int | None) -> dict[str, float]:
         """Loss and metrics on the first `max_batches` batches of the test data (all of them when None)."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dlmesh_sdk.program_logs import say
 from dlmesh_sdk.tensorboard_curves import TensorBoardCurves
 
 PRINT_SECONDS = 1.0
@@ -33,7 +34,7 @@ class PytorchMonitor:
         self._samples = 0
         self._waited_seconds = 0.0
         self._begin_seconds = time.monotonic()
-        print(f"Total iterations: {total_iterations}", flush=True)
+        say(f"Total iterations: {total_iterations}")
 
     def is_due(self, iteration: int, samples: int = 0) -> bool:
         """True when `train` would report this iteration; `samples` is how many it took, over all workers."""
@@ -103,9 +104,10 @@ class PytorchMonitor:
 
     def _point(self, iteration: int, series: dict[str, Any], costs: dict[str, Any]) -> None:
         values = {name: _number(value) for name, value in series.items() if value is not None}
-        print(f"Timestamp {int(time.time() * 1000)}, Iteration {iteration}")
-        for name, value in values.items():
-            print(f"Iteration {iteration}: tag {name}, simple_value {value:.6g}", flush=True)
+        say(
+            f"Timestamp {int(time.time() * 1000)}, Iteration {iteration}",
+            *(f"Iteration {iteration}: tag {name}, simple_value {value:.6g}" for name, value in values.items()),
+        )
         reported = values | {name: float(value) for name, value in costs.items() if value is not None}
         if self._reporter is not None:
             self._reporter.progress(iteration, self.total_iterations, "training")

@@ -1,10 +1,13 @@
-"""Where the log files of a program lie, and how lines get into them; for `emetrics` and `elog`."""
+"""Where the log files of a program lie, and how lines get into them and onto its output."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import tempfile
 from pathlib import Path
+from typing import TextIO
 
 
 def log_folder(trial: str = "") -> Path:
@@ -17,6 +20,15 @@ def log_folder(trial: str = "") -> Path:
     if trial and (trial in (".", "..") or Path(trial).name != trial):
         raise ValueError(f"subId: {trial!r} is not valid; allowed: a name without slashes")
     return folder / trial
+
+
+def say(*lines: str, to: TextIO | None = None) -> None:
+    """Print the lines, at once, to stdout unless another stream is given; never a reason for a training to end.
+
+    On the platform the output is a file, on a disk that may be full.
+    """
+    with contextlib.suppress(OSError):
+        print(*lines, sep="\n", file=to or sys.stdout, flush=True)
 
 
 def append_line(file: Path, line: str) -> None:

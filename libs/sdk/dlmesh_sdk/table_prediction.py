@@ -40,12 +40,15 @@ Encoding = TypeVar("Encoding", bound=RowEncoding)
 def encoding_of(weights: str, kind: type[Encoding], target: str = "") -> Encoding | None:
     """The encoding that initial weights were learned with; None when there are none, or nothing beside them.
 
-    ValueError when they predict another column than `target`.
+    ValueError when they are of another template, or predict another column than `target`.
     """
     content = read_serving(weights).get("encoding") if weights else None
     if not content:
         return None
-    encoding = kind.from_json(content)
+    try:
+        encoding = kind.from_json(content)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("--weights: they are of another template: serving.json beside them says so") from None
     if target and target != encoding.target.name:
         raise ValueError(f"--weights: they predict column {encoding.target.name!r} and not {target!r}")
     return encoding

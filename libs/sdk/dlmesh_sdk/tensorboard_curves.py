@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dlmesh_sdk.program_logs import say
+
 FOLDER = "curves"
 
 
@@ -33,7 +35,7 @@ class TensorBoardCurves:
                 self._file = EventFile(self._folder, step)
             self._file.add(values, step)
         except (OSError, ValueError, ImportError) as error:
-            print(f"TensorBoard files are not written any more: {error}", file=sys.stderr, flush=True)
+            say(f"TensorBoard files are not written any more: {error}", to=sys.stderr)
             self.close()
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ the run with code 143. The same program runs on one worker and on many.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import workerkit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -22,12 +22,12 @@ from dlmesh_sdk import deepspeed_config
 from dlmesh_sdk import pth_parameters as parameters
 from dlmesh_sdk.checkpoints import FINAL_WEIGHTS, Checkpoints
 from dlmesh_sdk.gang import Gang
+from dlmesh_sdk.interruptions import interrupt
 from dlmesh_sdk.monitor import PytorchMonitor
 from dlmesh_sdk.sharded_batches import ShardedBatches, settled_batch
 
 # Of a model's outputs and the targets of a batch: one number, the mean over the batch.
 Measure = Callable[[Any, Any], Tensor]
-STOPPED = 143
 
 
 @dataclass(frozen=True)
@@ -134,16 +134,7 @@ class _Run:
             if self.step % self.per_epoch == 0:
                 self._end_epoch(epoch + 1)
             stopping, due = vote()
-            if stopping or due:
-                gang.average(self.engine.module.buffers())
-                state = self.scheduler.state_dict() if self.scheduler else None
-                # One state goes on as that of every worker: it holds the mean of theirs.
-                loss_sum = gang.sum(float(self.loss_sum))[0] / gang.world_size
-                self.checkpoints.save(self.engine, self.step, scheduler=state, loss_sum=loss_sum)
-            if stopping:
-                self.checkpoints.finish()
-                print(f"Stopped after iteration {self.step} of {self.total}", flush=True)
-                sys.exit(STOPPED)
+            interrupt(self.checkpoints, self.step, self.total, self._save, stopping=stopping, due=due)
             if self.step >= self.total:
                 return
 
@@ -162,6 +153,13 @@ class _Run:
                 }
             rate = self.engine.optimizer.param_groups[0]["lr"]
             self.monitor.train(self.step, loss, values.pop("accuracy", None), learning_rate=rate, **values)
+
+    def _save(self) -> None:
+        self.gang.average(self.engine.module.buffers())
+        state = self.scheduler.state_dict() if self.scheduler else None
+        # One state goes on as that of every worker: it holds the mean of theirs.
+        loss_sum = self.gang.sum(float(self.loss_sum))[0] / self.gang.world_size
+        self.checkpoints.save(self.engine, self.step, scheduler=state, loss_sum=loss_sum)
 
     def _end_epoch(self, number: int) -> None:
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -185,6 +183,7 @@ class _Run:
         measures = {"loss": task.loss, **task.metrics}
         sums = dict.fromkeys(measures, 0.0)
         for start in range(0, samples, batch_size):
+            workerkit.heartbeat()
             mine = range(start + gang.rank, min(start + batch_size, samples), gang.world_size)
             # A worker without a sample in the last batch still takes part: with ZeRO 3 a forward pass is collective.
             inputs, targets = task.collate([data[index] for index in mine or [start]])

@@ -1,4 +1,4 @@
-"""Data of another kind than a program needs."""
+"""What a program was given and cannot use, now or later: data of another kind than it needs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from pathlib import Path
 from recordkit.record_files import record_files
 
 
-class WrongDataError(ValueError):
-    """Another attempt would find the same data: a program that raises it ends with EX_DATAERR and this one line.
+class UnusableError(ValueError):
+    """Another attempt would end the same: a program that raises it ends with EX_DATAERR and this one line."""
+
+
+class WrongDataError(UnusableError):
+    """The data is of another kind than the program needs.
 
     `needed` says what cannot be found at `path`; what lies there is said, too.
     """

@@ -17,6 +17,7 @@ import torch
 from dlmesh_sdk import checkpoints
 from dlmesh_sdk.fabric_training import State
 from dlmesh_sdk.gang import Gang
+from dlmesh_sdk.monitor import PytorchMonitor
 
 
 def write(steps: Path, step: int, content: str = "state", world_size: int = 1) -> Path:
@@ -31,8 +32,31 @@ def write(steps: Path, step: int, content: str = "state", world_size: int = 1) -
 def test_newest_is_chosen_and_older_are_pruned(tmp_path: Path) -> None:
     made = [write(tmp_path, step) for step in (5, 20, 100)]
     assert checkpoints.newest_complete(tmp_path) == made[-1]
-    checkpoints.prune(tmp_path, keep=2)
+    checkpoints.prune(tmp_path, keep=2, step=100)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000000020", "step-0000000100"]
+
+
+def test_later_ones_that_were_passed_over_push_no_new_one_out(tmp_path: Path) -> None:
+    for step in (90, 100):
+        write(tmp_path, step, world_size=2)
+    made = [write(tmp_path, step) for step in (5, 10, 15)]
+    checkpoints.prune(tmp_path, keep=2, step=15)
+    assert checkpoints.newest_complete(tmp_path, world_size=1) == made[-1]
+    assert not made[0].exists()
+
+
+def test_what_is_kept_of_a_scheduler_is_what_it_was(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 2, 4], 0.5)
+    state = State(model, optimizer)
+    kept = checkpoints.Checkpoints(tmp_path, Gang(0, 0, 1, torch.device("cpu")))
+    for step in (1, 2):
+        kept.save(state, step, scheduler=scheduler.state_dict())
+        kept.finish()
+        _, found = kept.load_newest(state)
+        assert found["scheduler"]["milestones"] == {2: 2, 4: 1}
+        scheduler.load_state_dict(found["scheduler"])
 
 
 @pytest.mark.parametrize(
@@ -200,6 +224,32 @@ def test_older_ones_that_cannot_be_removed_end_nothing(
     assert capsys.readouterr().out == (
         "checkpoints before step 2 could not be removed: [Errno 28] No space left on device\n"
     )
+    assert kept.load_newest(state)[0] == 2
+
+
+def test_a_full_disk_that_takes_no_line_either_costs_only_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = torch.nn.Linear(2, 1)
+    state = State(model, torch.optim.SGD(model.parameters(), 0.1))
+    kept = checkpoints.Checkpoints(tmp_path, Gang(0, 0, 1, torch.device("cpu")))
+    monkeypatch.setenv("LOG_DIR", str(tmp_path / "log"))
+    with Path("/dev/full").open("w") as disk, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", disk)
+        patch.setattr(sys, "stderr", disk)
+        monitor = PytorchMonitor(2)
+        full(patch, *PLACES["file"])
+        kept.save(state, 1)
+        kept.finish()
+        assert list((tmp_path / "steps").iterdir()) == []
+        full(patch, Path, "mkdir", lambda path: "log" in str(path))
+        monitor.train(1, 0.5)
+        monitor.close()
+        # There is space again, for what waits to be written when it is closed.
+        with Path("/dev/null").open("w") as empty:
+            os.dup2(empty.fileno(), disk.fileno())
+    kept.save(state, 2)
+    kept.finish()
     assert kept.load_newest(state)[0] == 2
 
 

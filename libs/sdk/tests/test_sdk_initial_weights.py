@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from dlmesh_sdk.fabric_training import initial_weights
-from dlmesh_sdk.training_loop import load_weights
+from dlmesh_sdk.table_datasets import TableEncoding
+from dlmesh_sdk.table_prediction import encoding_of
+from dlmesh_sdk.text_encoding import TextEncoding
+from dlmesh_sdk.training_loop import load_weights, write_serving
 from torch import nn
 
 
@@ -50,3 +53,11 @@ def test_elastic_programs_read_weights_from_their_command_line(tmp_path: Path) -
     for given in (["--weights", gone], [f"--weights={gone}"]):
         with pytest.raises(FileNotFoundError, match=r"--weights: there is no file or folder .*/gone\.pth"):
             initial_weights(["elastic-main.py", *given])
+
+
+def test_weights_of_another_template(tmp_path: Path) -> None:
+    write_serving(tmp_path, {"encoding": {"target": {}, "column": "text", "length": 8}})
+    with pytest.raises(ValueError, match="--weights: they are of another template"):
+        encoding_of(str(tmp_path), TableEncoding)
+    with pytest.raises(ValueError, match="--weights: they are of another template"):
+        encoding_of(str(tmp_path), TextEncoding)

@@ -204,6 +204,20 @@ def test_given_weights_are_the_beginning(tmp_path: Path, calm: tuple[Path, list[
     assert (second["step"], second["rate"]) == (1, first["rate"])
 
 
+def test_what_one_worker_wants_ends_all(tmp_path: Path) -> None:
+    early = """
+class Early(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if gang.rank == 1 and batch == 4:
+            self.model.stop_training = True
+
+plan = Plan("""
+    content = PROGRAM.replace("\nplan = Plan(", early).replace("data[200:])", "data[200:], callbacks=[Early()])")
+    output = run(tmp_path, 2, content=content)
+    assert [line["step"] for line in output if "step" in line] == [1, 2, 3, 4, 5]
+    assert [line["tested"] for line in output if "tested" in line] == [5]
+
+
 def test_an_elastic_keras_program_goes_on_where_it_was(tmp_path: Path) -> None:
     for name in ("calm", "changing"):
         (tmp_path / name).mkdir()

@@ -183,7 +183,10 @@ def test_program_failures_are_retried_as_often_as_asked_then_an_error() -> None:
     it.fail_program("rank 0 exited with code 3", NOW + timedelta(seconds=1), NOW)
     assert (it.state, it.attempt) == (State.SUBMITTED, 1)
     assert it.reason == "rank 0 exited with code 3; restart 1 of 1"
+    it.reason += " (waits for 1 of 2 slots)"
     it.start(1, NOW)
+    # While the second attempt runs it says why there is one.
+    assert it.reason == "rank 0 exited with code 3; restart 1 of 1"
     it.fail_program("rank 0 exited with code 3", NOW, NOW)
     assert (it.state, it.reason, it.ended_at) == (State.ERROR, "rank 0 exited with code 3", NOW)
 

@@ -179,3 +179,28 @@ def test_a_server_that_is_away_may_come_back(tmp_path: Path, code: Path) -> None
     status, _, errors = run(tmp_path, weights_url="http://127.0.0.1:1/weights.pth")
     assert status == 1
     assert errors.startswith("wtURL: http://127.0.0.1:1/weights.pth cannot be fetched: ")
+
+
+@pytest.mark.parametrize("code_of_answer", [408, 425, 429, 503])
+def test_a_server_that_has_no_time_is_asked_again(tmp_path: Path, code: Path, code_of_answer: int) -> None:
+    (code / "main.py").write_text("raise AssertionError")
+
+    class Busy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(code_of_answer)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        status, _, errors = run(tmp_path, weights_url=f"http://127.0.0.1:{server.server_port}/w.pth")
+        server.shutdown()
+    assert (status, str(code_of_answer) in errors) == (1, True)
+
+
+def test_passwords_of_addresses_are_not_printed(tmp_path: Path, code: Path, address: str) -> None:
+    (code / "main.py").write_text("raise AssertionError")
+    server = address.removeprefix("http://")
+    _, output, errors = run(tmp_path, weights_url=f"http://jo:secret@{server}/none.pth?x=1")
+    assert (output, errors) == ("", f"wtURL: http://jo:***@{server}/none.pth?x=1 answered 404 File not found\n")

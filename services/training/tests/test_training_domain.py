@@ -8,6 +8,7 @@ import pytest
 from servicekit.jobs import JobFacts
 from training_fakes import make_training, make_validation
 from training_service.domain import metrics
+from training_service.domain.addresses import without_password
 from training_service.domain.metrics import MetricPoint, ranges_between
 from training_service.domain.runs import Status, percent
 from workerkit import spool
@@ -162,3 +163,17 @@ def test_what_has_a_place_on_a_curve(changes: dict[str, object], expected: bool)
 def test_workers_send_what_the_service_takes() -> None:
     # Each has its own: the domain imports nothing that imports gRPC.
     assert (spool.MAX_SERIES_LENGTH, spool.MAX_STEP) == (metrics.MAX_SERIES_LENGTH, metrics.MAX_STEP)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://host/w.pth?x=1", "https://host/w.pth?x=1"),
+        ("https://jo@host/w.pth", "https://jo@host/w.pth"),
+        ("https://jo:pass@host:8443/w.pth?x=1#y", "https://jo:***@host:8443/w.pth?x=1#y"),
+        ("http://jo:p@ss@[::1]:80/w", "http://jo:***@[::1]:80/w"),
+        ("http://:pass@host/w", "http://:***@host/w"),
+    ],
+)
+def test_passwords_of_addresses_are_not_shown(address: str, shown: str) -> None:
+    assert without_password(address) == shown

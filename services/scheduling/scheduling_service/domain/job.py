@@ -145,8 +145,12 @@ class Job:
         """Take the slots, and the GPUs of each rank, for the next attempt."""
         self._move(State.RUNNING)
         self.attempt += 1
-        changed = self.resizing and ranks != self.current_ranks
-        self.reason = f"went on with {ranks} instead of {self.current_ranks} ranks" if changed else ""
+        if self.resizing:
+            changed = ranks != self.current_ranks
+            self.reason = f"went on with {ranks} instead of {self.current_ranks} ranks" if changed else ""
+        else:
+            # Why there is another attempt is worth knowing while it runs; what the first one waited for is not.
+            self.reason = self.reason.split(" (")[0] if self.attempt > 1 else ""
         self.current_ranks = ranks
         self.gpus = gpus
         self.resizing = False

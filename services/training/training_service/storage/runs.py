@@ -102,7 +102,7 @@ class SqlRuns(Generic[R]):
 
     async def _select(self, *conditions: sa.ColumnElement[bool]) -> list[R]:
         query = sa.select(self._row).where(*conditions).order_by(self._row.created_at, self._row.uid)
-        async with self._database.session() as session:
+        async with self._database.session(read_only=True) as session:
             return [self._to_run(row) for row in await session.scalars(query)]
 
     async def _update(self, uid: str, **values: Any) -> None:

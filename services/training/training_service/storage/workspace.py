@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +17,12 @@ from training_service.domain.removals import Removal
 from training_service.domain.runs import Run, Training, Validation
 from training_service.domain.specs import Spec, TrainingSpec, ValidationSpec, program_of
 from training_service.frameworks.registry import framework_named
+
+# Of a training's weights: resumable checkpoints, which come and go.
+CHECKPOINTS = "steps"
+# How a model is rebuilt, beside its weights.
+SERVING = "serving.json"
+_NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS})
 
 
 class DiskWorkspace:
@@ -62,7 +71,7 @@ class DiskWorkspace:
         spec = TrainingSpec(
             code=str(code),
             train_dir=str(checkpoints),
-            weights=training.weights,
+            weights=str(_linked_once(Path(training.weights), folder / "initial-weights")) if training.weights else "",
             data=training.data,
             parameters={
                 "hyperparameter": training.hyperparameter,
@@ -129,6 +138,49 @@ def _copy_once(
         raise
     draft.rename(code)
     sync_folder(code.parent)
+
+
+def _linked_once(weights: Path, own: Path) -> Path:
+    """`weights`, a file or folder, under a name of its own below `own`: there even when the original is deleted.
+
+    By hard links: nothing is copied. Checkpoints are left out, and what has no such links (another file system, a
+    symbolic link) is used where it is.
+    """
+    kept = own / weights.name
+    if kept.exists():
+        return kept
+    draft = own.with_name(f".{own.name}.draft")
+    remove_folder(draft)
+    draft.mkdir()
+    try:
+        _link(weights, draft / weights.name)
+        beside = weights.with_name(SERVING)
+        if not weights.is_dir() and beside.is_file():
+            # Says how they were learned.
+            _link(beside, draft / SERVING)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        remove_folder(draft)
+        return weights
+    sync_folder(draft)
+    draft.rename(own)
+    sync_folder(own.parent)
+    return kept
+
+
+def _link(source: Path, name: Path) -> None:
+    if source.is_symlink():
+        raise OSError(errno.EXDEV, "a symbolic link", str(source))
+    if not source.is_dir():
+        os.link(source, name, follow_symlinks=False)
+        return
+    name.mkdir()
+    for entry in source.iterdir():
+        if entry.name != CHECKPOINTS and not entry.name.startswith(".draft-"):
+            # A training that still runs removes what it replaces.
+            with contextlib.suppress(FileNotFoundError):
+                _link(entry, name / entry.name)
 
 
 def _write(spec: Spec, folder: Path) -> str:

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class RemoveRuns:
-    """One pass over the orders: files, then the job, then the order with the metrics.
+    """One pass over the orders: the job, then files, then the order with the metrics.
 
     Safe to be killed anywhere and to repeat; what cannot be removed keeps its order.
     """
@@ -38,7 +38,6 @@ class RemoveRuns:
         return Next.LATER
 
     async def _carry_out(self, order: Removal) -> None:
-        await self._workspace.remove(order)
         try:
             await self._jobs.delete(order.job_id)
         except ServiceError as error:
@@ -46,4 +45,6 @@ class RemoveRuns:
                 # It runs although its run has ended: its answer was lost once. The next pass finds it ended.
                 await self._jobs.stop(order.job_id)
             raise
+        # Nothing writes to them any more.
+        await self._workspace.remove(order)
         await self._removals.forget(order)

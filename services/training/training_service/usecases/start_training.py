@@ -272,6 +272,8 @@ def _check_model(model: ModelFacts, request: TrainingRequest) -> None:
     if model.type == "Inference":
         raise invalid("modelname", model.name, "a model of type Training; this one is for inference only")
     is_elastic = model.accelerator == "Elastic"
+    if is_elastic and model.framework in PROGRAMLESS_FRAMEWORKS and not request.command:
+        raise invalid("accelerator", model.accelerator, ("Single", "Native"))
     if model.accelerator == "Single" and request.cluster_size > 1:
         raise invalid("clusterSize", request.cluster_size, f"1, because the accelerator of {model.name!r} is Single")
     if request.sync_mode.upper() == "ASYNC" and not is_elastic:

@@ -9,10 +9,14 @@ import time
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from training_service.domain.addresses import without_password
+
 CONNECT_SECONDS, SILENCE_SECONDS = 15.0, 60.0
 BLOCK_BYTES = 1 << 20
 PRINT_SECONDS = 5.0
 _WAIT_SECONDS = 0.2
+# Too slow, too early, too many: another attempt may have more luck.
+_PASSING = (408, 425, 429)
 _DEFAULT_NAME = "weights.pth"
 _MAX_NAME_CHARACTERS = 60
 
@@ -20,8 +24,8 @@ _MAX_NAME_CHARACTERS = 60
 def fetch_weights(url: str, folder: Path) -> Path:
     """Download `url` (http or https) into `folder` once, by the first rank; its file, on every rank.
 
-    The file is there whole or not at all. A refusal of the server (4xx) ends the process with 65: repeating would not
-    help; a failure on the way ends it with 1, and the next attempt tries again.
+    The file is there whole or not at all. A refusal of the server (most of 4xx) ends the process with 65: repeating
+    would not help; a failure on the way ends it with 1, and the next attempt tries again.
     """
     file = folder / _name_of(url)
     if os.environ.get("RANK", "0") == "0":
@@ -43,12 +47,13 @@ def _name_of(url: str) -> str:
 def _download(url: str, file: Path) -> None:
     import requests
 
+    shown = without_password(url)
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.draft")
     try:
         with requests.get(url, stream=True, timeout=(CONNECT_SECONDS, SILENCE_SECONDS)) as answer:
-            if 400 <= answer.status_code < 500:
-                print(f"wtURL: {url} answered {answer.status_code} {answer.reason}", file=sys.stderr)
+            if 400 <= answer.status_code < 500 and answer.status_code not in _PASSING:
+                print(f"wtURL: {shown} answered {answer.status_code} {answer.reason}", file=sys.stderr)
                 sys.exit(os.EX_DATAERR)
             answer.raise_for_status()
             with draft.open("wb") as sink:
@@ -64,7 +69,7 @@ def _download(url: str, file: Path) -> None:
                 size = sink.tell()
             promised = answer.headers.get("Content-Length")
             if promised and "Content-Encoding" not in answer.headers and size != int(promised):
-                sys.exit(f"wtURL: {url} ended after {size} of {promised} bytes")
+                sys.exit(f"wtURL: {shown} ended after {size} of {promised} bytes")
     except requests.RequestException as error:
-        sys.exit(f"wtURL: {url} cannot be fetched: {error}")
+        sys.exit(f"wtURL: {shown} cannot be fetched: {str(error).replace(url, shown)}")
     draft.replace(file)

@@ -22,7 +22,7 @@ def run_program(code: str | Path, file: str, arguments: Sequence[str]) -> None:
     """Run `file` of the folder `code` as the main program, in that folder, with `arguments`.
 
     FileNotFoundError when the model directory has no such file. SystemExit passes through unless its code is 0; it is
-    EX_DATAERR, which is not tried again, for data of another kind than the program needs.
+    EX_DATAERR, which is not tried again, for what the program cannot use, such as data of another kind than it needs.
     """
     folder = Path(code)
     if not (folder / file).is_file():
@@ -46,10 +46,10 @@ def run_program(code: str | Path, file: str, arguments: Sequence[str]) -> None:
 
 
 def end_for_wrong_data(error: Exception) -> None:
-    """SystemExit with EX_DATAERR and the one line that `error` is when it is the sdk's WrongDataError, else nothing."""
+    """SystemExit with EX_DATAERR and the one line that `error` is when it is the sdk's UnusableError, else nothing."""
     # What raised it has imported it.
     module = sys.modules.get("dlmesh_sdk.wrong_data")
-    if module is not None and isinstance(error, module.WrongDataError):
+    if module is not None and isinstance(error, module.UnusableError):
         print(error, file=sys.stderr, flush=True)
         raise SystemExit(os.EX_DATAERR) from error
 
