@@ -23,6 +23,7 @@ from dlmesh_sdk.checkpoints import FINAL_WEIGHTS, Checkpoints
 from dlmesh_sdk.gang import Gang, join
 from dlmesh_sdk.interruptions import interrupt
 from dlmesh_sdk.monitor import PytorchMonitor
+from dlmesh_sdk.program_logs import say
 from dlmesh_sdk.record_datasets import open_records, read_labels
 from dlmesh_sdk.sharded_batches import ShardedBatches, settled_batch
 from dlmesh_sdk.training_loop import timed
@@ -69,7 +70,7 @@ class _Run:
         if weights:
             loaded = load_initial(self.model, weights)
             if gang.is_first:
-                print(f"weights were loaded for the layers {', '.join(loaded)}", flush=True)
+                say(f"weights were loaded for the layers {', '.join(loaded)}")
         self.model.to(gang.device)
 
         self.settings = solver_settings(self.solver, run_parameters.hyperparameters())
@@ -147,7 +148,7 @@ class _Run:
         mean_loss = sum(self.losses) / len(self.losses)
         if self.monitor:
             if self.solver.display > 0 and self.step % self.solver.display == 0:
-                print(f"Iteration {self.step}, loss = {float(mean_loss):.6g}, lr = {rate:.6g}", flush=True)
+                say(f"Iteration {self.step}, loss = {float(mean_loss):.6g}, lr = {rate:.6g}")
             accuracy = hits / self.iter_size
             samples = self.batch_size * self.iter_size
             self.monitor.train(self.step, mean_loss, accuracy, learning_rate=rate, samples=samples)

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +40,7 @@ from torch.distributed import distributed_c10d
 from dlmesh_sdk.fabric_training import ElasticRun
 from dlmesh_sdk.gang import Gang
 from dlmesh_sdk.interruptions import STOPPED, end_stopped
+from dlmesh_sdk.program_logs import say
 from dlmesh_sdk.sharded_batches import ShardedBatches
 
 DEFAULT_MAX_STALENESS = 16
@@ -172,39 +173,58 @@ class RemoteLink:
 
 
 class Desk:
-    """Serves the other workers, each by a thread of its own; `close` when they have left."""
+    """Serves the other workers, each by a thread of its own; `close` when they have left.
+
+    What else connects to the port (it has not the key, or says nothing) is let go and holds nobody up.
+    """
 
     def __init__(self, server: ParameterServer, workers: int, host: str, key: bytes) -> None:
-        self._link = LocalLink(server)
-        self._listener = Listener((host, 0), backlog=workers, authkey=key)
+        self._link, self._key = LocalLink(server), key
+        # The key is asked for by each connection's thread: a silent one would keep all others waiting here.
+        self._listener = Listener((host, 0), backlog=workers + 1)
         self.port = int(self._listener.address[1])
+        self._workers, self._left = workers, 0
+        self._lock = threading.Lock()
         self._failure: BaseException | None = None
-        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(workers)]
-        for thread in self._threads:
-            thread.start()
+        self._is_closed = False
+        if workers:
+            threading.Thread(target=self._accept, daemon=True).start()
 
     def is_empty(self) -> bool:
         """True when all workers have left; RuntimeError when one was lost."""
         if self._failure is not None:
             raise RuntimeError(f"a worker was lost: {self._failure!r}") from self._failure
-        return not any(thread.is_alive() for thread in self._threads)
+        return self._left == self._workers
 
     def close(self) -> None:
         """Accept nobody any more."""
+        self._is_closed = True
         self._listener.close()
 
-    def _serve(self) -> None:
-        try:
-            with self._accepted() as connection:
-                self._answer(connection)
-        except BaseException as failure:
-            self._failure = failure
+    def _accept(self) -> None:
+        while not self._is_closed:
+            try:
+                connection = self._listener.accept()
+            except OSError:
+                # It was closed, or something connected and was gone again.
+                time.sleep(_POLL_SECONDS)
+                continue
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
-    def _accepted(self) -> Connection:
-        """A worker; what else connects (it has not the key) is let go."""
-        while True:
-            with contextlib.suppress(AuthenticationError, EOFError, ConnectionError):
-                return self._listener.accept()
+    def _serve(self, connection: Connection) -> None:
+        with connection:
+            try:
+                deliver_challenge(connection, self._key)
+                answer_challenge(connection, self._key)
+            except (AuthenticationError, EOFError, OSError):
+                return
+            try:
+                self._answer(connection)
+            except BaseException as failure:
+                self._failure = failure
+                return
+        with self._lock:
+            self._left += 1
 
     def _answer(self, connection: Connection) -> None:
         number = 0
@@ -301,7 +321,7 @@ class AsyncRun(ElasticRun):
                 end_stopped(self.checkpoints, server.step, self.total)
             self._look_up()
             mean = server.staleness_sum / max(1, server.step)
-            print(f"ASYNC: {server.step} steps, mean staleness {mean:.2f}, {server.dropped} dropped", flush=True)
+            say(f"ASYNC: {server.step} steps, mean staleness {mean:.2f}, {server.dropped} dropped")
             self._refresh()
             self.complete(replace(self.gang, world_size=1))
         finally:

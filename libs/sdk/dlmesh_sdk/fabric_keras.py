@@ -19,6 +19,7 @@ from dlmesh_sdk.fabric_loggers import Loggers, call, made
 from dlmesh_sdk.fabric_options import FabricOptions, Sizing, train_folder
 from dlmesh_sdk.fabric_training import initial_weights
 from dlmesh_sdk.keras_training import KerasTask, Listener, Plan, stack, train, write_weights
+from dlmesh_sdk.program_logs import say
 
 # Keras' own data sets hand out whole batches, samples are taken in any order: so many batches stay at hand.
 CACHED_BATCHES = 64
@@ -211,7 +212,7 @@ def _write_onnx(model: Any, file: Path) -> None:
     try:
         model.export(str(file), format="onnx", verbose=False)
     except Exception as error:
-        print(f"{file.name} was not written: {error}", flush=True)
+        say(f"{file.name} was not written: {error}")
 
 
 def _compile(options: FabricOptions) -> None:

@@ -29,6 +29,7 @@ from dlmesh_sdk.fabric_options import FabricOptions, Sizing, train_folder
 from dlmesh_sdk.gang import Gang
 from dlmesh_sdk.interruptions import interrupt
 from dlmesh_sdk.monitor import PytorchMonitor
+from dlmesh_sdk.program_logs import say
 from dlmesh_sdk.sharded_batches import ShardedBatches, settled_batch
 from dlmesh_sdk.training_loop import accuracy, load_weights, timed, to_device
 
@@ -462,7 +463,7 @@ def _percent_right(outputs: Any, targets: Any) -> float:
 def _write_onnx(module: nn.Module, data: Any, collate: Any, file: Path, gang: Gang) -> None:
     """ONNX is an addition: what a model cannot be exported for is said, and its weights are there all the same."""
     if importlib.util.find_spec("onnx") is None:
-        print(f"{file.name} was not written: it needs the package onnx (pip install onnx)", flush=True)
+        say(f"{file.name} was not written: it needs the package onnx (pip install onnx)")
         return
     inputs, _ = to_device(collate([data[0]]), gang.device)
     names: dict[str, Any] = {}
@@ -473,4 +474,4 @@ def _write_onnx(module: nn.Module, data: Any, collate: Any, file: Path, gang: Ga
     try:
         write_whole(file, lambda draft: torch.onnx.export(module.eval(), (inputs,), str(draft), dynamo=False, **names))
     except Exception as error:
-        print(f"{file.name} was not written: {error}", flush=True)
+        say(f"{file.name} was not written: {error}")

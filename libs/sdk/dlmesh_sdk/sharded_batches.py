@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from dlmesh_sdk.program_logs import say
+
 
 def settled_batch(asked: int, samples: int, *, multiple_of: int = 1, tell: bool = False) -> int:
     """Samples of one optimizer step over all workers, where the batch size `asked` for is this.
@@ -22,7 +24,7 @@ def settled_batch(asked: int, samples: int, *, multiple_of: int = 1, tell: bool 
             words.append(f"there are {samples}")
         if at_hand < size:
             words.append(f"rounded up to a multiple of the {multiple_of} workers")
-        print(", ".join(words), flush=True)
+        say(", ".join(words))
     return size
 
 

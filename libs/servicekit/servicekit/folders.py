@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import secrets
@@ -78,9 +77,6 @@ def remove_folder(folder: Path) -> None:
         # Gone, or a part of it in this moment; what is left of it is there for the next call.
         if folder.exists():
             raise
-    except PermissionError:
-        _open_folders(folder)
-        _remove_tree(folder)
 
 
 def _remove_tree(folder: Path) -> None:
@@ -91,33 +87,29 @@ def _remove_tree(folder: Path) -> None:
         except (RecursionError, OSError) as error:
             # It takes a call within a call, and an open file, for each folder in a folder.
             too_deep = isinstance(error, RecursionError) or error.errno == errno.EMFILE
-            if not too_deep or not _lift_folders(folder):
+            if not (too_deep or isinstance(error, PermissionError)) or not _made_removable(folder):
                 raise
 
 
-def _lift_folders(folder: Path) -> bool:
-    """Move the folders that lie deep in `folder` to its top; False when there are none."""
-    is_lifted = False
+def _made_removable(folder: Path) -> bool:
+    """Open what a program closed, and move the folders that lie deep in `folder` to its top; False when there was
+    nothing to do."""
+    is_changed = bool(~folder.stat().st_mode & stat.S_IRWXU)
+    folder.chmod(stat.S_IRWXU)
     top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for path, names, _, descriptor in os.fwalk(folder):
-            if len(Path(path).relative_to(folder).parts) < _LIFTED_DEPTH:
-                continue
             for name in names:
-                os.rename(name, secrets.token_hex(8), src_dir_fd=descriptor, dst_dir_fd=top)
-                is_lifted = True
-            names.clear()
+                mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
+                # Links lead elsewhere.
+                if stat.S_ISDIR(mode) and ~mode & stat.S_IRWXU:
+                    os.chmod(name, stat.S_IRWXU, dir_fd=descriptor)
+                    is_changed = True
+            if len(Path(path).relative_to(folder).parts) >= _LIFTED_DEPTH:
+                for name in names:
+                    os.rename(name, secrets.token_hex(8), src_dir_fd=descriptor, dst_dir_fd=top)
+                    is_changed = True
+                names.clear()
     finally:
         os.close(top)
-    return is_lifted
-
-
-def _open_folders(folder: Path) -> None:
-    folder.chmod(0o700)
-    for path, names, _ in os.walk(folder):
-        for name in names:
-            inner = Path(path, name)
-            with contextlib.suppress(OSError):
-                # Links lead elsewhere.
-                if not inner.is_symlink():
-                    inner.chmod(0o700)
+    return is_changed

@@ -199,6 +199,27 @@ def test_a_server_that_has_no_time_is_asked_again(tmp_path: Path, code: Path, co
     assert (status, str(code_of_answer) in errors) == (1, True)
 
 
+def test_passwords_are_not_printed_after_a_redirection_either(tmp_path: Path, code: Path) -> None:
+    (code / "main.py").write_text("raise AssertionError")
+
+    class Moved(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503 if self.path == "/there" else 302)
+            self.send_header("Location", "/there")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Moved) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"HTTP://jo:s%41cret@127.0.0.1:{server.server_port}/w.pth"
+        status, _, errors = run(tmp_path, weights_url=address)
+        server.shutdown()
+    assert (status, "cret" in errors, "503" in errors) == (1, False, True), errors
+
+
 def test_passwords_of_addresses_are_not_printed(tmp_path: Path, code: Path, address: str) -> None:
     (code / "main.py").write_text("raise AssertionError")
     server = address.removeprefix("http://")

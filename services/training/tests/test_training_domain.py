@@ -8,7 +8,7 @@ import pytest
 from servicekit.jobs import JobFacts
 from training_fakes import make_training, make_validation
 from training_service.domain import metrics
-from training_service.domain.addresses import without_password
+from training_service.domain.addresses import without_passwords
 from training_service.domain.metrics import MetricPoint, ranges_between
 from training_service.domain.runs import Status, percent
 from workerkit import spool
@@ -176,4 +176,4 @@ def test_workers_send_what_the_service_takes() -> None:
     ],
 )
 def test_passwords_of_addresses_are_not_shown(address: str, shown: str) -> None:
-    assert without_password(address) == shown
+    assert without_passwords(address) == shown

@@ -185,6 +185,20 @@ def without_root() -> Iterator[Path]:
             os.seteuid(0)
 
 
+def test_what_a_program_closed_and_buried_is_removed() -> None:
+    with without_root() as place:
+        folder = place / "run"
+        folder.mkdir()
+        # A call for each would be too many calls within each other.
+        for depth in range(1, 1200):
+            (folder / Path(*["a"] * depth)).mkdir()
+        (folder / Path(*["a"] * 100)).chmod(0o555)
+        for depth in (500, 2):
+            (folder / Path(*["a"] * depth)).chmod(0)
+        remove_folder(folder)
+        assert not folder.exists()
+
+
 def test_what_a_program_closed_is_removed() -> None:
     with without_root() as place:
         elsewhere, folder = place / "elsewhere", place / "run"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dlmesh.training.v1 import metrics_pb2, training_pb2
 from servicekit.times import format_time
 
-from training_service.domain.addresses import without_password
+from training_service.domain.addresses import without_passwords
 from training_service.domain.metrics import MetricPoint
 from training_service.domain.runs import Training, Validation
 from training_service.usecases.metrics import Curves
@@ -50,7 +50,7 @@ def training_detail(training: Training, path: str) -> training_pb2.TrainingDetai
             status=str(training.status),
             application_id=training.job_id,
             application_url="",
-            weights_url=without_password(training.weights_url),
+            weights_url=without_passwords(training.weights_url),
             initial_weights=training.weights_file,
             weights_folder=training.weights_folder,
             gpu_percentage=training.gpu_ratio,

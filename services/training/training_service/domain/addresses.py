@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import re
+
+# What stands between // and the last @ before the path.
+_LOGIN = re.compile(r"//([^/@:\s]*):[^/\s]*@")
 
 
-def without_password(address: str) -> str:
-    """The address with `***` in the place of its password, if it has one: for answers, messages and logs."""
-    parts = urlsplit(address)
-    if parts.password is None:
-        return address
-    login, _, host = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{login.partition(':')[0]}:***@{host}").geturl()
+def without_passwords(text: str) -> str:
+    """The text with `***` in the place of every password in an address: for answers, messages and logs."""
+    return _LOGIN.sub(r"//\1:***@", text)

@@ -22,7 +22,7 @@ from training_service.frameworks.registry import framework_named
 CHECKPOINTS = "steps"
 # How a model is rebuilt, beside its weights.
 SERVING = "serving.json"
-_NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS})
+MAX_LINKS, MAX_LINK_DEPTH = 1000, 10
 
 
 class DiskWorkspace:
@@ -42,6 +42,7 @@ class DiskWorkspace:
 
     async def remove(self, removal: Removal) -> None:
         await asyncio.to_thread(remove_folder, self._home / f"{removal.kind}s" / removal.uid)
+        await asyncio.to_thread(remove_folder, self._kept_weights(removal.uid))
 
     def weight_file(self, training: Training) -> str | None:
         return framework_named(training.framework).weight_file(self.checkpoints(training.uid))
@@ -71,7 +72,7 @@ class DiskWorkspace:
         spec = TrainingSpec(
             code=str(code),
             train_dir=str(checkpoints),
-            weights=str(_linked_once(Path(training.weights), folder / "initial-weights")) if training.weights else "",
+            weights=self._initial_weights(training),
             data=training.data,
             parameters={
                 "hyperparameter": training.hyperparameter,
@@ -90,6 +91,17 @@ class DiskWorkspace:
             max_workers=training.most_workers if training.is_elastic else 0,
         )
         return ["python", "-m", "training_service.worker.run_training", _write(spec, folder)]
+
+    def _initial_weights(self, training: Training) -> str:
+        """Where this training finds the weights that it begins from; empty when it begins from nothing."""
+        weights = Path(training.weights)
+        if training.weights and weights.is_relative_to(self._home / "trainings"):
+            return str(_linked_once(weights, self._kept_weights(training.uid)))
+        return training.weights
+
+    def _kept_weights(self, training_uid: str) -> Path:
+        # Not in the training's own folder: there they would count as what it has written.
+        return self._home / "initial-weights" / training_uid
 
     def _prepare_validation(self, validation: Validation) -> Sequence[str]:
         folder = self._folder(validation)
@@ -141,27 +153,27 @@ def _copy_once(
 
 
 def _linked_once(weights: Path, own: Path) -> Path:
-    """`weights`, a file or folder, under a name of its own below `own`: there even when the original is deleted.
+    """The weights of another training, its folder or a file in it, under a name below `own`: there even when that one
+    is deleted.
 
-    By hard links: nothing is copied. Checkpoints are left out, and what has no such links (another file system, a
-    symbolic link) is used where it is.
+    By hard links: nothing is copied. Its resumable checkpoints are left out. What cannot be linked is used where it is.
     """
     kept = own / weights.name
     if kept.exists():
         return kept
     draft = own.with_name(f".{own.name}.draft")
     remove_folder(draft)
-    draft.mkdir()
+    draft.mkdir(parents=True)
     try:
-        _link(weights, draft / weights.name)
+        _Links().make(weights, draft / weights.name)
         beside = weights.with_name(SERVING)
         if not weights.is_dir() and beside.is_file():
             # Says how they were learned.
-            _link(beside, draft / SERVING)
+            _Links().make(beside, draft / SERVING)
     except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
         remove_folder(draft)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE) or not weights.exists():
+            raise
         return weights
     sync_folder(draft)
     draft.rename(own)
@@ -169,18 +181,27 @@ def _linked_once(weights: Path, own: Path) -> Path:
     return kept
 
 
-def _link(source: Path, name: Path) -> None:
-    if source.is_symlink():
-        raise OSError(errno.EXDEV, "a symbolic link", str(source))
-    if not source.is_dir():
-        os.link(source, name, follow_symlinks=False)
-        return
-    name.mkdir()
-    for entry in source.iterdir():
-        if entry.name != CHECKPOINTS and not entry.name.startswith(".draft-"):
-            # A training that still runs removes what it replaces.
-            with contextlib.suppress(FileNotFoundError):
-                _link(entry, name / entry.name)
+class _Links:
+    """Makes hard links, of some folders and files in all; OSError when there are more, or of what has none."""
+
+    def __init__(self) -> None:
+        self._left = MAX_LINKS
+
+    def make(self, source: Path, name: Path, depth: int = 0) -> None:
+        """`name` becomes another name of `source`, or a folder of such names."""
+        self._left -= 1
+        if source.is_symlink() or self._left < 0 or depth > MAX_LINK_DEPTH:
+            raise OSError(errno.EMLINK, "no such links", str(source))
+        if not source.is_dir():
+            os.link(source, name, follow_symlinks=False)
+            return
+        name.mkdir()
+        for entry in source.iterdir():
+            if depth or not (entry.name == CHECKPOINTS or entry.name.startswith(".draft-")):
+                # A training that still runs removes what it replaces.
+                with contextlib.suppress(FileNotFoundError):
+                    self.make(entry, name / entry.name, depth + 1)
+        sync_folder(name)
 
 
 def _write(spec: Spec, folder: Path) -> str:

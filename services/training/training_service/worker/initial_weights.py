@@ -9,7 +9,7 @@ import time
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from training_service.domain.addresses import without_password
+from training_service.domain.addresses import without_passwords
 
 CONNECT_SECONDS, SILENCE_SECONDS = 15.0, 60.0
 BLOCK_BYTES = 1 << 20
@@ -47,7 +47,7 @@ def _name_of(url: str) -> str:
 def _download(url: str, file: Path) -> None:
     import requests
 
-    shown = without_password(url)
+    shown = without_passwords(url)
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.draft")
     try:
@@ -71,5 +71,5 @@ def _download(url: str, file: Path) -> None:
             if promised and "Content-Encoding" not in answer.headers and size != int(promised):
                 sys.exit(f"wtURL: {shown} ended after {size} of {promised} bytes")
     except requests.RequestException as error:
-        sys.exit(f"wtURL: {shown} cannot be fetched: {str(error).replace(url, shown)}")
+        sys.exit(f"wtURL: {shown} cannot be fetched: {without_passwords(str(error))}")
     draft.replace(file)
