@@ -33,6 +33,7 @@ class CMonitor:
         self._monitor = PytorchMonitor(int(max_steps)) if self._is_first else None
         self._calls: Counter[str] = Counter()
         self._step, self._values = 0, dict[str, float]()
+        self._trained = 0
         self._writer: Any = None
         self._train_fetches: dict[str, Any] = {}
         self._test_fetches: dict[str, Any] = {}
@@ -41,7 +42,7 @@ class CMonitor:
     def SummaryScalar(self, tag: str, value: Any, step: int | None = None) -> Any:
         """Record a number, or have a graph's scalar tensor recorded (then the summary operation is returned).
 
-        `step` counts from 1; without it, each call for a tag is one step.
+        `step` counts from 1; without it, each call for a tag is one step, and a test is of the newest training step.
         """
         import tensorflow as tf
 
@@ -120,7 +121,12 @@ class CMonitor:
         self.close()
 
     def _next_step(self, name: str, step: int | None) -> int:
+        if step is None and self._trained and name.startswith("test"):
+            # Tests come seldom: this one is of the training step that was last.
+            return self._trained
         self._calls[name] = self._calls[name] + 1 if step is None else int(step)
+        if name.startswith("train"):
+            self._trained = self._calls[name]
         return self._calls[name]
 
     def _write(self, record: Any) -> None:

@@ -248,28 +248,29 @@ class ElasticRun:
         with torch.no_grad():
             if self.options.test_function:
                 # It says nothing about how many samples it took: all workers test all.
-                batches = (to_device(batch, gang.device) for batch in self._test_batches(size, samples, 0, 1))
+                batches = (to_device(batch, gang.device) for _, batch in self._test_batches(size, samples, 0, 1))
                 mean = self.options.test_function(self.model, batches, self.options.function_arguments)
                 values = {"loss": float(mean)}
             else:
                 measures = {"loss": self.options.loss_function, "accuracy": _right, **self.metrics}
                 sums = [0.0] * len(measures)
-                for inputs, targets in self._test_batches(size, samples, gang.rank, gang.world_size):
+                for count, (inputs, targets) in self._test_batches(size, samples, gang.rank, gang.world_size):
                     workerkit.heartbeat()
                     inputs, targets = to_device((inputs, targets), gang.device)
                     outputs = self.worker(inputs)
                     for place, measure in enumerate(measures.values()):
-                        sums[place] += float(measure(outputs, targets)) * len(targets)
+                        sums[place] += float(measure(outputs, targets)) * count
                 values = {name: total / samples for name, total in zip(measures, gang.sum(*sums), strict=True)}
         if self.monitor:
             own = {name: value for name, value in values.items() if name not in ("loss", "accuracy")}
             self.monitor.test(self.step, values["loss"], values.get("accuracy"), **own)
         self.loggers.tested(values, self.step, epoch)
 
-    def _test_batches(self, size: int, samples: int, rank: int, workers: int) -> Iterator[Any]:
+    def _test_batches(self, size: int, samples: int, rank: int, workers: int) -> Iterator[tuple[int, Any]]:
+        """How many samples, and the batch."""
         for start in range(0, samples, size):
             if mine := range(start + rank, min(start + size, samples), workers):
-                yield self.collate([self.test_data[index] for index in mine])
+                yield len(mine), self.collate([self.test_data[index] for index in mine])
 
     def end_epoch(self, epoch: int, gang: Gang) -> None:
         """Callbacks, weights and a test after `epoch`, from 0."""

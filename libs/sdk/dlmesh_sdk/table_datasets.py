@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -54,6 +54,8 @@ _CHUNK_ROWS = 4096
 _QUOTE, _LF, _CR = b'"\n\r'
 _BOM = b"\xef\xbb\xbf"
 
+# In the place of a label's index.
+UNKNOWN = -1
 KINDS = ("classification", "regression")
 
 
@@ -197,11 +199,14 @@ class Target:
         position = table.position(self.name)
         return [_in_row(table, number, self.value, row[position]) for number, row in enumerate(table)]
 
-    def encode(self, cell: str, indices: Mapping[str, int]) -> int | Tensor:
-        """The index of a label, or the standardised number as float32 [1]. `indices` are those of `labels`."""
+    def encode(self, cell: str, indices: Mapping[str, int], *, takes_unknown: bool = False) -> int | Tensor:
+        """The index of a label, or the standardised number as float32 [1]. `indices` are those of `labels`; ValueError
+        for another label, unless it may be UNKNOWN."""
         value = self.value(cell)
         if isinstance(value, str):
             if value not in indices:
+                if takes_unknown:
+                    return UNKNOWN
                 raise ValueError(f"column {self.name!r}: label {value[:50]!r} is not known from training rows")
             return indices[value]
         standard = (value - self.mean) / self.deviation
@@ -209,12 +214,18 @@ class Target:
 
 
 class TableRows(Dataset[tuple[Any, Any]]):
-    """(inputs, target) of each row; the target is an index, a standardised number [1], or -1 without `has_target`."""
+    """(inputs, target) of each row; targets are an index, a standardised number [1], or UNKNOWN if not `has_target`."""
 
     def __init__(self, table: Table, target: Target, has_target: bool = True) -> None:
         self.table, self.target, self.has_target = table, target, has_target
         self._position = table.position(target.name) if has_target else -1
         self._labels = {label: index for index, label in enumerate(target.labels)}
+        self._takes_unknown = False
+
+    def with_unknown_labels(self) -> Self:
+        """These rows, for a test: labels that no training row had are no error but UNKNOWN, which nothing can meet."""
+        self._takes_unknown = True
+        return self
 
     @abstractmethod
     def inputs(self, cells: Sequence[str]) -> Any:
@@ -234,7 +245,9 @@ class TableRows(Dataset[tuple[Any, Any]]):
         return _in_row(self.table, range(len(self))[index], self._sample, cells)
 
     def _sample(self, cells: list[str]) -> tuple[Any, Any]:
-        target = self.target.encode(cells[self._position], self._labels) if self.has_target else -1
+        if not self.has_target:
+            return self.inputs(cells), UNKNOWN
+        target = self.target.encode(cells[self._position], self._labels, takes_unknown=self._takes_unknown)
         return self.inputs(cells), target
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from dlmesh_sdk import pth_parameters as parameters
-from dlmesh_sdk.table_datasets import Table, TableRows, Target
+from dlmesh_sdk.table_datasets import UNKNOWN, Table, TableRows, Target
 from dlmesh_sdk.training_loop import Task, accuracy, cross_entropy, find_weights, read_serving, to_device
 
 BATCH_SIZE = 256
@@ -66,12 +66,17 @@ def prediction_task(table: Table, encoding: RowEncoding, build_model: Callable[.
     def squares(outputs: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.mse_loss(outputs.float(), targets)
 
+    def known_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+        """Over the rows whose label training rows have, too; 0 where there is none."""
+        known = targets != UNKNOWN
+        return cross_entropy(outputs[known], targets[known]) if bool(known.any()) else outputs.sum() * 0
+
     train_data = encoding.rows(table)
     return Task(
         model=build_model(**encoding.shape),
         train_data=train_data,
-        test_data=encoding.rows(Table(parameters.getTestData())),
-        loss=cross_entropy if target.labels else squares,
+        test_data=encoding.rows(Table(parameters.getTestData())).with_unknown_labels(),
+        loss=known_cross_entropy if target.labels else squares,
         metrics={"accuracy": accuracy} if target.labels else {"mae": error},
         serving={"labels": list(target.labels), "encoding": encoding.to_json()},
         collate=train_data.collate,

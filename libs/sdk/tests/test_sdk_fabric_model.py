@@ -414,6 +414,36 @@ def test_alone_it_trains_in_this_process(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(exported[0]), inputs @ found["weight"].T + found["bias"])
 
 
+PARTS = """
+import torch
+from fabric_model import FabricModel
+
+class Pairs(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, index):
+        return torch.ones(3), (torch.zeros(1), torch.ones(1))
+
+net = torch.nn.Linear(3, 1)
+FabricModel(net, lambda: (Pairs(), Pairs()), lambda outputs, targets: outputs.sum() * 0 + 1,
+            torch.optim.SGD(net.parameters(), 0.1)).train(1, 4)
+"""
+
+
+def test_a_test_counts_samples_and_not_the_parts_of_their_targets(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PARTS],
+        cwd=tmp_path,
+        env=os.environ | {"DLMESH_TRAIN_DIR": str(tmp_path / "out")},
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Iteration 2: tag test_loss, simple_value 1\n" in done.stdout
+
+
 def test_initial_weights_that_are_gone_end_the_run(tmp_path: Path) -> None:
     """A training that was to begin from them must not begin from nothing."""
     (tmp_path / "program.py").write_text(ALONE)

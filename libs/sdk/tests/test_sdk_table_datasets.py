@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dlmesh_sdk.table_datasets import FURTHEST, MAX_LABELS, MAX_VALUES, Table, TableDataset, TableEncoding, Target
+from dlmesh_sdk import table_prediction
+from dlmesh_sdk.table_datasets import (
+    FURTHEST,
+    MAX_LABELS,
+    MAX_VALUES,
+    UNKNOWN,
+    Table,
+    TableDataset,
+    TableEncoding,
+    Target,
+)
 
 BOM = b"\xef\xbb\xbf"
 
@@ -227,6 +237,25 @@ def test_what_cannot_be_learned_says_why(tmp_path: Path, text: str, target: str,
     table = table_of(tmp_path, text)
     with pytest.raises(ValueError, match=words):
         TableEncoding.fit(table, target, kind)
+
+
+def test_labels_of_test_rows_alone_cannot_be_met_and_end_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = table_of(tmp_path, "n,y\n1,a\n2,b\n3,a\n")
+    table_of(tmp_path, "n,y\n1,a\n2,new\n", "test.csv")
+    monkeypatch.setattr(table_prediction.parameters, "getTestData", lambda: str(tmp_path / "test.csv"))
+    encoding = TableEncoding.fit(table)
+    task = table_prediction.prediction_task(table, encoding, lambda **_: torch.nn.Identity())
+    _, targets = task.collate([task.test_data[0], task.test_data[1]])
+    assert targets.tolist() == [0, UNKNOWN]
+    outputs = torch.tensor([[3.0, 0.0], [0.0, 3.0]])
+    assert float(task.loss(outputs, targets)) == pytest.approx(math.log(1 + math.exp(-3)))
+    assert float(task.metrics["accuracy"](outputs, targets)) == 0.5
+    assert float(task.loss(outputs[1:], targets[1:])) == 0
+    # What is learned from has to be known, as it may not be with the encoding of other rows' weights.
+    with pytest.raises(ValueError, match=r"test\.csv, row 1: column 'y': label 'new' is not known"):
+        encoding.rows(Table(tmp_path / "test.csv"))[1]
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,26 @@ def test_summaries_of_eager_steps(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.filterwarnings("ignore:.*tf_record_iterator.*")
+def test_a_test_is_of_the_newest_training_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from monitor_cb import CMonitor
+
+    monitor = CMonitor(str(tmp_path), 2, 4)
+    for step in range(1, 5):
+        monitor.SummaryScalar("train loss", 1.0 / step)
+        if step % 2 == 0:
+            monitor.SummaryScalar("test loss", 2.0 / step)
+            monitor.SummaryScalar("test accuracy", 0.5)
+    monitor.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "test_loss" in line] == [
+        "Iteration 2: tag test_loss, simple_value 1",
+        "Iteration 4: tag test_loss, simple_value 0.5",
+    ]
+    found = events(tmp_path)
+    assert (found["test_loss"], found["test_accuracy"]) == ([2, 4], [2, 4])
+
+
+@pytest.mark.filterwarnings("ignore:.*tf_record_iterator.*")
 def test_summaries_of_a_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import tensorflow as tf
     from monitor_cb import CMonitor

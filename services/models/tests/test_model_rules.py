@@ -237,6 +237,7 @@ RANGES: list[tuple[str, dict[str, Any], str, list[Any], list[Any]]] = [
     ("TensorFlow", {}, "hiddenstatesize", [0, -1], [1]),
     ("TensorFlow", {"solvertype": "RMSProp"}, "optdecay", [-0.1, 1.1], [0, 1]),
     ("PyTorch", {"solvertype": "Adam"}, "epsilon", [-1e-9], [0]),
+    ("PyTorch", {"solvertype": "SparseAdam"}, "epsilon", [0], [1e-8]),
     ("PyTorch", {"solvertype": "Adagrad"}, "accumulator", [-1], [0]),
     ("TensorFlow", {"solvertype": "Adagrad"}, "accumulator", [0, -1], [0.1]),
     ("TensorFlow", {"solvertype": "Ftrl"}, "l1_regularization", [-1], [0]),

@@ -77,6 +77,10 @@ def test_vectors_agree_with_scikit_learn(tmp_path: Path) -> None:
     constant = np.column_stack([truth[:, :1], np.ones((50, 2))])
     guess = constant + np.array([0.01, 0, 0.5])
     assert vector_metrics.r2(guess, constant) == pytest.approx(sklearn_metrics.r2_score(constant, guess))
+    # The mean of three times 0.1 is not 0.1.
+    tenths = np.column_stack([[0.1] * 3, [1.0, 2.0, 3.0]])
+    assert vector_metrics.r2(tenths + np.array([[0.1, 0], [0, 0], [0, 0]]), tenths) == 0.5
+    assert vector_metrics.r2(tenths, tenths) == 1
 
 
 class Scene:

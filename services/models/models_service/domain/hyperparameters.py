@@ -214,6 +214,7 @@ _NARROWED: Mapping[tuple[str, str], Number] = {
     ("momentum", _TENSORFLOW): _UP_TO_ONE,
     ("accumulator", _TENSORFLOW): _POSITIVE,
     ("alpha", "RMSProp"): _UP_TO_ONE,
+    ("epsilon", "SparseAdam"): _POSITIVE,
     # A negative one lowers the rate.
     ("gamma", "sigmoid"): Number("a number other than 0", lambda value: value != 0),
 }

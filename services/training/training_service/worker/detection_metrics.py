@@ -106,7 +106,8 @@ def iou(images: Sequence[Picture]) -> float:
 
 
 def coco_map(images: Sequence[Picture]) -> float:
-    """COCO's AP: mean over classes and IoU .50:.05:.95 of the 101-point precision; 100 boxes an image, all areas."""
+    """COCO's AP: mean over classes and IoU .50:.05:.95 of the 101-point precision; all areas, 100 boxes of a class on
+    an image."""
     precision = _coco_precision(images)
     return _mean_of_known(precision)
 

@@ -38,8 +38,10 @@ def r2(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Coefficient of determination, the mean over the components; a constant one is 1 when met exactly, else 0."""
     residual = np.square(predicted - truth).sum(0)
     total = np.square(truth - truth.mean(0)).sum(0)
+    # Not by the total: that of equal numbers may be a little more than 0.
+    varies = (truth != truth[0]).any(0) & (total > 0)
     constant = np.where(residual == 0, 1.0, 0.0)
-    return float(np.where(total > 0, 1 - residual / np.where(total > 0, total, 1), constant).mean())
+    return float(np.where(varies, 1 - residual / np.where(varies, total, 1), constant).mean())
 
 
 METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {"MAE": mae, "RMSE": rmse, "R2": r2}
