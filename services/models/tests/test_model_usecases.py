@@ -268,8 +268,8 @@ async def test_a_model_keeps_its_own_files_and_settings(room: Room) -> None:
         ({"framework": "Caffe"}, "framework"),
         ({"framework": "edtTensorFlow"}, "framework"),
         ({"framework": "mxnet"}, "framework"),
-        ({"weight_folder": "/etc"}, "wtfolder"),
-        ({"weight_folder": "../../x"}, "wtfolder"),
+        ({"weights_folder": "/etc"}, "wtfolder"),
+        ({"weights_folder": "../../x"}, "wtfolder"),
         ({"initial_weights": "none.pth"}, "wfinit"),
     ],
 )
@@ -665,8 +665,8 @@ async def test_weights_are_named_kept_by_owner_and_resolved(room: Room) -> None:
         assert (await room.weights.upload(receive)).name == f"weights-{hashlib.sha256(b'weights').hexdigest()[:12]}"
         name = "..pth"
         await refused(room.weights.upload(receive), Code.INVALID_ARGUMENT, "file")
-        model = await make_model(room, initial_weights="w.pth", weight_folder=str(kept.parent))
-        assert (model.initial_weights, model.weight_folder) == (str(kept), str(kept.parent))
+        model = await make_model(room, initial_weights="w.pth", weights_folder=str(kept.parent))
+        assert (model.initial_weights, model.weights_folder) == (str(kept), str(kept.parent))
         while await room.removals.step() is Next.AT_ONCE:
             pass
         assert room.folders("weights/.incoming") == []
@@ -677,7 +677,7 @@ async def test_weights_are_named_kept_by_owner_and_resolved(room: Room) -> None:
     with acting_as(ALICE):
         bobs_file = ModelInput(initial_weights=str(bobs))
         await refused(room.models.update("m1", bobs_file), Code.INVALID_ARGUMENT, "wfinit")
-        for wrong in ({"initial_weights": str(kept.parent)}, {"weight_folder": "w.pth"}):
+        for wrong in ({"initial_weights": str(kept.parent)}, {"weights_folder": "w.pth"}):
             with pytest.raises(ServiceError, match=r"^(wfinit|wtfolder): .* allowed: an existing (file|folder)$"):
                 await room.models.update("m1", ModelInput(**wrong))
 

@@ -282,7 +282,7 @@ async def test_weights_of_the_model_are_those_of_its_owner(room: Room) -> None:
     uploads = room.settings.home / "weights" / "alice"
     uploads.mkdir(parents=True)
     (uploads / "mine.pth").touch()
-    room.models.known["digits"] = replace(room.models.known["digits"], weights_file=str(uploads / "mine.pth"))
+    room.models.known["digits"] = replace(room.models.known["digits"], initial_weights=str(uploads / "mine.pth"))
     with acting_as(ADMIN):
         await room.trainings.StartTraining(start(training_name="a"))
         assert (await room.training("a")).initial_weights == str(uploads / "mine.pth")
@@ -342,8 +342,8 @@ async def test_stop_and_delete(room: Room) -> None:
         await room.trainings.DeleteTraining(ask(training_pb2.DeleteTrainingRequest))
         code, _ = await refused(room.trainings.GetTraining(ask(training_pb2.GetTrainingRequest)))
     assert code is grpc.StatusCode.NOT_FOUND
-    await room.until(lambda: asyncio.sleep(0, room.jobs.deleted))
-    assert not Path(stopped.path).exists()
+    # The job first: nothing may write any more when the files go.
+    await room.until(lambda: asyncio.sleep(0, not Path(stopped.path).exists()))
     assert room.jobs.deleted == [job_id]
     assert room.jobs.stopped == [job_id]
 

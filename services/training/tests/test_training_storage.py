@@ -36,7 +36,7 @@ def training_of(path: str) -> str:
 
 async def test_a_training_comes_back_as_it_was(database: Database) -> None:
     trainings = SqlTrainings(database, training_of)
-    training = make_training(weights_file="/w.pth", gpu_ratio=50)
+    training = make_training(initial_weights="/w.pth", gpu_percentage=50)
     await trainings.add(training)
     assert await trainings.find(training.model_uid, "first") == training
     assert await trainings.find("another model", "first") is None

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from servicekit import folders
-from servicekit.folders import copy_file, copy_folder, remove_folder
+from servicekit.folders import copy_file, copy_folder
 from training_fakes import make_training, make_validation
-from training_service.domain.removals import Removal
 from training_service.domain.runs import Training
 from training_service.domain.specs import TrainingSpec, ValidationSpec
-from training_service.storage import workspace as workspace_module
 from training_service.storage.workspace import DiskWorkspace
 
 
@@ -132,88 +128,3 @@ def test_pipes_are_not_copied(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "from" / "pipe")
     with pytest.raises(OSError, match="not a plain file"):
         copy_folder(tmp_path / "from", tmp_path / "to", follow_links=True)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """The weights of another training, with a checkpoint."""
-    folder = tmp_path / "trainings" / "other" / "checkpoints"
-    (folder / "steps" / "step-0000000010").mkdir(parents=True)
-    (folder / "steps" / "step-0000000010" / "state.pt").write_text("large")
-    (folder / "parts" / "steps").mkdir(parents=True)
-    (folder / "parts" / "steps" / "one.bin").write_text("one")
-    (folder / "model_epoch_final.pth").write_text("learned")
-    return folder
-
-
-async def test_initial_weights_outlive_their_training(tmp_path: Path, model: Path, source: Path) -> None:
-    workspace, training = DiskWorkspace(tmp_path), replace(training_of(model), weights_folder=str(source))
-    (spec,) = {(await workspace.prepare_training(training))[-1] for _ in range(2)}
-    remove_folder(source.parent)
-    weights = Path(TrainingSpec.read(spec).weights)
-    assert {
-        path.relative_to(weights).as_posix(): path.read_text() for path in weights.rglob("*") if path.is_file()
-    } == {
-        "model_epoch_final.pth": "learned",
-        "parts/steps/one.bin": "one",
-    }
-    # Prepared again, when nobody heard that its job was accepted.
-    assert TrainingSpec.read((await workspace.prepare_training(training))[-1]).weights == str(weights)
-    # They are none of the files that it has written, and go with it.
-    assert not weights.is_relative_to(workspace.folder(training))
-    await workspace.remove(Removal(training.uid, "training", training.name, training.job_id))
-    assert not weights.parent.exists()
-    assert not Path(workspace.folder(training)).exists()
-
-
-async def test_a_file_of_weights_keeps_its_name(tmp_path: Path, model: Path, source: Path) -> None:
-    file = source / "model_epoch_final.pth"
-    (source / "serving.json").write_text("{}")
-    workspace, training = DiskWorkspace(tmp_path), replace(training_of(model), weights_file=str(file))
-    weights = Path(TrainingSpec.read((await workspace.prepare_training(training))[-1]).weights)
-    assert (weights.name, weights.read_text(), weights.samefile(file)) == (file.name, "learned", True)
-    assert sorted(path.name for path in weights.parent.iterdir()) == ["model_epoch_final.pth", "serving.json"]
-
-
-async def test_weights_that_are_no_training_s_are_used_where_they_are(tmp_path: Path, model: Path) -> None:
-    (tmp_path / "data" / "steps").mkdir(parents=True)
-    (tmp_path / "data" / "steps" / "w.pth").write_text("w")
-    workspace = DiskWorkspace(tmp_path)
-    for given in ({"weights_folder": str(tmp_path / "data")}, {"weights_file": str(tmp_path / "data/steps/w.pth")}):
-        training = replace(training_of(model), **given)
-        assert TrainingSpec.read((await workspace.prepare_training(training))[-1]).weights == training.weights
-
-
-@pytest.mark.parametrize("case", ["another file system", "a link", "many files", "deep folders", "closed"])
-async def test_weights_without_links_are_used_where_they_are(
-    tmp_path: Path, model: Path, source: Path, case: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    whole = Path.iterdir
-
-    def refused(path: Path) -> Iterator[Path]:
-        if path == source:
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return whole(path)
-
-    if case == "a link":
-        (source / "latest.pth").symlink_to("model_epoch_final.pth")
-    elif case == "many files":
-        for number in range(workspace_module.MAX_LINKS):
-            (source / f"{number}.pth").touch()
-    elif case == "deep folders":
-        (source / Path(*["a"] * 20)).mkdir(parents=True)
-    elif case == "closed":
-        monkeypatch.setattr(Path, "iterdir", refused)
-    else:
-        monkeypatch.setattr(os, "link", refuse)
-    workspace, training = DiskWorkspace(tmp_path), replace(training_of(model), weights_folder=str(source))
-    assert TrainingSpec.read((await workspace.prepare_training(training))[-1]).weights == str(source)
-    assert list((tmp_path / "initial-weights").iterdir()) == []
-    assert sorted(path.name for path in Path(workspace.folder(training)).iterdir()) == [
-        "checkpoints",
-        "code",
-        "spec.json",
-    ]

@@ -35,7 +35,7 @@ class Model:
     instance_group_id: str = ""
     instance_group_name: str = ""
     initial_weights: str = ""
-    weight_folder: str = ""
+    weights_folder: str = ""
     image_dimension: str = ""
     framework_version: str = ""
     distribute_strategy: str = ""

@@ -46,7 +46,7 @@ class ModelInput:
     instance_group_id: str | None = None
     instance_group_name: str | None = None
     initial_weights: str | None = None
-    weight_folder: str | None = None
+    weights_folder: str | None = None
     image_dimension: str | None = None
     framework_version: str | None = None
     distribute_strategy: str | None = None
@@ -220,7 +220,7 @@ class Models:
             changes["hyperparameters"] = settle(model.hyperparameters, given.hyperparameters, model.framework)
         if given.batch_size is not None:
             changes["batch_size"] = check_batch_size(given.batch_size)
-        for attribute, wire_name in (("initial_weights", "wfinit"), ("weight_folder", "wtfolder")):
+        for attribute, wire_name in (("initial_weights", "wfinit"), ("weights_folder", "wtfolder")):
             text = getattr(given, attribute)
             if text:
                 # Whose training a path belongs to is asked when a training begins from it.

@@ -36,7 +36,7 @@ class ModelsClient:
             instance_group=detail.instance_group,
             # By the names of the contract, which are those that the sdk reads.
             hyperparameter=MessageToDict(detail.hyperparameters),
-            weights_file=detail.initial_weights,
+            initial_weights=detail.initial_weights,
             weights_folder=detail.weights_folder,
             type=detail.type,
             distribute_strategy=detail.distribute_strategy,

@@ -115,9 +115,9 @@ class Training(Run):
     hyperparameter: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 0
     cluster_size: int = 1
-    gpu_ratio: int = 0
+    gpu_percentage: int = 0
     test_interval: int = 100
-    test_iteration: int = 10
+    test_iterations: int = 10
     sync_mode: str = "SYNC"
     accelerator: str = "Native"
     workers: int = 0
@@ -129,7 +129,7 @@ class Training(Run):
     max_restarts: int = 2
     max_silent_seconds: int = 0
     weights_url: str = ""
-    weights_file: str = ""
+    initial_weights: str = ""
     weights_folder: str = ""
     model_path: str = ""
 
@@ -148,13 +148,13 @@ class Training(Run):
     @property
     def most_workers(self) -> int:
         """How many workers it can ever have: an elastic one may be told more than there is room for."""
-        room = self.group.room(self.gpu_ratio)
+        room = self.group.room(self.gpu_percentage)
         return min(self.cluster_size, room) if self.is_elastic else self.cluster_size
 
     @property
     def weights(self) -> str:
         """Where the initial weights are; empty when it starts from scratch."""
-        return self.weights_file or self.weights_folder
+        return self.initial_weights or self.weights_folder
 
 
 @dataclass

@@ -128,7 +128,7 @@ class SqlTrainings(SqlRuns[Training]):
         self._training_of = training_of
 
     async def _check_used(self, session: AsyncSession, run: Training) -> None:
-        field = "wfinit" if run.weights_file else "wtfolder"
+        field = "wfinit" if run.initial_weights else "wtfolder"
         if (uid := self._training_of(run.weights)) and not await _locked(session, uid):
             raise invalid(field, run.weights, "weights of a training that exists; this one was just deleted")
 
@@ -138,9 +138,9 @@ class SqlTrainings(SqlRuns[Training]):
         )
         if name := await session.scalar(validation.limit(1)):
             return f"validation {name!r}"
-        begun = sa.select(TrainingRow.name, TrainingRow.weights_file, TrainingRow.weights_folder).where(
+        begun = sa.select(TrainingRow.name, TrainingRow.initial_weights, TrainingRow.weights_folder).where(
             TrainingRow.status.not_in(_FINAL),
-            sa.or_(TrainingRow.weights_file != "", TrainingRow.weights_folder != ""),
+            sa.or_(TrainingRow.initial_weights != "", TrainingRow.weights_folder != ""),
         )
         for name, file, folder in await session.execute(begun):
             if self._training_of(file or folder) == uid:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +14,6 @@ from training_service.domain.removals import Removal
 from training_service.domain.runs import Run, Training, Validation
 from training_service.domain.specs import Spec, TrainingSpec, ValidationSpec, program_of
 from training_service.frameworks.registry import framework_named
-
-# Of a training's weights: resumable checkpoints, which come and go.
-CHECKPOINTS = "steps"
-# How a model is rebuilt, beside its weights.
-SERVING = "serving.json"
-MAX_LINKS, MAX_LINK_DEPTH = 1000, 10
 
 
 class DiskWorkspace:
@@ -42,7 +33,6 @@ class DiskWorkspace:
 
     async def remove(self, removal: Removal) -> None:
         await asyncio.to_thread(remove_folder, self._home / f"{removal.kind}s" / removal.uid)
-        await asyncio.to_thread(remove_folder, self._kept_weights(removal.uid))
 
     def weight_file(self, training: Training) -> str | None:
         return framework_named(training.framework).weight_file(self.checkpoints(training.uid))
@@ -72,13 +62,13 @@ class DiskWorkspace:
         spec = TrainingSpec(
             code=str(code),
             train_dir=str(checkpoints),
-            weights=self._initial_weights(training),
+            weights=training.weights,
             data=training.data,
             parameters={
                 "hyperparameter": training.hyperparameter,
                 "batch_size": training.batch_size,
                 "test_interval": training.test_interval,
-                "test_iteration": training.test_iteration,
+                "test_iteration": training.test_iterations,
                 "checkpoint_interval_steps": training.checkpoint_interval,
                 "checkpoints_kept": training.checkpoints_kept,
                 "distribute_strategy": training.distribute_strategy,
@@ -91,17 +81,6 @@ class DiskWorkspace:
             max_workers=training.most_workers if training.is_elastic else 0,
         )
         return ["python", "-m", "training_service.worker.run_training", _write(spec, folder)]
-
-    def _initial_weights(self, training: Training) -> str:
-        """Where this training finds the weights that it begins from; empty when it begins from nothing."""
-        weights = Path(training.weights)
-        if training.weights and weights.is_relative_to(self._home / "trainings"):
-            return str(_linked_once(weights, self._kept_weights(training.uid)))
-        return training.weights
-
-    def _kept_weights(self, training_uid: str) -> Path:
-        # Not in the training's own folder: there they would count as what it has written.
-        return self._home / "initial-weights" / training_uid
 
     def _prepare_validation(self, validation: Validation) -> Sequence[str]:
         folder = self._folder(validation)
@@ -150,58 +129,6 @@ def _copy_once(
         raise
     draft.rename(code)
     sync_folder(code.parent)
-
-
-def _linked_once(weights: Path, own: Path) -> Path:
-    """The weights of another training, its folder or a file in it, under a name below `own`: there even when that one
-    is deleted.
-
-    By hard links: nothing is copied. Its resumable checkpoints are left out. What cannot be linked is used where it is.
-    """
-    kept = own / weights.name
-    if kept.exists():
-        return kept
-    draft = own.with_name(f".{own.name}.draft")
-    remove_folder(draft)
-    draft.mkdir(parents=True)
-    try:
-        _Links().make(weights, draft / weights.name)
-        beside = weights.with_name(SERVING)
-        if not weights.is_dir() and beside.is_file():
-            # Says how they were learned.
-            _Links().make(beside, draft / SERVING)
-    except OSError as error:
-        remove_folder(draft)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE) or not weights.exists():
-            raise
-        return weights
-    sync_folder(draft)
-    draft.rename(own)
-    sync_folder(own.parent)
-    return kept
-
-
-class _Links:
-    """Makes hard links, of some folders and files in all; OSError when there are more, or of what has none."""
-
-    def __init__(self) -> None:
-        self._left = MAX_LINKS
-
-    def make(self, source: Path, name: Path, depth: int = 0) -> None:
-        """`name` becomes another name of `source`, or a folder of such names."""
-        self._left -= 1
-        if source.is_symlink() or self._left < 0 or depth > MAX_LINK_DEPTH:
-            raise OSError(errno.EMLINK, "no such links", str(source))
-        if not source.is_dir():
-            os.link(source, name, follow_symlinks=False)
-            return
-        name.mkdir()
-        for entry in source.iterdir():
-            if depth or not (entry.name == CHECKPOINTS or entry.name.startswith(".draft-")):
-                # A training that still runs removes what it replaces.
-                with contextlib.suppress(FileNotFoundError):
-                    self.make(entry, name / entry.name, depth + 1)
-        sync_folder(name)
 
 
 def _write(spec: Spec, folder: Path) -> str:

@@ -30,7 +30,7 @@ class ModelFacts:
     batch_size: int
     instance_group: str
     hyperparameter: Mapping[str, Any] = field(default_factory=dict)
-    weights_file: str = ""
+    initial_weights: str = ""
     weights_folder: str = ""
     type: str = "Training"
     distribute_strategy: str = ""

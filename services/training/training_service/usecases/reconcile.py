@@ -131,7 +131,7 @@ class FollowJobs(Generic[R]):
                 command=await self._workspace.prepare_training(run),
                 ranks=run.most_workers,
                 min_ranks=run.min_workers,
-                gpu_percentage=run.gpu_ratio,
+                gpu_percentage=run.gpu_percentage,
                 max_restarts=run.max_restarts,
                 max_silent_seconds=run.max_silent_seconds,
             )

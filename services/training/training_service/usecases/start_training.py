@@ -44,11 +44,11 @@ class TrainingRequest:
     cluster_size: int
     command: str = ""
     weights_url: str = ""
-    weights_file: str = ""
+    initial_weights: str = ""
     weights_folder: str = ""
-    gpu_ratio: int = 0
+    gpu_percentage: int = 0
     test_interval: int = 0
-    test_iteration: int = 0
+    test_iterations: int = 0
     sync_mode: str = ""
     min_workers: int = 0
     checkpoint_interval: int = 0
@@ -82,13 +82,13 @@ class StartTraining:
         framework = await self._framework(request, model)
         _check_model(model, request)
         owner = current_identity().user
-        weights_file, weights_folder = await self._initial(model, request)
+        initial_weights, weights_folder = await self._initial(model, request)
         dataset = await self._finished_dataset(model)
         group = await self._jobs.instance_group("sigid", model.instance_group, named_by="sig of the model")
         is_elastic = model.accelerator == "Elastic"
         # An elastic training runs with the workers it can get.
         needed = (request.min_workers or 1) if is_elastic else request.cluster_size
-        room = group.room(request.gpu_ratio)
+        room = group.room(request.gpu_percentage)
         if needed > room:
             limit = f"the slots of {group.name}" if room == group.slots else f"what the GPUs of {group.name} hold"
             raise invalid("minWorkers" if is_elastic else "clusterSize", needed, f"1 to {room}, {limit}")
@@ -110,9 +110,9 @@ class StartTraining:
             batch_size=model.batch_size or DEFAULT_BATCH_SIZE,
             framework=framework,
             cluster_size=request.cluster_size,
-            gpu_ratio=request.gpu_ratio,
+            gpu_percentage=request.gpu_percentage,
             test_interval=request.test_interval or DEFAULT_TEST_INTERVAL,
-            test_iteration=request.test_iteration or DEFAULT_TEST_ITERATION,
+            test_iterations=request.test_iterations or DEFAULT_TEST_ITERATION,
             sync_mode=request.sync_mode.upper() or "SYNC",
             accelerator=model.accelerator,
             min_workers=needed if is_elastic else 0,
@@ -123,7 +123,7 @@ class StartTraining:
             max_restarts=DEFAULT_MAX_RESTARTS if request.max_restarts is None else request.max_restarts,
             max_silent_seconds=request.max_silent_seconds or self._max_silent_seconds,
             weights_url=request.weights_url,
-            weights_file=weights_file,
+            initial_weights=initial_weights,
             weights_folder=weights_folder,
             model_path=model.path,
         )
@@ -137,11 +137,11 @@ class StartTraining:
         """Weight file and folder to begin from: the request's if it names any weights, else the model's."""
         source: TrainingRequest | ModelFacts = request
         owner, of_model = current_identity().user, ""
-        if not (request.weights_file or request.weights_folder or request.weights_url):
+        if not (request.initial_weights or request.weights_folder or request.weights_url):
             # Uploads that the model names are its owner's.
             source, owner, of_model = model, model.owner, " of the model"
         return (
-            await self._place(f"wfinit{of_model}", source.weights_file, owner, is_folder=False),
+            await self._place(f"wfinit{of_model}", source.initial_weights, owner, is_folder=False),
             await self._place(f"wtfolder{of_model}", source.weights_folder, owner, is_folder=True),
         )
 
@@ -195,9 +195,9 @@ def _check_request(request: TrainingRequest) -> None:
     if request.cluster_size < 1:
         raise invalid("clusterSize", request.cluster_size, "1 or more")
     for field, value, most in (
-        ("gpuRatio", request.gpu_ratio, 100),
+        ("gpuRatio", request.gpu_percentage, 100),
         ("testInterval", request.test_interval, None),
-        ("testIteration", request.test_iteration, None),
+        ("testIteration", request.test_iterations, None),
         ("minWorkers", request.min_workers, request.cluster_size),
         ("checkpointInterval", request.checkpoint_interval, None),
         ("checkpointsKept", request.checkpoints_kept, None),
@@ -209,10 +209,10 @@ def _check_request(request: TrainingRequest) -> None:
     if request.sync_mode.upper() not in ("", "SYNC", "ASYNC"):
         raise invalid("syncMode", request.sync_mode, ("SYNC", "ASYNC"))
     if request.weights_url:
-        if request.weights_file or request.weights_folder:
+        if request.initial_weights or request.weights_folder:
             raise invalid("wtURL", request.weights_url, "not together with wfinit or wtfolder")
         _check_address(request.weights_url)
-    elif request.weights_file and request.weights_folder:
+    elif request.initial_weights and request.weights_folder:
         raise invalid("wtfolder", request.weights_folder, "not together with wfinit")
     if request.command:
         _check_command(request.command)
