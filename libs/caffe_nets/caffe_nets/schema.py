@@ -111,6 +111,13 @@ _MESSAGES = {
     "17:solver_mode:SolverMode=GPU 18:device_id:int32 20:random_seed:int64=-1 40:type:string=SGD 31:delta:float=1e-8 "
     "39:momentum2:float=0.999 38:rms_decay:float=0.99 23:debug_info:bool 28:snapshot_after_train:bool=true "
     "30:solver_type:SolverType 41:layer_wise_reduce:bool=true 42:weights:string*",
+    # From here on Caffe's messages with fewer fields and under names of our own, for binary files alone.
+    # Were the old layers' names and blobs in V1LayerParameter itself, old nets could pass for understood as text.
+    "V0LayerWeights": "1:name:string 50:blobs:BlobProto*",
+    "V1LayerWeights": "1:layer:V0LayerWeights 4:name:string 6:blobs:BlobProto*",
+    "NetWeights": "100:layer:LayerParameter* 2:layers:V1LayerWeights*",
+    # BlobProto as it is on the wire, where packed numbers are bytes: it takes those of an array as they are.
+    "PackedBlob": "5:data:bytes",
 }
 _PACKED = {"dim", "data", "diff", "double_data", "double_diff"}
 
@@ -158,6 +165,8 @@ def _classes() -> dict[str, Any]:
 
 MESSAGES = _classes()
 NetParameter: Any = MESSAGES["NetParameter"]
+NetWeights: Any = MESSAGES["NetWeights"]
+PackedBlob: Any = MESSAGES["PackedBlob"]
 SolverParameter: Any = MESSAGES["SolverParameter"]
 BlobProto: Any = MESSAGES["BlobProto"]
 FillerParameter: Any = MESSAGES["FillerParameter"]
@@ -213,9 +222,9 @@ def read_text(file: Path) -> str:
 
 
 def read_binary(file: Path) -> Any:
-    """The NetParameter in a .caffemodel file; CaffeError when it is none."""
+    """What names and weighs layers in a .caffemodel file, as a NetWeights; CaffeError when it is none."""
     try:
-        return NetParameter.FromString(file.read_bytes())
+        return NetWeights.FromString(file.read_bytes())
     except (DecodeError, OSError) as error:
         raise CaffeError(f"{file.name}: not a .caffemodel file: {error}") from error
 

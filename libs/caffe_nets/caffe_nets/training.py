@@ -44,7 +44,8 @@ def train(folder: Path, train_dir: Path, weights: str = "") -> None:
     """Run this worker's part of the training of the prototxt files in `folder` to its end.
 
     `train_dir` receives `model_epoch_N.pth` after N snapshots, `model_epoch_final.pth`, the same as
-    `model_final.caffemodel`, serving.json and resumable checkpoints. CaffeError says what is wrong with the folder.
+    `model_final.caffemodel` where they fit into one, serving.json and resumable checkpoints. CaffeError says what is
+    wrong with the folder.
     """
     files = read_folder(folder)
     seed = parameters.getSeed() or max(0, int(files.solver.random_seed))
@@ -194,7 +195,11 @@ class _Run:
         if self.gang.is_first:
             # Of the written file: with ZeRO 3 no worker has all the weights.
             state = torch.load(self.train_dir / FINAL_WEIGHTS, map_location="cpu", weights_only=True)
-            write_caffemodel(self.model, state, self.train_dir / CAFFEMODEL, self.model.folder.train_net.name)
+            try:
+                write_caffemodel(self.model, state, self.train_dir / CAFFEMODEL, self.model.folder.train_net.name)
+            except CaffeError as error:
+                # The same weights are in the file above; nothing is lost that would be worth the training.
+                say(f"{CAFFEMODEL} was not written: {error}. The weights are in {FINAL_WEIGHTS}")
 
     def _config(self, folder: Path) -> dict[str, Any]:
         config = deepspeed_config.build(

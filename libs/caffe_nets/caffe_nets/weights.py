@@ -6,27 +6,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from dlmesh_sdk.checkpoints import write_whole
 from torch import Tensor
 
 from caffe_nets.net import CaffeNet
-from caffe_nets.schema import CaffeError, NetParameter, read_binary
+from caffe_nets.schema import CaffeError, NetParameter, PackedBlob, read_binary
 
 FINAL = "model_epoch_final.pth"
+# What protobuf promises; ours goes beyond it, Caffe's own reader stops there.
+MAX_CAFFEMODEL_BYTES = (2 << 30) - 1
 
 
 def write_caffemodel(net: CaffeNet, state: Mapping[str, Tensor], file: Path, name: str = "") -> None:
-    """Write the weights of the state dict `state` of `net` as a binary NetParameter, whole or not at all."""
+    """Write the weights of the state dict `state` of `net` as a binary NetParameter, whole or not at all.
+
+    CaffeError when there are more than such a file can hold.
+    """
     message = NetParameter(name=name)
-    for step in net.plans["train"].steps:
-        module: Any = net.layers[step.key]
+    steps = net.plans["train"].steps
+    size = sum(state[key].numel() * 4 for step in steps for key in _keys(net, step.key))
+    if size > MAX_CAFFEMODEL_BYTES:
+        raise CaffeError(f"its weights are {size} bytes; Caffe reads no file of more than {MAX_CAFFEMODEL_BYTES}")
+    for step in steps:
         layer = message.layer.add(name=step.name, type=step.type, bottom=step.bottoms, top=step.tops)
-        for blob in module.blob_names:
-            values = state[f"layers.{step.key}.{blob}"].detach().float().cpu()
+        for key in _keys(net, step.key):
+            values = state[key].detach().float().cpu()
             written = layer.blobs.add()
+            # As Python numbers they would take ten times the memory.
+            data = values.numpy().astype("<f4", copy=False).tobytes()
+            written.MergeFromString(PackedBlob(data=data).SerializeToString())
             written.shape.dim.extend(values.shape)
-            written.data.extend(values.flatten().tolist())
     write_whole(file, lambda draft: draft.write_bytes(message.SerializeToString()))
 
 
@@ -37,12 +48,7 @@ def load_initial(net: CaffeNet, location: str | Path) -> list[str]:
     shape differs (it names the layer) or when no layer matches.
     """
     file = _find(Path(location))
-    if file.suffix == ".caffemodel":
-        given = {
-            layer.name: [_values(blob) for blob in layer.blobs] for layer in read_binary(file).layer if layer.blobs
-        }
-    else:
-        given = _state_by_layer(net, file)
+    given = _blobs_by_layer(file) if file.suffix == ".caffemodel" else _state_by_layer(net, file)
     loaded = []
     for name, module in _modules(net).items():
         blobs = given.get(name)
@@ -82,9 +88,16 @@ def _find(path: Path) -> Path:
     return max(files, key=lambda file: file.stat().st_mtime)
 
 
+def _blobs_by_layer(file: Path) -> dict[str, list[Tensor]]:
+    net = read_binary(file)
+    # Published files are older than `layer`; in the oldest the layer lies inside its connection to others.
+    old = [layer.layer if layer.HasField("layer") else layer for layer in net.layers]
+    return {layer.name: [_values(blob) for blob in layer.blobs] for layer in [*old, *net.layer] if layer.blobs}
+
+
 def _values(blob: Any) -> Tensor:
     shape = list(blob.shape.dim) if blob.HasField("shape") else [blob.num, blob.channels, blob.height, blob.width]
-    values = torch.tensor(list(blob.data) or list(blob.double_data), dtype=torch.float32)
+    values = torch.from_numpy(np.array(blob.data or blob.double_data, dtype=np.float32))
     try:
         return values.reshape(shape)
     except RuntimeError as error:
@@ -96,13 +109,20 @@ def _state_by_layer(net: CaffeNet, file: Path) -> dict[str, list[Tensor]]:
         state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile pickle makes torch raise
         raise CaffeError(f"{file.name} is not a state dict: {error}") from error
+    if not isinstance(state, Mapping):
+        raise CaffeError(f"{file.name} holds a {type(state).__name__}; allowed: a state dict, weights by their names")
     found = {}
     for step in net.plans["train"].steps:
-        module: Any = net.layers[step.key]
-        names = [f"layers.{step.key}.{blob}" for blob in module.blob_names]
+        names = _keys(net, step.key)
         if names and all(isinstance(state.get(name), Tensor) for name in names):
             found[step.name] = [state[name] for name in names]
     return found
+
+
+def _keys(net: CaffeNet, key: str) -> list[str]:
+    """The names in a state dict of the blobs of the layer `key`, in Caffe's order."""
+    module: Any = net.layers[key]
+    return [f"layers.{key}.{blob}" for blob in module.blob_names]
 
 
 def _trimmed(shape: torch.Size) -> tuple[int, ...]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from caffe_nets import weights
 from caffe_nets.folder import read_folder
 from caffe_nets.model import CaffeModel, build
 from caffe_nets.net import CaffeNet
@@ -64,6 +67,7 @@ WRONG = {
     "no dilation": (DATA + CONVOLUTION.replace("kernel_size", "dilation: 0 kernel_size"), "dilation is 0"),
     "too deep": ("layer { " * 5000, "my_train_test.prototxt: "),
     "old layers": ('layers { name: "conv" type: CONVOLUTION }', "upgrade it to `layer`"),
+    "old layers with names alone": ('layers { name: "conv" }', r"line 1: `layers` is the old form of a net"),
     "dangling": (DATA + CONVOLUTION + SCORES % "pool" + LOSS, r"layer 'scores' .*bottom 'pool' is made by no layer"),
     "cycle": (
         DATA + SCORES % "late" + 'layer { name: "later" type: "ReLU" bottom: "scores" top: "late" }' + LOSS,
@@ -113,6 +117,9 @@ def test_a_folder_without_its_files(tmp_path: Path) -> None:
         read_folder(tmp_path)
     (tmp_path / "solver.prototxt").write_text("max_iter: 5\nspeed: 3")
     with pytest.raises(CaffeError, match="line 2: SolverParameter has no field speed"):
+        read_folder(tmp_path)
+    (tmp_path / "solver.prototxt").write_text('net_param { layers { name: "conv" } }')
+    with pytest.raises(CaffeError, match="upgrade it to `layer`"):
         read_folder(tmp_path)
 
 
@@ -238,6 +245,78 @@ def test_caffemodel_round_trip_and_what_does_not_fit(tmp_path: Path) -> None:
     third = build(folder, SHAPE, 10)
     load_initial(third, tmp_path / "weights.pth")
     torch.testing.assert_close(third.layers["conv"].weight, first.layers["conv"].weight)
+
+
+@pytest.mark.parametrize("oldest", [False, True], ids=["V1", "V0"])
+def test_published_caffemodels_in_the_old_formats_are_read(tmp_path: Path, oldest: bool) -> None:
+    def field(number: int, value: bytes | int) -> bytes:
+        if isinstance(value, int):
+            return _varint(number << 3) + _varint(value)
+        return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+    def blob(values: np.ndarray[Any, Any], *sides: int) -> bytes:
+        shape = b"".join(field(number, side) for number, side in enumerate(sides, start=1))
+        return shape + field(5, values.astype("<f4").tobytes())
+
+    # Numbers of BVLC's caffe.proto: NetParameter.layers 2; V1LayerParameter layer 1, bottom 2, name 4, type 5, blobs 6;
+    # V0LayerParameter name 1, type 2, blobs 50.
+    weight, bias = np.arange(1440.0).reshape(10, 144), np.arange(10.0)
+    blobs = blob(weight, 1, 1, 10, 144), blob(bias, 1, 1, 1, 10)
+    if oldest:
+        inner = field(1, b"scores") + field(2, b"innerproduct") + b"".join(field(50, each) for each in blobs)
+        layer = field(1, inner) + field(2, b"data")
+    else:
+        layer = field(2, b"data") + field(4, b"scores") + field(5, 14) + b"".join(field(6, each) for each in blobs)
+    (tmp_path / "old.caffemodel").write_bytes(field(1, b"CaffeNet") + field(2, layer))
+    net = build(write_model(tmp_path / "m", DATA + SCORES % "data" + LOSS), SHAPE, 10)
+    assert load_initial(net, tmp_path / "old.caffemodel") == ["scores"]
+    np.testing.assert_array_equal(net.layers["scores"].weight.detach().numpy(), weight)
+    np.testing.assert_array_equal(net.layers["scores"].bias.detach().numpy(), bias)
+
+
+def _varint(value: int) -> bytes:
+    low, rest = value & 127, value >> 7
+    return bytes([low | 128]) + _varint(rest) if rest else bytes([low])
+
+
+def test_caffemodels_cost_little_more_than_their_weights(tmp_path: Path) -> None:
+    wide = (SCORES % "data").replace("10", "3000")
+    first, second = (build(write_model(tmp_path / "m", DATA + wide + LOSS), SHAPE, 10) for _ in range(2))
+    file = tmp_path / "net.caffemodel"
+    # What torch and protobuf keep is not seen here, only what Python does; as Python numbers it would be eightfold.
+    tracemalloc.start()
+    try:
+        write_caffemodel(first, first.state_dict(), file)
+        _, writing = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        load_initial(second, file)
+        _, reading = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert writing < 3 * file.stat().st_size
+    assert reading < 3 * file.stat().st_size
+    (layer,) = (layer for layer in NetParameter.FromString(file.read_bytes()).layer if layer.blobs)
+    weight = first.layers["scores"].weight.detach()
+    assert list(layer.blobs[0].data) == weight.flatten().tolist()
+    torch.testing.assert_close(second.layers["scores"].weight.detach(), weight, rtol=0, atol=0)
+
+
+def test_a_caffemodel_that_caffe_could_not_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = build(write_model(tmp_path / "m", DATA + SCORES % "data" + LOSS), SHAPE, 10)
+    monkeypatch.setattr(weights, "MAX_CAFFEMODEL_BYTES", 5799)
+    with pytest.raises(CaffeError, match="weights are 5800 bytes; Caffe reads no file of more than 5799"):
+        write_caffemodel(net, net.state_dict(), tmp_path / "net.caffemodel")
+    assert not list(tmp_path.glob("*caffemodel"))
+    monkeypatch.setattr(weights, "MAX_CAFFEMODEL_BYTES", 5800)
+    write_caffemodel(net, net.state_dict(), tmp_path / "net.caffemodel")
+
+
+@pytest.mark.parametrize(("held", "kind"), [([1, 2], "list"), (torch.zeros(3), "Tensor")], ids=["list", "tensor"])
+def test_a_pth_without_a_state_dict_is_named(tmp_path: Path, held: Any, kind: str) -> None:
+    net = build(write_model(tmp_path / "m", DATA + SCORES % "data" + LOSS), SHAPE, 10)
+    torch.save(held, tmp_path / "odd.pth")
+    with pytest.raises(CaffeError, match=rf"odd\.pth holds a {kind}; allowed: a state dict"):
+        load_initial(net, tmp_path / "odd.pth")
 
 
 def test_solver_fields_give_way_to_hyperparameters(tmp_path: Path) -> None:

@@ -41,11 +41,11 @@ def write_tiny(folder: Path, solver: str) -> Path:
     return folder
 
 
-def train(folder: Path, train_dir: Path, parameters: Path, weights: str = "", ranks: int = 1) -> str:
-    """The output of a finished training in processes of its own."""
+def train(folder: Path, train_dir: Path, parameters: Path, weights: str = "", ranks: int = 1, before: str = "") -> str:
+    """The output of a finished training in processes of its own, which run the line `before` first."""
     train_dir.mkdir(exist_ok=True)
     program = train_dir.parent / "program.py"
-    program.write_text(PROGRAM)
+    program.write_text(f"{before}\n{PROGRAM}")
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *launcher, str(program), str(folder), str(train_dir), weights]
     environment = os.environ | {"DLMESH_PARAMETERS": str(parameters), "OMP_NUM_THREADS": "1"}
@@ -151,3 +151,14 @@ def test_two_ranks_divide_the_batch_and_begin_from_a_caffemodel(tmp_path: Path, 
     first = torch.load(tmp_path / "one/model_epoch_final.pth", weights_only=True)
     second = torch.load(tmp_path / "two/model_epoch_final.pth", weights_only=True)
     torch.testing.assert_close(second["layers.ip.weight"], first["layers.ip.weight"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_weights_beyond_a_caffemodel_end_no_training(tmp_path: Path, digits: Path, parameters: Any) -> None:
+    folder = write_tiny(tmp_path / "model", "max_iter: 1")
+    limit = "import caffe_nets.weights; caffe_nets.weights.MAX_CAFFEMODEL_BYTES = 1000"
+    output = train(folder, tmp_path / "out", parameters(digits), before=limit)
+    # conv 4 x 16 and 4, bn 4, 4 and 1, ip 10 x 144 and 10
+    assert "model_final.caffemodel was not written: its weights are 6108 bytes; Caffe reads no file of more" in output
+    assert (tmp_path / "out/model_epoch_final.pth").is_file()
+    assert not (tmp_path / "out/model_final.caffemodel").exists()
