@@ -183,7 +183,11 @@ def test_program_failures_are_retried_as_often_as_asked_then_an_error() -> None:
     it.fail_program("rank 0 exited with code 3", NOW + timedelta(seconds=1), NOW)
     assert (it.state, it.attempt) == (State.SUBMITTED, 1)
     assert it.reason == "rank 0 exited with code 3; restart 1 of 1"
-    it.reason += " (waits for 1 of 2 slots)"
+    assert it.wait("waits for 1 of 2 slots")
+    assert not it.wait("waits for 1 of 2 slots")
+    assert it.reason == "rank 0 exited with code 3; restart 1 of 1 (waits for 1 of 2 slots)"
+    assert it.wait("pauses 2 s before it is started again")
+    assert it.reason == "rank 0 exited with code 3; restart 1 of 1 (pauses 2 s before it is started again)"
     it.start(1, NOW)
     # While the second attempt runs it says why there is one.
     assert it.reason == "rank 0 exited with code 3; restart 1 of 1"

@@ -150,7 +150,7 @@ class Job:
             self.reason = f"went on with {ranks} instead of {self.current_ranks} ranks" if changed else ""
         else:
             # Why there is another attempt is worth knowing while it runs; what the first one waited for is not.
-            self.reason = self.reason.split(" (")[0] if self.attempt > 1 else ""
+            self.reason = self._cause if self.attempt > 1 else ""
         self.current_ranks = ranks
         self.gpus = gpus
         self.resizing = False
@@ -159,6 +159,16 @@ class Job:
         self.log_tail = ""
         self.ranks = ()
         self.started_at = self.started_at or now
+
+    def wait(self, reason: str) -> bool:
+        """Say what it waits for, behind why there is another attempt if there is one; True when that is news."""
+        before, self.reason = self.reason, f"{self._cause} ({reason})" if self.attempt else reason
+        return before != self.reason
+
+    @property
+    def _cause(self) -> str:
+        """The reason without what `wait` said."""
+        return self.reason.rpartition(" (")[0] if self.reason.endswith(")") else self.reason
 
     def resize(self, reason: str) -> None:
         """The attempt is to end for another number of ranks."""

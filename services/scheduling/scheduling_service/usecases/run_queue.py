@@ -161,8 +161,7 @@ class RunQueue:
                 changed = True
             for job_id, reason in decided.reasons.items():
                 job = waiting[job_id]
-                if job.reason != reason and not job.reason.endswith(f"({reason})"):
-                    job.reason = reason if not job.attempt else f"{job.reason.split(' (')[0]} ({reason})"
+                if job.wait(reason):
                     await self._jobs.save(job)
         return changed
 
