@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlmesh_sdk.program_logs import say
+
 from caffe_nets.layers import KNOWN_TYPES
 from caffe_nets.schema import MESSAGES, CaffeError, check_types, parse_net, parse_solver, read_text
 
+_SHOWN_CHARACTERS = 100
 INFERENCE_SUFFIXES = ("inference.prototxt", "deploy.prototxt")
 
 
@@ -77,12 +81,23 @@ def _named(folder: Path, suffix: str) -> Path | None:
 def _net(folder: Path, path: str) -> Any:
     # Their paths are those of the machine they were written on.
     file = folder / Path(path).name
-    if not file.is_file():
+    if not _is_file(file):
         found = _named(folder, "train_test.prototxt")
+        shown = path if len(path) <= _SHOWN_CHARACTERS else f"{path[:_SHOWN_CHARACTERS]}..."
         if found is None:
-            raise CaffeError(f"the solver names the net {path!r}, and the model directory has no {file.name}")
+            raise CaffeError(f"the solver names the net {shown!r}, and the model directory has no {Path(shown).name}")
+        if os.environ.get("RANK", "0") == "0":
+            say(f"the solver names the net {shown!r}, which is not there; {found.name} is taken")
         file = found
     return parse_net(read_text(file), file.name, KNOWN_TYPES)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # A name longer than those of files.
+        return False
 
 
 def _inline(net: Any, source: str) -> Any:

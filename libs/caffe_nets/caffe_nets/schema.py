@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dlmesh_sdk.wrong_data import UnusableError
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
 
@@ -122,7 +123,7 @@ _MESSAGES = {
 _PACKED = {"dim", "data", "diff", "double_data", "double_diff"}
 
 
-class CaffeError(ValueError):
+class CaffeError(UnusableError):
     """The prototxt or the weights cannot be used; the text names the layer and says what is wrong."""
 
 

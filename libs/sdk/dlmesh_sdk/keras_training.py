@@ -29,6 +29,7 @@ from dlmesh_sdk.interruptions import interrupt
 from dlmesh_sdk.monitor import PytorchMonitor
 from dlmesh_sdk.sharded_batches import ShardedBatches, settled_batch
 from dlmesh_sdk.training_loop import timed
+from dlmesh_sdk.wrong_data import UnusableError
 
 FINAL_WEIGHTS = "model_epoch_final.keras"
 
@@ -414,13 +415,17 @@ def find_weights(location: str | Path) -> Path:
 
 
 def load_weights(model: Any, location: str | Path) -> None:
-    """Load the weights at `location` (file or folder) into the built model; ValueError when they do not fit it."""
-    file = find_weights(location)
+    """Load the weights at `location` (file or folder) into the built model; UnusableError when there are none, or they
+    do not fit it."""
+    try:
+        file = find_weights(location)
+    except FileNotFoundError as error:
+        raise UnusableError(str(error)) from None
     try:
         with _without_optimizer(model):
             model.load_weights(file)
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file.name} does not fit this model: {error}") from error
+        raise UnusableError(f"{file.name} does not fit this model: {error}") from error
 
 
 @contextlib.contextmanager

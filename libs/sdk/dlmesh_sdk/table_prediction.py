@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from dlmesh_sdk import pth_parameters as parameters
 from dlmesh_sdk.table_datasets import UNKNOWN, Table, TableRows, Target
 from dlmesh_sdk.training_loop import Task, accuracy, cross_entropy, find_weights, read_serving, to_device
+from dlmesh_sdk.wrong_data import UnusableError
 
 BATCH_SIZE = 256
 
@@ -40,7 +41,7 @@ Encoding = TypeVar("Encoding", bound=RowEncoding)
 def encoding_of(weights: str, kind: type[Encoding], target: str = "") -> Encoding | None:
     """The encoding that initial weights were learned with; None when there are none, or nothing beside them.
 
-    ValueError when they are of another template, or predict another column than `target`.
+    UnusableError when they are of another template, or predict another column than `target`.
     """
     content = read_serving(weights).get("encoding") if weights else None
     if not content:
@@ -48,9 +49,9 @@ def encoding_of(weights: str, kind: type[Encoding], target: str = "") -> Encodin
     try:
         encoding = kind.from_json(content)
     except (KeyError, TypeError, ValueError):
-        raise ValueError("--weights: they are of another template: serving.json beside them says so") from None
+        raise UnusableError("--weights: they are of another template: serving.json beside them says so") from None
     if target and target != encoding.target.name:
-        raise ValueError(f"--weights: they predict column {encoding.target.name!r} and not {target!r}")
+        raise UnusableError(f"--weights: they predict column {encoding.target.name!r} and not {target!r}")
     return encoding
 
 

@@ -25,6 +25,7 @@ from dlmesh_sdk.gang import Gang
 from dlmesh_sdk.interruptions import interrupt
 from dlmesh_sdk.monitor import PytorchMonitor
 from dlmesh_sdk.sharded_batches import ShardedBatches, settled_batch
+from dlmesh_sdk.wrong_data import UnusableError
 
 # Of a model's outputs and the targets of a batch: one number, the mean over the batch.
 Measure = Callable[[Any, Any], Tensor]
@@ -267,9 +268,9 @@ def _state_dict(file: Path) -> dict[str, Any]:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes torch raise
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(f"--weights: {file.name} cannot be read as a state dict of torch: {reason}") from None
+        raise UnusableError(f"--weights: {file.name} cannot be read as a state dict of torch: {reason}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"--weights: {file.name} holds something else than a state dict")
+        raise UnusableError(f"--weights: {file.name} holds something else than a state dict")
     return found
 
 
@@ -278,9 +279,12 @@ def _shape(value: Any) -> list[int] | str:
 
 
 def load_weights(model: nn.Module, location: str | Path) -> None:
-    """Load the state dict at `location` (file or folder); ValueError says that it is none, or which of its weights do
-    not fit the model."""
-    file = find_weights(location)
+    """Load the state dict at `location` (file or folder); UnusableError says that there is none, or which of its
+    weights do not fit the model."""
+    try:
+        file = find_weights(location)
+    except FileNotFoundError as error:
+        raise UnusableError(str(error)) from None
     found = _state_dict(file)
     own = model.state_dict()
     wrong = [f"{name} is missing" for name in own.keys() - found.keys()]
@@ -291,5 +295,5 @@ def load_weights(model: nn.Module, location: str | Path) -> None:
         if _shape(found[name]) != _shape(own[name])
     ]
     if wrong:
-        raise ValueError(f"{file.name} does not fit this model: {'; '.join(sorted(wrong)[:5])}")
+        raise UnusableError(f"{file.name} does not fit this model: {'; '.join(sorted(wrong)[:5])}")
     model.load_state_dict(found)

@@ -12,6 +12,7 @@ from dlmesh_sdk.table_datasets import TableEncoding
 from dlmesh_sdk.table_prediction import encoding_of
 from dlmesh_sdk.text_encoding import TextEncoding
 from dlmesh_sdk.training_loop import load_weights, write_serving
+from dlmesh_sdk.wrong_data import UnusableError
 from torch import nn
 
 
@@ -23,7 +24,7 @@ def test_weights_are_loaded_and_what_is_none_is_named(tmp_path: Path) -> None:
     assert all(bool((value == 1).all()) for value in model.state_dict().values())
 
     def message() -> str:
-        with pytest.raises(ValueError, match=r"start\.pth") as caught:
+        with pytest.raises(UnusableError, match=r"start\.pth") as caught:
             load_weights(model, file)
         return str(caught.value)
 
@@ -41,6 +42,11 @@ def test_weights_are_loaded_and_what_is_none_is_named(tmp_path: Path) -> None:
     assert message() == "start.pth does not fit this model: bias is str and not [3]"
     torch.save({"epoch": 3, "weight": torch.ones(2, 2)}, file)
     assert "bias is missing; epoch is not in the model; weight is [2, 2] and not [3, 2]" in message()
+
+
+def test_a_folder_without_weights_is_no_beginning(tmp_path: Path) -> None:
+    with pytest.raises(UnusableError, match=r"--weights: there is no \.pth file in "):
+        load_weights(nn.Linear(2, 3), tmp_path)
 
 
 def test_elastic_programs_read_weights_from_their_command_line(tmp_path: Path) -> None:

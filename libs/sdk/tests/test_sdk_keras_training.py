@@ -337,6 +337,7 @@ def test_what_keras_models_take_no_part_in_is_refused(monkeypatch: pytest.Monkey
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     import keras
     from dlmesh_sdk.keras_training import load_weights
+    from dlmesh_sdk.wrong_data import UnusableError
 
     def model(width: int) -> Any:
         return keras.Sequential([keras.Input((4,)), keras.layers.Dense(width)])
@@ -347,5 +348,5 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model_epoch_final.keras").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="does not fit"):
         load_weights(model(3), tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no .keras or .h5 file"):
+    with pytest.raises(UnusableError, match=r"no .keras or .h5 file"):
         load_weights(model(3), tmp_path / "none")

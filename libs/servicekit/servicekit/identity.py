@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -76,7 +76,9 @@ def acting_as(identity: Identity) -> Iterator[Identity]:
     try:
         yield identity
     finally:
-        _current.reset(token)
+        # A stream that its caller breaks off is ended by another task, whose current one it never was.
+        with suppress(ValueError):
+            _current.reset(token)
 
 
 def job_token(secret: str, job_id: str) -> str:

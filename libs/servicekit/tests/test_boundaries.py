@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from servicekit.errors import Code, ServiceError
 from servicekit.folders import remove_folder
-from servicekit.identity import Identity, headers_for, identity_from_headers, job_token
+from servicekit.identity import Identity, acting_as, headers_for, identity_from_headers, job_token
 from servicekit.multipart import receive_multipart
 from servicekit.names import check_name
 from servicekit.paths import DataRoots, confined
@@ -91,6 +92,17 @@ def test_folders_of_any_depth_are_removed(tmp_path: Path, open_files: int | None
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+async def test_a_stream_may_be_broken_off_by_another_task() -> None:
+    async def stream() -> AsyncIterator[int]:
+        with acting_as(Identity("alice")):
+            yield 1
+            yield 2
+
+    answers = stream()
+    assert await asyncio.create_task(answers.__anext__()) == 1  # type: ignore[arg-type]
+    await answers.aclose()  # type: ignore[attr-defined]
 
 
 def test_one_secret_for_many_starting_processes(tmp_path: Path) -> None:

@@ -370,9 +370,9 @@ async def test_a_solver_is_read_in_bounds_and_beside_other_requests(
     readers = []
     read = models.solver_fields
 
-    def watched(text: str) -> dict[str, str]:
+    def watched(text: str, field: str = "solverContent") -> dict[str, str]:
         readers.append(threading.current_thread())
-        return read(text)
+        return read(text, field)
 
     folder = room.data / "net"
     folder.mkdir()
@@ -389,6 +389,14 @@ async def test_a_solver_is_read_in_bounds_and_beside_other_requests(
         assert await room.models.list_visible() == []
         await room.models.create(given)
         assert len(readers) == 2
+        # A file that is saved is read as well; nothing of what is refused is written.
+        open_file = ModelInput(file_path="solver.prototxt", file_text='net: "abc\n', texts=ProgramTexts(main="x"))
+        await refused(room.models.save_file("m1", open_file), Code.INVALID_ARGUMENT, "tmpfileContent: ", "in quotes")
+        endless = ModelInput(texts=ProgramTexts(solver="max_iter: 0"))
+        await refused(room.models.save_file("m1", endless), Code.INVALID_ARGUMENT, "maxiteration")
+        assert await room.models.read_file("m1/solver.prototxt") == "max_iter: 5"
+        await room.models.save_file("m1", ModelInput(file_path="other.prototxt", file_text='net: "abc\n'))
+        readers[2:] = []
         for call in (room.models.create(replace(too_long, name="m2")), room.models.update("m1", too_long)):
             await refused(call, Code.INVALID_ARGUMENT, "solverContent: '101 bytes'", "at most 100 bytes")
     assert len(readers) == 2

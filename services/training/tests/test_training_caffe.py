@@ -18,14 +18,21 @@ def training(folder: Path) -> TrainingSpec:
 
 
 def test_a_folder_that_is_no_caffe_model_ends_with_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=r"no \*solver.prototxt"):
-        Caffe().train(training(tmp_path))
+
+    def told() -> str:
+        # 65: another attempt would find the same.
+        with pytest.raises(SystemExit, match="65"):
+            Caffe().train(training(tmp_path))
+        return capsys.readouterr().err
+
+    assert "no *solver.prototxt" in told()
     (tmp_path / "solver.prototxt").write_text('net_param { layer { name: "odd" type: "Python" } }')
-    with pytest.raises(SystemExit, match="layer 'odd' has the unknown type 'Python'; known: AbsVal"):
-        Caffe().train(training(tmp_path))
+    assert "layer 'odd' has the unknown type 'Python'; known: AbsVal" in told()
+    (tmp_path / "solver.prototxt").write_text(f'max_iter: 1 net: "{"x" * 100_000}"')
+    assert told().startswith(f"the solver names the net '{'x' * 100}...', and the model directory has no xxx")
 
 
 def test_a_validation_passes_on_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,7 @@ class Words:
 class StepValues:
     """Comma-separated positive whole numbers in growing order."""
 
-    allowed = "whole numbers of at least 1 in growing order with commas, such as 10,20"
+    allowed = f"whole numbers from 1 to {2**31 - 1} in growing order with commas, such as 10,20"
 
     def read(self, field: str, value: Any) -> Value:
         # They are read with every list of models.

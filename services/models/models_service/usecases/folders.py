@@ -196,6 +196,11 @@ def program_files(
     return ProgramFiles(main_path=place(main), main=text(main))
 
 
+def solver_name(directory: Path) -> str | None:
+    """The file at the top of a folder that Caffe takes for its solver, if there is one."""
+    return caffe_file("solver", [path.name for path in directory.iterdir()]) if directory.is_dir() else None
+
+
 def solver_text(directory: Path) -> str:
     """What the *solver.prototxt of a Caffe folder says; empty when it has none that is a text."""
     return program_files(directory, "Caffe", with_texts=True).solver or ""

@@ -191,14 +191,22 @@ class Models:
         return await asyncio.to_thread(folders.read_text, model.directory, relative, "filename")
 
     async def save_file(self, name: str, given: ModelInput) -> None:
-        """Write `tmpfileContent` to `tmpfilePath`, and the program texts that are given; 404, 403, 400."""
+        """Write `tmpfileContent` to `tmpfilePath`, and the program texts that are given; 404, 403, 400.
+
+        A solver that cannot be trained is refused, by whichever field it comes, and nothing is written then.
+        """
         model = await self._find(name)
         if given.file_path is None and not given.texts:
             raise invalid("tmpfilePath", "", "a file of the model (or tfmainContent, solverContent, ... is given)")
+        if given.texts.solver is not None:
+            await self._check_complete(model, model.directory, given.texts)
         if given.file_path is not None:
             if given.file_text is None:
                 raise invalid("tmpfileContent", "", "the text to write to tmpfilePath")
             relative = _relative(given.file_path, model)
+            if relative == await asyncio.to_thread(folders.solver_name, model.directory):
+                solver = ProgramTexts(solver=given.file_text)
+                await self._check_complete(model, model.directory, solver, "tmpfileContent")
             await asyncio.to_thread(folders.write_text, model.directory, relative, given.file_text, "tmpfilePath")
         await asyncio.to_thread(given.texts.write_to, model.directory)
 
@@ -237,10 +245,13 @@ class Models:
             changes["dataset"] = given.dataset
         return changes
 
-    async def _check_complete(self, model: Model, directory: Path, texts: ProgramTexts) -> None:
-        """400 when the settings of `model`, whose files are those of `directory` and `texts`, do not fit together."""
+    async def _check_complete(
+        self, model: Model, directory: Path, texts: ProgramTexts, field: str = "solverContent"
+    ) -> None:
+        """400 when the settings of `model`, whose files are those of `directory` and `texts`, do not fit together;
+        `field` is where its solver's text comes from."""
         # In a thread: a text may be megabytes.
-        said = await asyncio.to_thread(_said_by_solver, directory, texts) if model.framework == "Caffe" else {}
+        said = await asyncio.to_thread(_said_by_solver, directory, texts, field) if model.framework == "Caffe" else {}
         check_complete(model.hyperparameters, model.framework, model.accelerator, said)
         if model.type == "Training":
             check_duration(model.hyperparameters, model.framework, said)
@@ -307,12 +318,12 @@ class Models:
         return model, relative
 
 
-def _said_by_solver(directory: Path, texts: ProgramTexts) -> dict[str, str]:
+def _said_by_solver(directory: Path, texts: ProgramTexts, field: str) -> dict[str, str]:
     """The fields of the solver that is to be in the Caffe folder `directory`; 400 when its text cannot be kept."""
     if texts.solver is None:
         return solver_fields(folders.solver_text(directory))
-    folders.check_size(texts.solver, "solverContent")
-    return solver_fields(texts.solver)
+    folders.check_size(texts.solver, field)
+    return solver_fields(texts.solver, field)
 
 
 def _check_framework(text: str, template: Template) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from training_service.domain.specs import TrainingSpec, ValidationSpec
 from training_service.frameworks.base import Framework
@@ -23,8 +22,6 @@ class Caffe(Framework):
         os.chdir(spec.code)
         try:
             caffe_nets.train(spec.code, spec.train_dir, spec.weights)
-        except caffe_nets.CaffeError as error:
-            sys.exit(str(error))
         except ValueError as error:
             end_for_wrong_data(error)
             raise
@@ -44,5 +41,6 @@ class Caffe(Framework):
                 validate=True,
                 label_file=spec.label_file,
             )
-        except caffe_nets.CaffeError as error:
-            sys.exit(str(error))
+        except ValueError as error:
+            end_for_wrong_data(error)
+            raise

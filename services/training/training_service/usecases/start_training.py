@@ -225,7 +225,10 @@ def _check_address(address: str) -> None:
     except ValueError:
         is_good = False
     if not is_good or len(address) > MAX_ADDRESS_LENGTH or not address.isprintable() or " " in address:
-        allowed = f"an http or https address without spaces, at most {MAX_ADDRESS_LENGTH} characters"
+        allowed = (
+            f"an http or https address of at most {MAX_ADDRESS_LENGTH} characters without spaces, its port, if "
+            "any, up to 65535; in a name or password / ? # [ ] are written as %2F %3F %23 %5B %5D"
+        )
         raise invalid("wtURL", address, allowed)
 
 
@@ -273,7 +276,9 @@ def _check_model(model: ModelFacts, request: TrainingRequest) -> None:
         raise invalid("modelname", model.name, "a model of type Training; this one is for inference only")
     is_elastic = model.accelerator == "Elastic"
     if is_elastic and model.framework in PROGRAMLESS_FRAMEWORKS and not request.command:
-        raise invalid("accelerator", model.accelerator, ("Single", "Native"))
+        raise invalid(
+            f"accelerator of model {model.name!r}", model.accelerator, "Single or Native, as it is a Caffe net"
+        )
     if model.accelerator == "Single" and request.cluster_size > 1:
         raise invalid("clusterSize", request.cluster_size, f"1, because the accelerator of {model.name!r} is Single")
     if request.sync_mode.upper() == "ASYNC" and not is_elastic:
