@@ -17,14 +17,15 @@ from dlmesh.models.v1 import models_pb2, models_pb2_grpc
 from dlmesh_platform.client import API
 from dlmesh_platform.launch import RunningPlatform, launch
 from dlmesh_platform.main_job import TEMPLATE, MainJob, write_digits
-from report import Row
+from report import Row, announce
 from servicekit.identity import Identity, headers_for
-from timed_runs import Notes, make_template, read_notes, torchrun
+from timed_runs import Notes, make_template, rates_in_turns, read_notes, steps_row, torchrun
 
 WARMUP_CALLS, ROUNDS, CALLS_PER_ROUND = 300, 10, 300
 PAIRS = 3
-EPOCHS = 12
-SKIPPED_STEPS = 10
+# Steps/s are measured while both run; neither may come to its end.
+STARTED_EPOCHS, ENDLESS_EPOCHS = 2, 10_000
+TURNS = 12
 
 
 def measure_small_get(platform: RunningPlatform) -> Row:
@@ -154,23 +155,19 @@ def measure_main_job(platform: RunningPlatform) -> Row:
 
 
 def measure_training(platform: RunningPlatform) -> list[Row]:
-    """The same program on two ranks, by the platform and by bare torchrun, alternating."""
+    """The same program on two ranks, by the platform and by bare torchrun: how it starts, and how fast it is."""
     job = _timed_model(platform)
     _platform_run(platform, job, "warm-up")
-    starts, starts_bare, rates, rates_bare = [], [], [], []
+    starts, starts_bare = [], []
     for pair in range(PAIRS):
+        announce(f"first steps: pair {pair + 1} of {PAIRS}")
         submitted = time.time()
         notes = _platform_run(platform, job, f"run{pair}")
         starts.append(notes.steps[0] - submitted)
-        rates.append(notes.steps_per_second)
         submitted = time.time()
-        folder = platform.home / "bare" / str(pair)
-        with torchrun(notes, folder) as plain:
-            plain.process.wait()
-        (bare,) = read_notes(folder)
-        starts_bare.append(bare.steps[0] - submitted)
-        rates_bare.append(bare.steps_per_second)
-    start, start_bare, rate, rate_bare = map(statistics.median, (starts, starts_bare, rates, rates_bare))
+        with torchrun(notes, platform.home / "bare" / str(pair)) as plain:
+            starts_bare.append(plain.first_step() - submitted)
+    start, start_bare = statistics.median(starts), statistics.median(starts_bare)
     return [
         Row(
             "submit to first optimizer step, 2 ranks",
@@ -180,15 +177,21 @@ def measure_training(platform: RunningPlatform) -> list[Row]:
             "at most 0.5",
             start / start_bare <= 0.5,
         ),
-        Row(
-            "training steps/s, 2 ranks",
-            f"{rate:.1f}",
-            f"{rate_bare:.1f} torchrun",
-            f"{rate / rate_bare:.3f}",
-            "at least 0.98",
-            rate / rate_bare >= 0.98,
-        ),
+        _measure_steps(platform, job),
     ]
+
+
+def _measure_steps(platform: RunningPlatform, job: MainJob) -> Row:
+    client = platform.client()
+    client.put("/models/timed", {"hyperparameter": {"epoch": ENDLESS_EPOCHS}})
+    job.start_training("endless")
+    training = "/models/timed/trainings/endless"
+    ours = Path(client.get(training)["trainingParameters"]["path"])
+    client.until(lambda: (ours / "timed.jsonl").exists() and bool(read_notes(ours)[-1].steps), seconds=60.0)
+    pairs = rates_in_turns(platform, ours, turns=TURNS)
+    client.put(f"{training}/stop")
+    client.until(lambda: client.get(training)["trainingParameters"]["status"] == "STOPPED", seconds=60.0)
+    return steps_row("training steps/s, 2 ranks", pairs, "torchrun")
 
 
 def _timed_model(platform: RunningPlatform) -> MainJob:
@@ -204,7 +207,12 @@ def _timed_model(platform: RunningPlatform) -> MainJob:
             "accelerator": "Native",
             "type": "Training",
             "batchsize": 64,
-            "hyperparameter": {"solvertype": "Adam", "learningrate": 0.001, "lrpolicy": "fixed", "epoch": EPOCHS},
+            "hyperparameter": {
+                "solvertype": "Adam",
+                "learningrate": 0.001,
+                "lrpolicy": "fixed",
+                "epoch": STARTED_EPOCHS,
+            },
         },
     )
     # Seldom: on a small machine each look takes time from the ranks.

@@ -7,7 +7,8 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,11 @@ from typing import Any
 import psutil
 from dlmesh_platform.endpoints import free_port
 from dlmesh_platform.launch import RunningPlatform
+from report import Row, announce
 
+TURN_SECONDS = 10.0
+# After a stop the step that was under way is no whole one, and caches are cold.
+SETTLING_STEPS = 3
 # Of each run's steps, the first are left out: allocators and caches settle.
 SKIPPED_STEPS = 20
 # Names the program of a plain run to timed_main.py; a process that has it is none of the platform's.
@@ -35,10 +40,6 @@ class Notes:
     @property
     def steady(self) -> list[float]:
         return self.steps[SKIPPED_STEPS:]
-
-    @property
-    def steps_per_second(self) -> float:
-        return (len(self.steady) - 1) / (self.steady[-1] - self.steady[0])
 
     @property
     def waiting_share(self) -> float:
@@ -91,21 +92,27 @@ def make_template(platform: RunningPlatform, name: str, builtin: str) -> None:
 class PlainRun:
     """Two ranks started by torchrun."""
 
-    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
-        self.process = process
-        self._output = output
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path, output: Path) -> None:
+        self._process, self._folder, self._output = process, folder, output
 
-    def check(self) -> None:
-        """RuntimeError with the last of what it printed when it has failed."""
-        if self.process.poll():
-            raise RuntimeError(f"torchrun failed:\n{self._output.read_text()[-3000:]}")
+    def first_step(self) -> float:
+        """Wait until its first step has ended; when that was. RuntimeError with the last of what it printed when it
+        ends before."""
+        while True:
+            has_ended = self._process.poll() is not None
+            attempts = read_notes(self._folder) if (self._folder / "timed.jsonl").exists() else []
+            if attempts and attempts[0].steps:
+                return attempts[0].steps[0]
+            if has_ended:
+                raise RuntimeError(f"torchrun failed:\n{self._output.read_text()[-3000:]}")
+            time.sleep(0.1)
 
 
 @contextmanager
 def torchrun(notes: Notes, folder: Path, program: str = "program.py") -> Iterator[PlainRun]:
     """`program` in the folder of the platform's run, on two ranks, with its environment less the platform's job.
 
-    When the block ends before the program does, it is ended.
+    It is ended with the block.
     """
     folder.mkdir(parents=True)
     arguments = list(notes.begin["argv"][1:])
@@ -122,16 +129,62 @@ def torchrun(notes: Notes, folder: Path, program: str = "program.py") -> Iterato
             stdout=file,
             stderr=file,
         )
-    run = PlainRun(process, output)
     try:
-        yield run
-        run.check()
+        yield PlainRun(process, folder, output)
     finally:
         process.terminate()
         process.wait()
 
 
-def processes_of(home: Path, *, plain: bool) -> list[psutil.Process]:
+def rates_in_turns(
+    platform: RunningPlatform, ours: Path, program: str = "program.py", *, turns: int
+) -> list[tuple[float, float]]:
+    """Steps per second of the platform's training in `ours` and of `program` under torchrun, in each pair of turns.
+
+    Neither may come to its end. Both are up all the time, and while one runs all processes of the other are stopped, so
+    that what a machine does to both is not taken for a difference between them. The platform's services are stopped
+    with its ranks: their work counts against it alone.
+    """
+    bare = platform.home / "in-turns"
+    with torchrun(read_notes(ours)[0], bare, program) as plain:
+        plain.first_step()
+        try:
+            return [_pair_of_turns(platform.home, ours, bare, turn, turns) for turn in range(turns)]
+        finally:
+            for is_plain in (False, True):
+                _proceed(_processes_of(platform.home, plain=is_plain))
+
+
+def _pair_of_turns(home: Path, ours: Path, bare: Path, turn: int, turns: int) -> tuple[float, float]:
+    if turn % 5 == 0:
+        announce(f"steps/s: turns {turn + 1} to {min(turn + 5, turns)} of {turns}, by the platform and without")
+    rates = {}
+    # The first of a pair changes, so that a machine that gets slower favours neither.
+    for is_plain in (False, True) if turn % 2 else (True, False):
+        _pause(_processes_of(home, plain=not is_plain))
+        _proceed(_processes_of(home, plain=is_plain))
+        began = time.time()
+        time.sleep(TURN_SECONDS)
+        steps = [at for at in read_notes(bare if is_plain else ours)[-1].steps if at >= began][SETTLING_STEPS:]
+        rates[is_plain] = (len(steps) - 1) / (steps[-1] - steps[0])
+    return rates[False], rates[True]
+
+
+def steps_row(what: str, pairs: Sequence[tuple[float, float]], against: str) -> Row:
+    """The line of the report for what `rates_in_turns` found."""
+    rate, rate_bare = (statistics.median(rates) for rates in zip(*pairs, strict=True))
+    low, ratio, high = statistics.quantiles([mine / other for mine, other in pairs], n=4)
+    return Row(
+        what,
+        f"{rate:.2f}",
+        f"{rate_bare:.2f} {against}",
+        f"{ratio:.3f} (quartiles {low:.3f}, {high:.3f} of {len(pairs)} turns)",
+        "at least 0.98",
+        ratio >= 0.98,
+    )
+
+
+def _processes_of(home: Path, *, plain: bool) -> list[psutil.Process]:
     """All processes of plain programs, or of the platform of `home` with its jobs."""
     found = []
     for process in psutil.process_iter():
@@ -143,13 +196,13 @@ def processes_of(home: Path, *, plain: bool) -> list[psutil.Process]:
     return found
 
 
-def pause(processes: Iterable[psutil.Process]) -> None:
+def _pause(processes: Iterable[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.suspend()
 
 
-def proceed(processes: Iterable[psutil.Process]) -> None:
+def _proceed(processes: Iterable[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.resume()

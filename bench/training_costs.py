@@ -17,16 +17,13 @@ from dlmesh_platform.launch import RunningPlatform, launch
 from dlmesh_platform.main_job import TEMPLATE
 from photographs import write_class_folders
 from report import Row, announce
-from timed_runs import Notes, make_template, pause, proceed, processes_of, read_notes, torchrun
+from timed_runs import Notes, make_template, rates_in_turns, read_notes, steps_row
 
 PLAIN_PROGRAM = str(Path(__file__).with_name("bare_deepspeed.py"))
 IMAGES, SIDE, BATCH_SIZE = 2000, 64, 32
 # Steps/s are measured while both run; neither may come to its end.
 ENDLESS_EPOCHS = 10_000
 TURNS = 24
-TURN_SECONDS = 10.0
-# After a stop the step that was under way is no whole one, and caches are cold.
-SETTLING_STEPS = 3
 LONG_EPOCHS = 16
 STARTS = 3
 # Looked at seldom: on a small machine each look takes time from the ranks.
@@ -47,63 +44,15 @@ def measure_training() -> list[Row]:
 
 
 def _measure_steps(platform: RunningPlatform, client: Client) -> Iterator[Row]:
-    """A training by the platform and a plain program side by side, one always stopped: in turns of some seconds each.
-
-    What a machine does to both, turn by turn, is not taken for a difference between them.
-    """
     with _model(client, ENDLESS_EPOCHS):
         _start(client, "steps")
         ours = Path(_detail(client, "steps")["path"])
         client.until(lambda: (ours / "timed.jsonl").exists() and bool(_first_steps(ours)), **PATIENCE)
-        bare = platform.home / "bare"
-        with torchrun(read_notes(ours)[0], bare, PLAIN_PROGRAM) as plain:
-            while not (bare / "timed.jsonl").exists() or not _first_steps(bare):
-                plain.check()
-                time.sleep(1)
-            pairs = list(_take_turns(platform, ours, bare))
+        pairs = rates_in_turns(platform, ours, PLAIN_PROGRAM, turns=TURNS)
         client.put(f"/models/{MODEL}/trainings/steps/stop")
         client.until(lambda: _detail(client, "steps")["status"] == "STOPPED", **PATIENCE)
         client.delete(f"/models/{MODEL}/trainings/steps")
-    rate, rate_bare = (statistics.median(rates) for rates in zip(*pairs, strict=True))
-    low, ratio, high = statistics.quantiles([mine / other for mine, other in pairs], n=4)
-    yield Row(
-        "training steps/s, 2 ranks, 64 x 64",
-        f"{rate:.2f}",
-        f"{rate_bare:.2f} plain DeepSpeed program",
-        f"{ratio:.3f} (quartiles {low:.3f}, {high:.3f} of {len(pairs)} turns)",
-        "at least 0.98",
-        ratio >= 0.98,
-    )
-
-
-def _take_turns(platform: RunningPlatform, ours: Path, bare: Path) -> Iterator[tuple[float, float]]:
-    """Steps per second of both in each pair of turns; while one runs, all processes of the other are stopped.
-
-    The platform's services are stopped with its ranks: their work counts against it alone.
-    """
-    try:
-        for turn in range(TURNS):
-            if turn % 5 == 0:
-                announce(f"steps/s: turns {turn + 1} to {min(turn + 5, TURNS)} of {TURNS}, by the platform and without")
-            rates = {}
-            # The first of a pair changes, so that a machine that gets slower favours neither.
-            for plain in (False, True) if turn % 2 else (True, False):
-                pause(processes_of(platform.home, plain=not plain))
-                proceed(processes_of(platform.home, plain=plain))
-                began = time.time()
-                time.sleep(TURN_SECONDS)
-                steps = read_notes(bare if plain else ours)[-1].steps
-                rates[plain] = _rate([at for at in steps if at >= began])
-            yield rates[False], rates[True]
-    finally:
-        for plain in (False, True):
-            proceed(processes_of(platform.home, plain=plain))
-
-
-def _rate(steps: list[float]) -> float:
-    """Steps per second of a turn."""
-    settled = steps[SETTLING_STEPS:]
-    return (len(settled) - 1) / (settled[-1] - settled[0])
+    yield steps_row("training steps/s, 2 ranks, 64 x 64", pairs, "plain DeepSpeed program")
 
 
 def _measure_long_run(platform: RunningPlatform, client: Client) -> Iterator[Row]:
