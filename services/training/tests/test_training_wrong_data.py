@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -13,8 +14,11 @@ import lmdb
 import models_service
 import numpy as np
 import pytest
-from dlmesh_sdk.wrong_data import WrongDataError
+import torch
+from dlmesh_sdk.training_loop import load_weights
+from dlmesh_sdk.wrong_data import UnusableError, WrongDataError
 from recordkit.datum import encode_datum
+from training_service.worker.program import end_for_wrong_data
 
 BUILT_IN = Path(models_service.__file__).parent / "builtin"
 # Every case is a child of one process, which has imported torch.
@@ -108,3 +112,25 @@ def test_what_lies_there_is_said(datasets: Path, tmp_path: Path) -> None:
         assert str(WrongDataError("a cat is needed", path)) == f"a cat is needed; {path} holds {found}"
     (tmp_path / "part-00000-of-00001").touch()
     assert str(WrongDataError("", tmp_path)).endswith("holds records in TFRecord files with no labels")
+
+
+def test_weights_on_a_disk_in_trouble_are_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "start.pth").write_bytes(b"no weights")
+
+    def refused() -> UnusableError:
+        with pytest.raises(UnusableError, match="cannot be read") as caught:
+            load_weights(torch.nn.Linear(1, 1), tmp_path)
+        return caught.value
+
+    with pytest.raises(SystemExit, match="65"):
+        end_for_wrong_data(refused())
+    assert "cannot be read" in capsys.readouterr().err
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", broken)
+    end_for_wrong_data(refused())
+    assert capsys.readouterr().err == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import errno
 import os
 import runpy
 import signal
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
+_PASSING = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT}
+)
 
 
 def run_program(code: str | Path, file: str, arguments: Sequence[str]) -> None:
@@ -46,12 +50,23 @@ def run_program(code: str | Path, file: str, arguments: Sequence[str]) -> None:
 
 
 def end_for_wrong_data(error: Exception) -> None:
-    """SystemExit with EX_DATAERR and the one line that `error` is when it is the sdk's UnusableError, else nothing."""
+    """SystemExit with EX_DATAERR and the one line that `error` is when it is the sdk's UnusableError, else nothing.
+
+    Nothing, too, when the error came of a disk or a machine in trouble: the next attempt may find it well.
+    """
     # What raised it has imported it.
     module = sys.modules.get("dlmesh_sdk.wrong_data")
-    if module is not None and isinstance(error, module.UnusableError):
+    if module is not None and isinstance(error, module.UnusableError) and not _may_pass(error):
         print(error, file=sys.stderr, flush=True)
         raise SystemExit(os.EX_DATAERR) from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    while error.__context__ is not None:
+        error = error.__context__
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            return True
+    return False
 
 
 @dataclass(frozen=True)
