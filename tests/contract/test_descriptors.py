@@ -32,6 +32,8 @@ RETURNS_INSTEAD = {"execsPost": "ExecDetails"}
 SENT_AS_CHUNKS = {"LogDetails": "dlmesh.scheduling.v1.ExecLog", "ResultDetails": "dlmesh.scheduling.v1.ExecResult"}
 # Words that stand where a name may: the services refuse to create anything of that name.
 RESERVED = {
+    # Executors are called by numbers.
+    "/platform/rest/conductor/v1/instances/{}/applications/{}": {"logs"},
     f"{BASE}/execs": {"frameworks"},
     f"{BASE}/hypersearch": {"algorithm"},
     f"{BASE}/hypersearch/algorithm": {"install"},
@@ -256,6 +258,8 @@ def all_fields() -> Iterator[FieldDescriptor]:
 def test_field_names_are_snake_case_and_json_names_are_only_for_the_reference() -> None:
     reference = {field for fields in schemas().values() for field in fields}
     reference |= {row["parameter"] for row in table("queries")} | {"csrftoken", "builtin"}
+    # programming-model.md section 1
+    reference |= {"gpuslots", "gpumemused.total", "gpudevutil.total"}
     for field in all_fields():
         assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z][a-z0-9]*)*", field.name), field.full_name
         if field.json_name != camel_case(field.name):

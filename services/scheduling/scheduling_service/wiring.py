@@ -18,9 +18,9 @@ from servicekit.times import utc_now
 from scheduling_service.api.job_servicer import JobServicer
 from scheduling_service.api.scheduler_servicer import ExecServicer, SchedulerServicer
 from scheduling_service.engines.base import Engine
-from scheduling_service.engines.registry import make_engine
+from scheduling_service.engines.registry import ENGINES, make_engine
 from scheduling_service.engines.runner import EngineRunner, JobFiles
-from scheduling_service.storage.groups import FixedGroups
+from scheduling_service.storage.groups import SqlGroups
 from scheduling_service.storage.jobs import SqlJobs
 from scheduling_service.usecases.delete_job import DeleteJob
 from scheduling_service.usecases.list_applications import ListApplications
@@ -60,16 +60,17 @@ class LocalSettings:
 
 
 def build(
-    settings: ServiceSettings, *, local: LocalSettings | None = None, engine: Engine | None = None
+    settings: ServiceSettings, *, local: LocalSettings | None = None, engines: Mapping[str, Engine] | None = None
 ) -> Application:
     """The service, wired but not started."""
     local = local or LocalSettings.from_environment()
-    engine = engine or make_engine("local", home=settings.home, warm_pool=local.warm_pool)
+    if engines is None:
+        engines = {name: make_engine(name, home=settings.home, warm_pool=local.warm_pool) for name in ENGINES}
     database = Database(settings.database_url, "scheduling")
     jobs = SqlJobs(database)
-    groups = FixedGroups(local.slots, local.gpus)
+    groups = SqlGroups(database)
     files = JobFiles(settings.home / "jobs")
-    runner = EngineRunner(engine, files, settings.secret, settings.peers, os.environ)
+    runner = EngineRunner(engines, files, settings.secret, settings.peers, os.environ)
     # The engine is this machine's, so whoever runs on it takes the lease over from a process that was killed.
     holder = f"{socket.gethostname()}:{settings.home}"
     queue = RunQueue(jobs, groups, runner, files, utc_now, holder, local.grow_after_seconds)
@@ -101,7 +102,11 @@ def build(
         ],
         loops=[loop],
         databases=[database],
-        startup=[lambda: database.migrate(MIGRATIONS), engine.open],
-        shutdown=[engine.close],
+        startup=[
+            lambda: database.migrate(MIGRATIONS),
+            lambda: groups.ensure_local(local.slots, local.gpus),
+            *(engine.open for engine in engines.values()),
+        ],
+        shutdown=[engine.close for engine in engines.values()],
         settings={"": local},
     )

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scheduling_service.domain.job import Job, Spec, State
+from scheduling_service.domain.job import InstanceGroup, Job, Spec, State
 from scheduling_service.engines.base import Observation, Phase, RankOutcome
 from scheduling_service.engines.runner import JobFiles
-from scheduling_service.storage.groups import LOCAL_ID, FixedGroups
+from scheduling_service.storage.groups import LOCAL_ID
 from scheduling_service.storage.jobs import SqlJobs
 from scheduling_service.usecases.run_queue import RunQueue
 from scheduling_service.wiring import MIGRATIONS
@@ -32,7 +32,7 @@ class PlayedEngine:
     launched: dict[tuple[str, int], int] = field(default_factory=dict)
     ended: dict[tuple[str, int], Observation] = field(default_factory=dict)
 
-    async def launch(self, job: Job) -> None:
+    async def launch(self, job: Job, group: Any) -> None:
         if (job.id, job.attempt) in self.ended:
             return
         self.launched.setdefault((job.id, job.attempt), job.current_ranks)
@@ -40,13 +40,13 @@ class PlayedEngine:
         assert sum(running.values()) <= self.slots
         assert len({job_id for job_id, _ in running}) == len(running), "two attempts of a job run at once"
 
-    async def observe(self, job: Job) -> Observation:
+    async def observe(self, job: Job, group: Any) -> Observation:
         key = (job.id, job.attempt)
         if key in self.ended:
             return self.ended[key]
         return Observation(Phase.RUNNING if key in self.launched else Phase.UNKNOWN)
 
-    async def stop(self, job: Job) -> None:
+    async def stop(self, job: Job, group: Any) -> None:
         if (job.id, job.attempt) in self.launched:
             self.end(job.id, Phase.STOPPED, 143)
         else:
@@ -58,6 +58,17 @@ class PlayedEngine:
         if newest is not None:
             ranks = [RankOutcome(rank, 100 + rank, code) for rank in range(self.launched[newest])]
             self.ended.setdefault(newest, Observation(phase, ranks=ranks))
+
+
+@dataclass
+class LocalGroup:
+    slots: int
+
+    async def all(self) -> list[InstanceGroup]:
+        return [InstanceGroup(LOCAL_ID, "local", self.slots)]
+
+    async def shares(self, group_id: str) -> list[Any]:
+        return []
 
 
 class Mortal:
@@ -115,7 +126,7 @@ class Service:
 
     def _begin(self) -> RunQueue:
         jobs, engine = Mortal(self._jobs, self.fate), Mortal(self._engine, self.fate)
-        groups = FixedGroups(self._engine.slots, 0)
+        groups = LocalGroup(self._engine.slots)
         return RunQueue(jobs, groups, engine, self._files, lambda: self._clock, "me", grow_after_seconds=5.0)
 
     async def until(self, **wanted: tuple[State, int]) -> None:

@@ -90,7 +90,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     async def GetInstanceGroup(
         self, request: jobs_pb2.GetInstanceGroupRequest, context: Any
     ) -> jobs_pb2.GetInstanceGroupResponse:
-        group = mapping.group_to_proto(self._groups.get(request.name_or_id))
+        group = mapping.group_to_proto(await self._groups.get(request.name_or_id))
         return jobs_pb2.GetInstanceGroupResponse(instance_group=group)
 
     def _proto(self, job: Job) -> jobs_pb2.Job:

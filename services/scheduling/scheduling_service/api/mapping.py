@@ -33,6 +33,10 @@ def spec_from_proto(spec: jobs_pb2.JobSpec) -> Spec:
         max_silent_seconds=spec.max_silent_seconds,
         max_disk_bytes=spec.max_disk_bytes,
         gpu_percentage=spec.gpu_percentage,
+        priority=spec.priority,
+        after=list(spec.after),
+        memory_bytes_per_rank=spec.memory_bytes_per_rank,
+        cores_per_rank=spec.cores_per_rank,
     )
 
 
@@ -71,6 +75,10 @@ def job_to_proto(job: Job, run_directory: Path) -> jobs_pb2.Job:
             max_silent_seconds=spec.max_silent_seconds,
             max_disk_bytes=spec.max_disk_bytes,
             gpu_percentage=spec.gpu_percentage,
+            priority=spec.priority,
+            after=spec.after,
+            memory_bytes_per_rank=spec.memory_bytes_per_rank,
+            cores_per_rank=spec.cores_per_rank,
         ),
         state=job.state.value,
         reason=job.reason,
@@ -87,13 +95,26 @@ def job_to_proto(job: Job, run_directory: Path) -> jobs_pb2.Job:
         driver_id=driver_id(job),
         instance_group_id=job.group_id,
         current_ranks=job.current_ranks,
+        application_id=application_id(job),
     )
 
 
 def group_to_proto(group: InstanceGroup) -> jobs_pb2.InstanceGroup:
     return jobs_pb2.InstanceGroup(
-        id=group.id, name=group.name, slots=group.slots, gpus=group.gpus, master_url=group.master_url, state="STARTED"
+        id=group.id,
+        name=group.name,
+        slots=group.slots,
+        gpus=group.gpus,
+        master_url=group.master_url,
+        history_server_url=group.history_server_url,
+        state=group_state(group),
+        engine=group.engine,
     )
+
+
+def group_state(group: InstanceGroup) -> str:
+    """The word that clients read."""
+    return "STARTED" if group.is_started else "STOPPED"
 
 
 def group_to_detail(group: InstanceGroup, execution_user: str) -> scheduling_pb2.InstanceGroupDetail:
@@ -101,14 +122,20 @@ def group_to_detail(group: InstanceGroup, execution_user: str) -> scheduling_pb2
         id=group.id,
         name=group.name,
         master_url=group.master_url,
-        execution_user=execution_user,
-        state="STARTED",
+        execution_user=group.execution_user or execution_user,
+        state=group_state(group),
+        history_server_url=group.history_server_url,
     )
 
 
 def driver_id(job: Job) -> str:
-    """The driver of a job as clients see it: its keeper."""
-    return f"driver-{job.id}"
+    """The driver of a job as clients see it: what keeps its gang."""
+    return job.driver_id or f"driver-{job.id}"
+
+
+def application_id(job: Job) -> str:
+    """The application of a job as clients see it."""
+    return job.application_id or job.id
 
 
 def job_of_driver(driver: str) -> str:

@@ -25,7 +25,7 @@ class SchedulerServicer(scheduling_pb2_grpc.SchedulerServiceServicer):
     async def ListInstanceGroups(
         self, request: scheduling_pb2.ListInstanceGroupsRequest, context: Any
     ) -> AsyncIterator[scheduling_pb2.InstanceGroupDetail]:
-        for group in self._groups.all():
+        for group in await self._groups.all():
             yield mapping.group_to_detail(group, getpass.getuser())
 
     async def ListApplications(
@@ -42,13 +42,13 @@ class SchedulerServicer(scheduling_pb2_grpc.SchedulerServiceServicer):
             name=request.application_name,
             search=request.search,
             states=states(_words(request.state)),
-            group_id=self._groups.get(request.sig_id).id if request.sig_id else None,
+            group_id=(await self._groups.get(request.sig_id)).id if request.sig_id else None,
             sort=sort,
             descending=descending,
             start=request.start,
             length=request.length if request.HasField("length") else None,
         )
-        groups = {group.id: group for group in self._groups.all()}
+        groups = {group.id: group for group in await self._groups.all()}
         for job in await self._list_applications(current_identity(), query):
             attempt = self._directories.attempt(job)
             yield mapping.job_to_application(job, groups[job.group_id], socket.gethostname(), attempt)

@@ -61,6 +61,10 @@ class Spec:
     max_silent_seconds: float = 0.0
     max_disk_bytes: int = 0
     gpu_percentage: int = 0
+    priority: int = 0
+    after: Sequence[str] = ()
+    memory_bytes_per_rank: int = 0
+    cores_per_rank: float = 0.0
 
     @property
     def fewest_ranks(self) -> int:
@@ -115,7 +119,8 @@ class Job:
     """A row of the queue. Times are aware UTC; `attempt` counts from 1, 0 before the first.
 
     `current_ranks` and `gpus` (empty without) are those of the newest attempt; `resizing` says that it ends so that the
-    next has another number.
+    next has another number. `sequence` counts submissions. `application_id` and `driver_id` are what the engine
+    calls the newest attempt, empty until it has told.
     """
 
     id: str
@@ -140,6 +145,9 @@ class Job:
     resizing: bool = False
     attempt_started_at: datetime | None = None
     gpus: Placement = ()
+    application_id: str = ""
+    driver_id: str = ""
+    sequence: int = 0
 
     def start(self, ranks: int, now: datetime, gpus: Placement = ()) -> None:
         """Take the slots, and the GPUs of each rank, for the next attempt."""
@@ -231,11 +239,43 @@ class Job:
 
 @dataclass(frozen=True)
 class InstanceGroup:
-    """Slots that jobs share. One rank takes one slot."""
+    """Slots that jobs share. One rank takes one slot; every host has as many slots and GPUs as the others.
+
+    `engine` is a name of the engines' registry, `master_url` where it is reached and `engine_options` its own settings.
+    `policy` is a name of the policies' registry. Ranks run as `execution_user`, the platform's own user when empty. A
+    group that is not `is_started` starts nothing. A user may hold `max_slots_per_user` at once, 0 is unlimited.
+    """
 
     id: str
     name: str
-    slots: int
-    gpus: int = 0
-    master_url: str = ""
+    slots_per_host: int
+    gpus_per_host: int = 0
+    hosts: int = 1
     engine: str = "local"
+    master_url: str = ""
+    history_server_url: str = ""
+    policy: str = "fairshare"
+    execution_user: str = ""
+    max_slots_per_user: int = 0
+    is_started: bool = True
+    engine_options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def slots(self) -> int:
+        """Of all hosts."""
+        return self.hosts * self.slots_per_host
+
+    @property
+    def gpus(self) -> int:
+        """Of all hosts."""
+        return self.hosts * self.gpus_per_host
+
+
+@dataclass(frozen=True)
+class UserShare:
+    """What a user may have of a group: of two users with jobs waiting, one with twice the weight is given twice the
+    slots, and holds `max_slots` at once at most; 0 is unlimited."""
+
+    user: str
+    weight: float = 1.0
+    max_slots: int = 0

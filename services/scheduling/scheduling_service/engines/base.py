@@ -15,6 +15,9 @@ class Attempt:
 
     A rank that gives no sign of life for `max_silent_seconds` fails, and an attempt whose job's folder and working
     directory hold more than `max_disk_bytes` fails for good; 0 is never. `warning` opens the errors of rank 0.
+    Each rank, with all it starts, has `memory_bytes_per_rank` and `cores_per_rank`, 0 is no limit, and runs as
+    `execution_user`, our own user when empty. `master_url` and `options` are those of the instance group; `name` is for
+    people.
     """
 
     job_id: str
@@ -33,6 +36,12 @@ class Attempt:
     # Devices of each rank; None leaves the choice to the program, an empty list hides them all.
     gpus: Sequence[Sequence[int]] | None = None
     warning: str = ""
+    name: str = ""
+    memory_bytes_per_rank: int = 0
+    cores_per_rank: float = 0.0
+    execution_user: str = ""
+    master_url: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 class Phase(Enum):
@@ -67,6 +76,37 @@ class Observation:
     failed_rank: int | None = None
     keeper_pid: int = 0
     final: bool = False
+    # What the engine calls the attempt and what keeps it; empty where it has no names of its own, or none yet.
+    application_id: str = ""
+    driver_id: str = ""
+
+
+@dataclass(frozen=True)
+class ProcessFacts:
+    """A driver or a rank: where it runs or ran, and what it and all it started take now (0 once it has ended).
+
+    `cores_used` are the processor cores that it kept busy since the last look, `stdout` and `stderr` the files of its
+    output, which outlive it.
+    """
+
+    id: str
+    host: str = ""
+    container_id: str = ""
+    cores_used: float = 0.0
+    memory_mb: float = 0.0
+    stdout: str = ""
+    stderr: str = ""
+    gpu_memory_mb: float = 0.0
+    gpu_utilization: float = 0.0
+
+
+@dataclass(frozen=True)
+class AttemptFacts:
+    """An attempt's processes; `executors` are its ranks in their order."""
+
+    driver: ProcessFacts
+    executors: Sequence[ProcessFacts] = field(default_factory=tuple)
+    ui_port: str = ""
 
 
 class Engine(ABC):
@@ -88,6 +128,10 @@ class Engine(ABC):
     @abstractmethod
     async def stop(self, directory: Path) -> None:
         """Ask the attempt to end: SIGTERM, its grace, then SIGKILL for whatever is left of its process tree."""
+
+    @abstractmethod
+    async def describe(self, directory: Path) -> AttemptFacts:
+        """Where the attempt's processes run or ran and what they take; for people who look, so it may take a while."""
 
     async def open(self) -> None:  # noqa: B027  engines without preparations need none
         """Called once before the first launch."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from servicekit.identity import job_token
 from workerkit.spool import open_plain, read_report, warning_of
 
-from scheduling_service.domain.job import Job, Progress, Reported
-from scheduling_service.engines.base import Attempt, Engine, Observation
+from scheduling_service.domain.job import InstanceGroup, Job, Progress, Reported
+from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation
 
 # What ranks do not inherit of our environment: settings and passwords of the platform, and how its interpreter is run.
 WITHHELD_PREFIX = "DLMESH_"
@@ -74,20 +74,25 @@ def last_lines(path: Path, lines: int) -> str:
 
 
 class EngineRunner:
-    """Implements the queue's `Runner` on an engine."""
+    """Implements the queue's `Runner` on the engines, by their names."""
 
     def __init__(
-        self, engine: Engine, files: JobFiles, secret: str, peers: Mapping[str, str], environ: Mapping[str, str]
+        self,
+        engines: Mapping[str, Engine],
+        files: JobFiles,
+        secret: str,
+        peers: Mapping[str, str],
+        environ: Mapping[str, str],
     ) -> None:
-        self._engine, self._files, self._secret, self._peers = engine, files, secret, peers
+        self._engines, self._files, self._secret, self._peers = engines, files, secret, peers
         self._inherited = {
             key: value for key, value in environ.items() if not key.startswith(WITHHELD_PREFIX) and key not in WITHHELD
         }
 
-    async def launch(self, job: Job) -> None:
+    async def launch(self, job: Job, group: InstanceGroup) -> None:
         spec = job.spec
         directory = self._files.attempt(job)
-        await self._engine.launch(
+        await self._engines[group.engine].launch(
             Attempt(
                 job_id=job.id,
                 number=job.attempt,
@@ -104,14 +109,23 @@ class EngineRunner:
                 max_disk_bytes=spec.max_disk_bytes,
                 gpus=job.gpus or None,
                 warning=NO_GPU if spec.gpus_of_rank and not job.gpus else "",
+                name=spec.application_name or spec.name,
+                memory_bytes_per_rank=spec.memory_bytes_per_rank,
+                cores_per_rank=spec.cores_per_rank,
+                execution_user=group.execution_user,
+                master_url=group.master_url,
+                options=group.engine_options,
             )
         )
 
-    async def observe(self, job: Job) -> Observation:
-        return await self._engine.observe(self._files.attempt(job))
+    async def observe(self, job: Job, group: InstanceGroup) -> Observation:
+        return await self._engines[group.engine].observe(self._files.attempt(job))
 
-    async def stop(self, job: Job) -> None:
-        await self._engine.stop(self._files.attempt(job))
+    async def stop(self, job: Job, group: InstanceGroup) -> None:
+        await self._engines[group.engine].stop(self._files.attempt(job))
+
+    async def describe(self, job: Job, group: InstanceGroup) -> AttemptFacts:
+        return await self._engines[group.engine].describe(self._files.attempt(job))
 
     def _environment(self, job: Job, directory: Path) -> dict[str, str]:
         threads = max(1, (os.cpu_count() or 1) // job.current_ranks)

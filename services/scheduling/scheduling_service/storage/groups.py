@@ -1,31 +1,110 @@
-"""The instance groups that exist."""
+"""Instance groups and what users may have of them."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
-from servicekit.errors import invalid
+import sqlalchemy as sa
+from servicekit.database import Database
+from servicekit.errors import already_exists, conflict, in_use, invalid, not_found
+from sqlalchemy.exc import IntegrityError
 
-from scheduling_service.domain.job import InstanceGroup
+from scheduling_service.domain.job import InstanceGroup, UserShare
+from scheduling_service.storage.tables import ACTIVE, GROUPS, JOBS, USER_SHARES
 
 # The same on every installation, so that a script may name it.
 LOCAL_ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "dlmesh:instance-group:local"))
+LOCAL_NAME = "local"
 
 
-class FixedGroups:
-    """One group, `local`: this machine."""
+class SqlGroups:
+    """`usecases.ports.Groups`. The group `local`, this machine, is always there and is the default."""
 
-    def __init__(self, slots: int, gpus: int) -> None:
-        self._groups = [InstanceGroup(LOCAL_ID, "local", slots, gpus, master_url="local")]
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    def get(self, name_or_id: str) -> InstanceGroup:
-        if not name_or_id:
-            return self._groups[0]
-        for group in self._groups:
+    async def ensure_local(self, slots: int, gpus: int) -> None:
+        """Make the group of this machine, or give it its present size."""
+        group = InstanceGroup(LOCAL_ID, LOCAL_NAME, slots, gpus, master_url="local")
+        async with self._database.session() as session:
+            size = {"slots_per_host": slots, "gpus_per_host": gpus}
+            result = await session.execute(sa.update(GROUPS).where(GROUPS.c.id == LOCAL_ID).values(**size))
+            if isinstance(result, sa.CursorResult) and result.rowcount == 0:
+                await session.execute(sa.insert(GROUPS).values(**_row(group)))
+
+    async def get(self, name_or_id: str) -> InstanceGroup:
+        groups = await self.all()
+        for group in groups:
+            if (name_or_id or LOCAL_ID) in (group.id, group.name):
+                return group
+        raise invalid("sigid", name_or_id, [group.name for group in groups])
+
+    async def find(self, name_or_id: str) -> InstanceGroup:
+        for group in await self.all():
             if name_or_id in (group.id, group.name):
                 return group
-        raise invalid("sigid", name_or_id, [group.name for group in self._groups])
+        raise not_found("instance group", name_or_id)
 
-    def all(self) -> Sequence[InstanceGroup]:
-        return self._groups
+    async def all(self) -> Sequence[InstanceGroup]:
+        async with self._database.session(read_only=True) as session:
+            rows = (await session.execute(sa.select(GROUPS).order_by(GROUPS.c.name))).mappings().all()
+        return [_group(row) for row in rows]
+
+    async def add(self, group: InstanceGroup) -> None:
+        try:
+            async with self._database.session() as session:
+                await session.execute(sa.insert(GROUPS).values(**_row(group)))
+        except IntegrityError:
+            raise already_exists("instance group", group.name) from None
+
+    async def save(self, group: InstanceGroup, *, moved: bool) -> None:
+        async with self._database.session() as session:
+            if moved and await session.scalar(_unfinished(group.id)):
+                raise in_use("instance group", group.name, "jobs that have not ended")
+            await session.execute(sa.update(GROUPS).where(GROUPS.c.id == group.id).values(**_row(group)))
+
+    async def remove(self, group: InstanceGroup) -> None:
+        if group.id == LOCAL_ID:
+            raise conflict("the group local is this machine and stays; stop it to have nothing started there")
+        async with self._database.session() as session:
+            if await session.scalar(_unfinished(group.id)):
+                raise in_use("instance group", group.name, "jobs that have not ended")
+            await session.execute(sa.delete(USER_SHARES).where(USER_SHARES.c.group_id == group.id))
+            await session.execute(sa.delete(GROUPS).where(GROUPS.c.id == group.id))
+
+    async def shares(self, group_id: str) -> Sequence[UserShare]:
+        query = sa.select(USER_SHARES).where(USER_SHARES.c.group_id == group_id).order_by(USER_SHARES.c.user)
+        async with self._database.session(read_only=True) as session:
+            rows = (await session.execute(query)).mappings().all()
+        return [UserShare(row["user"], row["weight"], row["max_slots"]) for row in rows]
+
+    async def set_share(self, group_id: str, share: UserShare) -> None:
+        async with self._database.session() as session:
+            await session.execute(_of_user(group_id, share.user))
+            await session.execute(sa.insert(USER_SHARES).values(group_id=group_id, **asdict(share)))
+
+    async def remove_share(self, group_id: str, user: str) -> None:
+        async with self._database.session() as session:
+            result = await session.execute(_of_user(group_id, user))
+        if isinstance(result, sa.CursorResult) and result.rowcount == 0:
+            raise not_found("share of user", user)
+
+
+def _unfinished(group_id: str) -> sa.Select[Any]:
+    return sa.select(JOBS.c.id).where(JOBS.c.group_id == group_id, JOBS.c.state.in_(ACTIVE)).limit(1)
+
+
+def _of_user(group_id: str, user: str) -> sa.Delete:
+    return sa.delete(USER_SHARES).where(USER_SHARES.c.group_id == group_id, USER_SHARES.c.user == user)
+
+
+def _row(group: InstanceGroup) -> dict[str, Any]:
+    return {**asdict(group), "engine_options": dict(group.engine_options)}
+
+
+def _group(row: Mapping[Any, Any]) -> InstanceGroup:
+    values = {str(name): value for name, value in row.items() if name != "runs_next"}
+    return InstanceGroup(**values)

@@ -16,12 +16,11 @@ from servicekit.texts import storable
 from sqlalchemy.exc import IntegrityError
 
 from scheduling_service.domain.job import Job, Progress, Rank, Reported, Spec, State
-from scheduling_service.storage.tables import JOBS, LEASES
+from scheduling_service.storage.tables import ACTIVE, COUNTERS, JOBS, LEASES
 from scheduling_service.usecases.ports import Query, SortKey
 
 MAX_PHASE_CHARACTERS = 200
 MAX_WARNING_CHARACTERS = 500
-_ACTIVE = (State.SUBMITTED.value, State.RUNNING.value)
 # Fixed at submission, or written by users and workers while the loop works.
 _NOT_THE_LOOPS = (
     *("id", "owner", "spec", "group_id", "created_at", "name", "model", "dataset", "slots"),
@@ -47,24 +46,26 @@ class SqlJobs:
         self._database = database
 
     async def add(self, job: Job) -> Job:
-        while True:
-            known = await self.find([job.id])
-            if known:
-                return known[0]
-            try:
-                async with self._database.session() as session:
-                    newest = await session.scalar(sa.select(sa.func.max(JOBS.c.sequence)))
-                    await session.execute(sa.insert(JOBS).values(sequence=(newest or 0) + 1, **_row(job)))
-                return job
-            except IntegrityError:
-                # Another submission took the number, or this very job was stored meanwhile.
-                continue
+        known = await self.find([job.id])
+        if known:
+            return known[0]
+        try:
+            async with self._database.session() as session:
+                # The row stays locked until the end: numbers become visible in their order, and the loop reads on from
+                # the last one that it saw.
+                count = sa.update(COUNTERS).where(COUNTERS.c.id == "jobs").values(value=COUNTERS.c.value + 1)
+                job.sequence = (await session.execute(count.returning(COUNTERS.c.value))).scalar_one()
+                await session.execute(sa.insert(JOBS).values(**_row(job), sequence=job.sequence))
+            return job
+        except IntegrityError:
+            # The same submission, twice at once.
+            return (await self.find([job.id]))[0]
 
     async def find(self, job_ids: Collection[str]) -> Sequence[Job]:
         return await self._select(JOBS.c.id.in_(list(job_ids)))
 
     async def active(self) -> Sequence[Job]:
-        return await self._select(JOBS.c.state.in_(_ACTIVE))
+        return await self._select(JOBS.c.state.in_(ACTIVE))
 
     async def search(self, query: Query) -> tuple[Sequence[Job], int]:
         condition = sa.and_(sa.true(), *_conditions(query))
@@ -88,7 +89,7 @@ class SqlJobs:
         values = _row(job)
         for fixed_or_theirs in _NOT_THE_LOOPS:
             del values[fixed_or_theirs]
-        as_it_was = sa.and_(JOBS.c.id == job.id, JOBS.c.attempt == attempt, JOBS.c.state.in_(_ACTIVE))
+        as_it_was = sa.and_(JOBS.c.id == job.id, JOBS.c.attempt == attempt, JOBS.c.state.in_(ACTIVE))
         async with self._database.session() as session:
             result = await session.execute(sa.update(JOBS).where(as_it_was).values(**values, **more))
         if isinstance(result, sa.CursorResult) and result.rowcount != 1:
@@ -97,7 +98,7 @@ class SqlJobs:
     async def request_stop(self, job_id: str) -> None:
         async with self._database.session() as session:
             await session.execute(
-                sa.update(JOBS).where(JOBS.c.id == job_id, JOBS.c.state.in_(_ACTIVE)).values(stop_requested=True)
+                sa.update(JOBS).where(JOBS.c.id == job_id, JOBS.c.state.in_(ACTIVE)).values(stop_requested=True)
             )
 
     async def report(self, job_id: str, attempt: int, reported: Reported) -> None:
@@ -111,7 +112,7 @@ class SqlJobs:
         if reported.warning is not None:
             values["warning"] = storable(reported.warning[:MAX_WARNING_CHARACTERS])
         if values:
-            mine = sa.and_(JOBS.c.id == job_id, JOBS.c.attempt == attempt, JOBS.c.state.in_(_ACTIVE))
+            mine = sa.and_(JOBS.c.id == job_id, JOBS.c.attempt == attempt, JOBS.c.state.in_(ACTIVE))
             async with self._database.session() as session:
                 await session.execute(sa.update(JOBS).where(mine).values(**values))
 
@@ -151,7 +152,12 @@ def _row(job: Job) -> dict[str, Any]:
         "id": job.id,
         "owner": job.spec.owner,
         "group_id": job.group_id,
-        "spec": {**asdict(job.spec), "command": list(job.spec.command), "environment": dict(job.spec.environment)},
+        "spec": {
+            **asdict(job.spec),
+            "command": list(job.spec.command),
+            "environment": dict(job.spec.environment),
+            "after": list(job.spec.after),
+        },
         "name": job.spec.application_name or job.spec.name,
         "model": job.spec.model,
         "dataset": job.spec.dataset,
@@ -175,11 +181,13 @@ def _row(job: Job) -> dict[str, Any]:
         "resizing": job.resizing,
         "attempt_started_at": job.attempt_started_at,
         "gpus": [list(devices) for devices in job.gpus],
+        "application_id": job.application_id,
+        "driver_id": job.driver_id,
     }
 
 
 def _job(row: dict[str, Any]) -> Job:
-    for shadow in ("sequence", "owner", "name", "model", "dataset", "slots"):
+    for shadow in ("owner", "name", "model", "dataset", "slots"):
         del row[shadow]
     row["spec"] = Spec(**row["spec"])
     row["state"] = State(row["state"])

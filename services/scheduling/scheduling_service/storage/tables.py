@@ -7,6 +7,9 @@ from servicekit.database import UtcDateTime
 
 METADATA = sa.MetaData()
 
+# States of jobs that have not ended.
+ACTIVE = ("SUBMITTED", "RUNNING")
+
 JOBS = sa.Table(
     "jobs",
     METADATA,
@@ -40,8 +43,51 @@ JOBS = sa.Table(
     sa.Column("resizing", sa.Boolean, nullable=False),
     sa.Column("attempt_started_at", UtcDateTime),
     sa.Column("gpus", sa.JSON, nullable=False),
+    sa.Column("application_id", sa.String(128), nullable=False, server_default=""),
+    sa.Column("driver_id", sa.String(128), nullable=False, server_default=""),
+    *(
+        sa.Index(f"ix_jobs_{column}", column, "sequence")
+        for column in ("name", "ended_at", "slots", "model", "dataset", "application_id", "driver_id")
+    ),
     sa.Index("ix_jobs_state_sequence", "state", "sequence"),
     sa.Index("ix_jobs_owner_sequence", "owner", "sequence"),
+)
+
+# Counts submissions, also those that were deleted: a number is never given twice.
+COUNTERS = sa.Table(
+    "counters",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+GROUPS = sa.Table(
+    "instance_groups",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(128), nullable=False, unique=True),
+    sa.Column("engine", sa.String(32), nullable=False),
+    sa.Column("master_url", sa.Text, nullable=False),
+    sa.Column("history_server_url", sa.Text, nullable=False),
+    sa.Column("hosts", sa.Integer, nullable=False),
+    sa.Column("slots_per_host", sa.Integer, nullable=False),
+    sa.Column("gpus_per_host", sa.Integer, nullable=False),
+    sa.Column("policy", sa.String(32), nullable=False),
+    sa.Column("execution_user", sa.String(128), nullable=False),
+    sa.Column("max_slots_per_user", sa.Integer, nullable=False),
+    sa.Column("is_started", sa.Boolean, nullable=False),
+    sa.Column("engine_options", sa.JSON, nullable=False),
+    # What the queue says to those that it did not look at one by one.
+    sa.Column("runs_next", sa.Text, nullable=False, server_default=""),
+)
+
+USER_SHARES = sa.Table(
+    "user_shares",
+    METADATA,
+    sa.Column("group_id", sa.String(64), primary_key=True),
+    sa.Column("user", sa.String(128), primary_key=True),
+    sa.Column("weight", sa.Float, nullable=False),
+    sa.Column("max_slots", sa.Integer, nullable=False),
 )
 
 # One row: which machine's loop runs the queue.

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from scheduling_service.domain.job import InstanceGroup, Job, Reported
+from scheduling_service.domain.job import InstanceGroup, Job, Reported, UserShare
 
 
 class SortKey(StrEnum):
@@ -80,26 +80,50 @@ class Jobs(Protocol):
 
 
 class Groups(Protocol):
-    """The instance groups."""
+    """The instance groups and what users may have of them."""
 
-    def get(self, name_or_id: str) -> InstanceGroup:
+    async def get(self, name_or_id: str) -> InstanceGroup:
         """The default group for an empty text; 400 listing the known when unknown."""
 
-    def all(self) -> Sequence[InstanceGroup]:
-        """Every group."""
+    async def find(self, name_or_id: str) -> InstanceGroup:
+        """As `get`, but 404 when unknown, also for an empty text."""
+
+    async def all(self) -> Sequence[InstanceGroup]:
+        """Every group, by name."""
+
+    async def add(self, group: InstanceGroup) -> None:
+        """409 when the name is taken."""
+
+    async def save(self, group: InstanceGroup, *, moved: bool) -> None:
+        """409 when it `moved` to another engine or master while jobs of it have not ended."""
+
+    async def remove(self, group: InstanceGroup) -> None:
+        """409 while jobs of it have not ended, and for the default group."""
+
+    async def shares(self, group_id: str) -> Sequence[UserShare]:
+        """Of the users that have one of their own."""
+
+    async def set_share(self, group_id: str, share: UserShare) -> None:
+        """Replaces the user's."""
+
+    async def remove_share(self, group_id: str, user: str) -> None:
+        """404 when the user has none of their own."""
 
 
 class Runner(Protocol):
-    """The engine, as the loop uses it."""
+    """The engines, as the loop uses them; `group` is the job's."""
 
-    async def launch(self, job: Job) -> None:
+    async def launch(self, job: Job, group: InstanceGroup) -> None:
         """Start the newest attempt of the job; repeatable."""
 
-    async def observe(self, job: Job) -> Any:
+    async def observe(self, job: Job, group: InstanceGroup) -> Any:
         """An `engines.base.Observation`-like record: phase (its name), reason, ranks, failed_rank."""
 
-    async def stop(self, job: Job) -> None:
+    async def stop(self, job: Job, group: InstanceGroup) -> None:
         """Ask the newest attempt to end."""
+
+    async def describe(self, job: Job, group: InstanceGroup) -> Any:
+        """An `engines.base.AttemptFacts`-like record of the newest attempt: driver and executors."""
 
 
 class RunDirectories(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -48,13 +48,14 @@ class RunQueue:
         if not active or not await self._lead():
             return Next.LATER
         changed = False
+        groups = {group.id: group for group in await self._groups.all()}
         for job in active:
             try:
-                changed |= await self._tend(job)
+                changed |= await self._tend(job, groups[job.group_id])
             except Exception:
                 # One bad job must not hold up the queue.
                 log.exception("job %s could not be tended", job.id)
-        changed = await self._start(active) or changed
+        changed = await self._start(active, groups.values()) or changed
         if changed:
             return Next.AT_ONCE
         return Next.SOON if any(job.state is State.RUNNING for job in active) else Next.LATER
@@ -67,23 +68,23 @@ class RunQueue:
             self._leads_until = now + timedelta(seconds=LEASE_SECONDS)
         return True
 
-    async def _tend(self, job: Job) -> bool:
+    async def _tend(self, job: Job, group: InstanceGroup) -> bool:
         if job.state is State.SUBMITTED:
             if job.stop_requested:
                 job.kill("stopped" if job.attempt else "stopped before it was started", self._now())
                 await self._jobs.save(job)
                 return True
             return False
-        seen = await self._runner.observe(job)
+        seen = await self._runner.observe(job, group)
         match seen.phase.name:
             case "UNKNOWN":
                 # The row said RUNNING and then we were killed: launch now what was decided then.
                 if not (job.stop_requested or job.resizing):
-                    await self._runner.launch(job)
+                    await self._runner.launch(job, group)
                     return True
                 # A launch that was under way must not come late.
-                await self._runner.stop(job)
-                if (await self._runner.observe(job)).phase.name != "UNKNOWN":
+                await self._runner.stop(job, group)
+                if (await self._runner.observe(job, group)).phase.name != "UNKNOWN":
                     return True
                 if job.stop_requested:
                     job.kill("stopped before it was started", self._now())
@@ -93,7 +94,7 @@ class RunQueue:
                 return True
             case "STARTING" | "RUNNING":
                 if job.stop_requested or job.resizing:
-                    await self._runner.stop(job)
+                    await self._runner.stop(job, group)
                 return False
         await self._settle(job, seen)
         return True
@@ -129,10 +130,10 @@ class RunQueue:
     def _retry_at(self, job: Job, now: datetime) -> datetime:
         return now + timedelta(seconds=job.retry_seconds())
 
-    async def _start(self, active: Sequence[Job]) -> bool:
+    async def _start(self, active: Sequence[Job], groups: Iterable[InstanceGroup]) -> bool:
         changed = False
         now = self._now()
-        for group in self._groups.all():
+        for group in groups:
             mine = [job for job in active if job.group_id == group.id]
             running = {job.id: job for job in mine if job.state is State.RUNNING}
             waiting = {job.id: job for job in mine if job.state is State.SUBMITTED}
@@ -149,14 +150,14 @@ class RunQueue:
                 job.start(ranks, now, decided.gpus[job_id] if _gpus_of_rank(job, group) else ())
                 # The row first: after a kill here the next step finds the attempt UNKNOWN and launches it.
                 await self._jobs.begin(job)
-                await self._runner.launch(job)
+                await self._runner.launch(job, group)
                 changed = True
             for job_id, reason in decided.resize.items():
                 job = running[job_id]
                 job.resize(reason)
                 # The row first, here too: whoever reads it next asks the gang to end.
                 await self._jobs.save(job)
-                await self._runner.stop(job)
+                await self._runner.stop(job, group)
                 log.info("job %s (%s): attempt %d %s", job.id, job.spec.name, job.attempt, reason)
                 changed = True
             for job_id, reason in decided.reasons.items():

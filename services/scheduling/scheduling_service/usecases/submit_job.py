@@ -22,7 +22,7 @@ class SubmitJob:
         """The stored job; 400 when it can never run."""
         if not job_id or not job_id.isalnum() or len(job_id) > 64:
             raise invalid("job_id", job_id, "1 to 64 letters and digits")
-        group = self._groups.get(instance_group)
+        group = await self._groups.get(instance_group)
         if not spec.command:
             raise invalid("command", "", "a program and its arguments")
         if spec.ranks < 1:

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scheduling_service.engines.base import Attempt, Engine, Observation, Phase, RankOutcome
+from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation, Phase, ProcessFacts, RankOutcome
 from scheduling_service.engines.local import processes
 from scheduling_service.engines.local.keeper import KEEPER_FILE, LOCK_FILE, OUTCOME_FILE, SPEC_FILE, take, write_json
 
@@ -101,6 +102,21 @@ class LocalEngine(Engine):
             processes.send_signal([keeper["pid"]], signal.SIGTERM)
         elif keeper is None and (directory / SPEC_FILE).exists():
             _seal(directory, Phase.STOPPED, "stopped before it was started")
+
+    async def describe(self, directory: Path) -> AttemptFacts:
+        spec = _read(directory / SPEC_FILE) or {}
+        host = socket.gethostname()
+        log = str(directory / "keeper.log")
+        executors = tuple(
+            ProcessFacts(
+                str(rank),
+                host=host,
+                stdout=str(directory / f"rank-{rank}.out"),
+                stderr=str(directory / f"rank-{rank}.err"),
+            )
+            for rank in range(spec.get("ranks", 0))
+        )
+        return AttemptFacts(ProcessFacts("keeper", host=host, stdout=log, stderr=log), executors)
 
     def _reap(self) -> None:
         """Keepers that we started cold are our children until we end; take note of those that ended."""
