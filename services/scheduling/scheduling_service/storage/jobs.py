@@ -23,7 +23,7 @@ MAX_PHASE_CHARACTERS = 200
 MAX_WARNING_CHARACTERS = 500
 # Fixed at submission, or written by users and workers while the loop works.
 _NOT_THE_LOOPS = (
-    *("id", "owner", "spec", "group_id", "created_at", "name", "model", "dataset", "slots"),
+    *("id", "owner", "spec", "group_id", "created_at", "name", "model", "dataset", "framework", "slots", "fewest_slots"),
     *("stop_requested", "progress", "result_json", "warning"),
 )
 _SORT_COLUMNS = {
@@ -161,7 +161,9 @@ def _row(job: Job) -> dict[str, Any]:
         "name": job.spec.application_name or job.spec.name,
         "model": job.spec.model,
         "dataset": job.spec.dataset,
+        "framework": job.spec.framework,
         "slots": job.spec.ranks,
+        "fewest_slots": job.spec.fewest_ranks,
         "state": job.state.value,
         "reason": storable(job.reason),
         "attempt": job.attempt,
@@ -187,7 +189,7 @@ def _row(job: Job) -> dict[str, Any]:
 
 
 def _job(row: dict[str, Any]) -> Job:
-    for shadow in ("owner", "name", "model", "dataset", "slots"):
+    for shadow in ("owner", "name", "model", "dataset", "framework", "slots", "fewest_slots"):
         del row[shadow]
     row["spec"] = Spec(**row["spec"])
     row["state"] = State(row["state"])

@@ -23,7 +23,9 @@ JOBS = sa.Table(
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("dataset", sa.Text, nullable=False),
+    sa.Column("framework", sa.Text, nullable=False, server_default=""),
     sa.Column("slots", sa.Integer, nullable=False),
+    sa.Column("fewest_slots", sa.Integer, nullable=False, server_default="0"),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
@@ -47,7 +49,7 @@ JOBS = sa.Table(
     sa.Column("driver_id", sa.String(128), nullable=False, server_default=""),
     *(
         sa.Index(f"ix_jobs_{column}", column, "sequence")
-        for column in ("name", "ended_at", "slots", "model", "dataset", "application_id", "driver_id")
+        for column in ("name", "ended_at", "slots", "model", "dataset", "application_id", "driver_id", "group_id", "framework")
     ),
     sa.Index("ix_jobs_state_sequence", "state", "sequence"),
     sa.Index("ix_jobs_owner_sequence", "owner", "sequence"),
