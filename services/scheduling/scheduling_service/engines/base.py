@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+
+from scheduling_service.domain.attempt_facts import AttemptFacts as AttemptFacts
+from scheduling_service.domain.attempt_facts import ProcessFacts as ProcessFacts
+from scheduling_service.domain.job import InstanceGroup
 
 
 @dataclass(frozen=True)
@@ -81,34 +86,6 @@ class Observation:
     driver_id: str = ""
 
 
-@dataclass(frozen=True)
-class ProcessFacts:
-    """A driver or a rank: where it runs or ran, and what it and all it started take now (0 once it has ended).
-
-    `cores_used` are the processor cores that it kept busy since the last look, `stdout` and `stderr` the files of its
-    output, which outlive it.
-    """
-
-    id: str
-    host: str = ""
-    container_id: str = ""
-    cores_used: float = 0.0
-    memory_mb: float = 0.0
-    stdout: str = ""
-    stderr: str = ""
-    gpu_memory_mb: float = 0.0
-    gpu_utilization: float = 0.0
-
-
-@dataclass(frozen=True)
-class AttemptFacts:
-    """An attempt's processes; `executors` are its ranks in their order."""
-
-    driver: ProcessFacts
-    executors: Sequence[ProcessFacts] = field(default_factory=tuple)
-    ui_port: str = ""
-
-
 class Engine(ABC):
     """Runs gangs of ranks: all of a gang start, or none; when one fails all end.
 
@@ -132,6 +109,14 @@ class Engine(ABC):
     @abstractmethod
     async def describe(self, directory: Path) -> AttemptFacts:
         """Where the attempt's processes run or ran and what they take; for people who look, so it may take a while."""
+
+    @property
+    def version(self) -> str:
+        """Of what runs the gangs, for clients; empty when it cannot be known."""
+        return importlib.metadata.version("dlmesh")
+
+    def check_group(self, group: InstanceGroup) -> None:  # noqa: B027  most settings suit every engine
+        """400 naming the field when no group of this engine may be so: its master URL, options or execution user."""
 
     async def open(self) -> None:  # noqa: B027  engines without preparations need none
         """Called once before the first launch."""

@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from scheduling_service.domain.job import InstanceGroup
 from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation, Phase, ProcessFacts, RankOutcome
-from scheduling_service.engines.local import processes
+from scheduling_service.engines.local import group_rules, processes
 from scheduling_service.engines.local.keeper import KEEPER_FILE, LOCK_FILE, OUTCOME_FILE, SPEC_FILE, take, write_json
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ class LocalEngine(Engine):
         self._children: set[int] = set()
         # Attempts that this process launched and whose keeper it has not seen yet.
         self._launched: set[Path] = set()
+
+    def check_group(self, group: InstanceGroup) -> None:
+        group_rules.check(group)
 
     async def open(self) -> None:
         if self._warm_pool:

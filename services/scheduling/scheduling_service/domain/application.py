@@ -1,0 +1,36 @@
+"""A job as clients know it: by names of the engine, with a reason even when nobody looked at it."""
+
+from __future__ import annotations
+
+from scheduling_service.domain.job import Job, State
+
+_DRIVER_PREFIX = "driver-"
+
+
+def application_id(job: Job) -> str:
+    """The engine's name of the newest attempt, the job's own where there is none."""
+    return job.application_id or job.id
+
+
+def driver_id(job: Job) -> str:
+    """What keeps the gang, by the engine's name where it has one."""
+    return job.driver_id or f"{_DRIVER_PREFIX}{job.id}"
+
+
+def job_of_driver(driver: str) -> str:
+    """The job whose driver this is where the engine has no name for it."""
+    return driver.removeprefix(_DRIVER_PREFIX)
+
+
+def needs_reason(job: Job) -> bool:
+    """True when the queue did not say what it waits for: it did not look at each of those far behind."""
+    return job.state is State.SUBMITTED and not (job.reason.endswith(")") if job.attempt else job.reason)
+
+
+def reason_of(job: Job, runs_next: str) -> str:
+    """Why a job waits, or ended as it did; `runs_next` is the name of the job that runs next in its group, if any."""
+    if not needs_reason(job) or not runs_next:
+        return job.reason
+    behind = f"behind {runs_next}, which runs next"
+    # As Job.wait says it: why there is another attempt stands before what it waits for.
+    return f"{job.reason} ({behind})" if job.reason else behind
