@@ -32,6 +32,9 @@ class PlayedEngine:
     launched: dict[tuple[str, int], int] = field(default_factory=dict)
     ended: dict[tuple[str, int], Observation] = field(default_factory=dict)
 
+    def due(self, running: Any) -> list[Job]:
+        return list(running)
+
     async def launch(self, job: Job, group: Any) -> None:
         if (job.id, job.attempt) in self.ended:
             return
@@ -69,6 +72,9 @@ class LocalGroup:
 
     async def shares(self, group_id: str) -> list[Any]:
         return []
+
+    async def set_runs_next(self, group_id: str, name: str) -> None:
+        pass
 
 
 class Mortal:

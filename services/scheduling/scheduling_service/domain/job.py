@@ -119,8 +119,9 @@ class Job:
     """A row of the queue. Times are aware UTC; `attempt` counts from 1, 0 before the first.
 
     `current_ranks` and `gpus` (empty without) are those of the newest attempt; `resizing` says that it ends so that the
-    next has another number. `sequence` counts submissions. `application_id` and `driver_id` are what the engine
-    calls the newest attempt, empty until it has told.
+    next has another number. `sequence` counts submissions. `application_id` and `driver_id` are what the engine calls
+    the newest attempt, empty until it has told. `suspending` says that the attempt ends to make room for others,
+    `is_backfill` that it passed one that could not start. `waits_for` are the jobs of `spec.after` that have not finished yet.
     """
 
     id: str
@@ -148,8 +149,23 @@ class Job:
     application_id: str = ""
     driver_id: str = ""
     sequence: int = 0
+    suspending: bool = False
+    is_backfill: bool = False
+    waits_for: Sequence[str] = ()
 
-    def start(self, ranks: int, now: datetime, gpus: Placement = ()) -> None:
+    @property
+    def is_leaving(self) -> bool:
+        """True when the attempt was asked to end and gives all its slots back."""
+        return self.stop_requested or self.suspending
+
+    @property
+    def spare(self) -> int:
+        """Slots that its newest attempt can do without."""
+        if self.is_leaving:
+            return self.current_ranks
+        return max(0, self.current_ranks - self.spec.fewest_ranks) if self.spec.is_elastic else 0
+
+    def start(self, ranks: int, now: datetime, gpus: Placement = (), *, is_backfill: bool = False) -> None:
         """Take the slots, and the GPUs of each rank, for the next attempt."""
         self._move(State.RUNNING)
         self.attempt += 1
@@ -162,6 +178,8 @@ class Job:
         self.current_ranks = ranks
         self.gpus = gpus
         self.resizing = False
+        self.is_backfill = is_backfill
+        self.application_id = self.driver_id = ""
         self.not_before = None
         self.attempt_started_at = now
         self.log_tail = ""
@@ -169,8 +187,12 @@ class Job:
         self.started_at = self.started_at or now
 
     def wait(self, reason: str) -> bool:
-        """Say what it waits for, behind why there is another attempt if there is one; True when that is news."""
-        before, self.reason = self.reason, f"{self._cause} ({reason})" if self.attempt else reason
+        """Say what it waits for, behind why there is another attempt if there is one; True when that is news. Nothing
+        when the reason is empty."""
+        before = self.reason
+        self.reason = (
+            " ".join(part for part in (self._cause, f"({reason})") if part != "()") if self.attempt else reason
+        )
         return before != self.reason
 
     @property
@@ -185,10 +207,26 @@ class Job:
         self.resizing = True
         self.reason = reason
 
+    def suspend(self, reason: str) -> None:
+        """The attempt is to end and the job to wait again, so that others can start."""
+        self.resize(reason)
+        self.suspending = True
+
     def resume(self) -> None:
-        """The attempt ended as the resize wanted: the next one may start at once. Neither a failure nor a loss."""
+        """The attempt ended as was wanted: after a resize the next one may start at once, after a suspension the job waits
+        in its place. Neither a failure nor a loss."""
         self._move(State.SUBMITTED)
         self.not_before = None
+        if self.suspending:
+            self.resizing = self.suspending = False
+
+    def finished_before(self, job_id: str) -> None:
+        """A job that this one waits for is FINISHED."""
+        self.waits_for = [other for other in self.waits_for if other != job_id]
+
+    def give_up(self, reason: str, now: datetime) -> None:
+        """It can never start."""
+        self._end(State.ERROR, reason, now)
 
     def finish(self, now: datetime) -> None:
         """All ranks ended with code 0."""
@@ -221,13 +259,13 @@ class Job:
 
     def _retry(self, reason: str, at: datetime) -> None:
         self._move(State.SUBMITTED)
-        self.resizing = False
+        self.resizing = self.suspending = False
         self.reason = reason
         self.not_before = at
 
     def _end(self, state: State, reason: str, now: datetime) -> None:
         self._move(state)
-        self.resizing = False
+        self.resizing = self.suspending = False
         self.reason = reason
         self.ended_at = now
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from servicekit.identity import job_token
-from workerkit.spool import open_plain, read_report, warning_of
+from workerkit.spool import open_plain, open_plain_below, read_report, warning_of
 
 from scheduling_service.domain.job import InstanceGroup, Job, Progress, Reported
 from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation
@@ -48,6 +49,9 @@ class JobFiles:
             if text:
                 return text
         return ""
+
+    def open_output(self, job: Job, path: str) -> BinaryIO:
+        return open_plain_below(self.of(job.id), Path(path))
 
     def remove(self, job_id: str) -> None:
         shutil.rmtree(self.of(job_id), ignore_errors=True)
@@ -118,11 +122,24 @@ class EngineRunner:
             )
         )
 
+    def due(self, running: Iterable[Job]) -> Iterable[Job]:
+        # Engines tell nobody; looking is cheap.
+        return running
+
     async def observe(self, job: Job, group: InstanceGroup) -> Observation:
         return await self._engines[group.engine].observe(self._files.attempt(job))
 
     async def stop(self, job: Job, group: InstanceGroup) -> None:
         await self._engines[group.engine].stop(self._files.attempt(job))
+
+    def names(self) -> Collection[str]:
+        return self._engines.keys()
+
+    def version(self, engine: str) -> str:
+        return self._engines[engine].version if engine in self._engines else ""
+
+    def check_group(self, group: InstanceGroup) -> None:
+        self._engines[group.engine].check_group(group)
 
     async def describe(self, job: Job, group: InstanceGroup) -> AttemptFacts:
         return await self._engines[group.engine].describe(self._files.attempt(job))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 from servicekit.database import Database
 from servicekit.errors import already_exists, conflict, in_use, invalid, not_found
+from servicekit.texts import storable
 from sqlalchemy.exc import IntegrityError
 
 from scheduling_service.domain.job import InstanceGroup, UserShare
@@ -60,11 +61,19 @@ class SqlGroups:
         except IntegrityError:
             raise already_exists("instance group", group.name) from None
 
-    async def save(self, group: InstanceGroup, *, moved: bool) -> None:
+    async def change(self, name_or_id: str, change: Callable[[InstanceGroup], InstanceGroup]) -> InstanceGroup:
+        named = sa.select(GROUPS).where(sa.or_(GROUPS.c.id == name_or_id, GROUPS.c.name == name_or_id))
         async with self._database.session() as session:
+            row = (await session.execute(named.with_for_update())).mappings().first()
+            if row is None:
+                raise not_found("instance group", name_or_id)
+            before = _group(row)
+            group = change(before)
+            moved = (group.engine, group.master_url) != (before.engine, before.master_url)
             if moved and await session.scalar(_unfinished(group.id)):
                 raise in_use("instance group", group.name, "jobs that have not ended")
             await session.execute(sa.update(GROUPS).where(GROUPS.c.id == group.id).values(**_row(group)))
+        return group
 
     async def remove(self, group: InstanceGroup) -> None:
         if group.id == LOCAL_ID:
@@ -74,6 +83,15 @@ class SqlGroups:
                 raise in_use("instance group", group.name, "jobs that have not ended")
             await session.execute(sa.delete(USER_SHARES).where(USER_SHARES.c.group_id == group.id))
             await session.execute(sa.delete(GROUPS).where(GROUPS.c.id == group.id))
+
+    async def set_runs_next(self, group_id: str, name: str) -> None:
+        async with self._database.session() as session:
+            await session.execute(sa.update(GROUPS).where(GROUPS.c.id == group_id).values(runs_next=storable(name)))
+
+    async def runs_next(self) -> Mapping[str, str]:
+        query = sa.select(GROUPS.c.id, GROUPS.c.runs_next).where(GROUPS.c.runs_next != "")
+        async with self._database.session(read_only=True) as session:
+            return {row.id: row.runs_next for row in await session.execute(query)}
 
     async def shares(self, group_id: str) -> Sequence[UserShare]:
         query = sa.select(USER_SHARES).where(USER_SHARES.c.group_id == group_id).order_by(USER_SHARES.c.user)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -13,30 +14,33 @@ from servicekit.database import Database
 from servicekit.errors import conflict
 from servicekit.leases import claim
 from servicekit.texts import storable
-from sqlalchemy.exc import IntegrityError
 
 from scheduling_service.domain.job import Job, Progress, Rank, Reported, Spec, State
+from scheduling_service.storage import application_search
 from scheduling_service.storage.tables import ACTIVE, COUNTERS, JOBS, LEASES
-from scheduling_service.usecases.ports import Query, SortKey
+from scheduling_service.usecases.ports import Query
 
+# Submissions in one transaction.
+MAX_BATCH = 200
 MAX_PHASE_CHARACTERS = 200
 MAX_WARNING_CHARACTERS = 500
 # Fixed at submission, or written by users and workers while the loop works.
 _NOT_THE_LOOPS = (
-    *("id", "owner", "spec", "group_id", "created_at", "name", "model", "dataset", "framework", "slots", "fewest_slots"),
+    *(
+        "id",
+        "owner",
+        "spec",
+        "group_id",
+        "created_at",
+        "name",
+        "model",
+        "dataset",
+        "framework",
+        "slots",
+        "fewest_slots",
+    ),
     *("stop_requested", "progress", "result_json", "warning"),
 )
-_SORT_COLUMNS = {
-    SortKey.ID: JOBS.c.id,
-    SortKey.NAME: JOBS.c.name,
-    SortKey.STATE: JOBS.c.state,
-    SortKey.OWNER: JOBS.c.owner,
-    SortKey.SUBMITTED: JOBS.c.sequence,
-    SortKey.ENDED: JOBS.c.ended_at,
-    SortKey.SLOTS: JOBS.c.slots,
-    SortKey.MODEL: JOBS.c.model,
-    SortKey.DATASET: JOBS.c.dataset,
-}
 
 
 class SqlJobs:
@@ -44,22 +48,46 @@ class SqlJobs:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._submitted: list[tuple[Job, asyncio.Future[Job]]] = []
+        self._writer: asyncio.Task[None] | None = None
 
     async def add(self, job: Job) -> Job:
-        known = await self.find([job.id])
-        if known:
-            return known[0]
-        try:
-            async with self._database.session() as session:
-                # The row stays locked until the end: numbers become visible in their order, and the loop reads on from
-                # the last one that it saw.
-                count = sa.update(COUNTERS).where(COUNTERS.c.id == "jobs").values(value=COUNTERS.c.value + 1)
-                job.sequence = (await session.execute(count.returning(COUNTERS.c.value))).scalar_one()
-                await session.execute(sa.insert(JOBS).values(**_row(job), sequence=job.sequence))
-            return job
-        except IntegrityError:
-            # The same submission, twice at once.
-            return (await self.find([job.id]))[0]
+        answer: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        self._submitted.append((job, answer))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_submitted(), name="submissions")
+        return await asyncio.shield(answer)
+
+    async def _write_submitted(self) -> None:
+        """Store what was submitted while the last transaction was written: one sync of the disk serves all of it."""
+        while self._submitted:
+            batch, self._submitted = self._submitted[:MAX_BATCH], self._submitted[MAX_BATCH:]
+            try:
+                stored = await self._store([job for job, _ in batch])
+            except Exception as error:
+                for _, answer in batch:
+                    if not answer.cancelled():
+                        answer.set_exception(error)
+            else:
+                for job, answer in batch:
+                    if not answer.cancelled():
+                        answer.set_result(stored[job.id])
+
+    async def _store(self, jobs: Sequence[Job]) -> Mapping[str, Job]:
+        fresh = {job.id: job for job in jobs}
+        count = sa.update(COUNTERS).where(COUNTERS.c.id == "jobs").values(value=COUNTERS.c.value + len(fresh))
+        async with self._database.session() as session:
+            # The row stays locked until the end: numbers become visible in their order, and the loop reads on from the
+            # last one that it saw. What is known already leaves a gap.
+            last = (await session.execute(count.returning(COUNTERS.c.value))).scalar_one()
+            rows = (await session.execute(sa.select(JOBS).where(JOBS.c.id.in_(fresh)))).mappings().all()
+            known = {row["id"]: _job(dict(row)) for row in rows}
+            added = [job for job in fresh.values() if job.id not in known]
+            for sequence, job in enumerate(added, last - len(added) + 1):
+                job.sequence = sequence
+            if added:
+                await session.execute(sa.insert(JOBS), [{**_row(job), "sequence": job.sequence} for job in added])
+        return fresh | known
 
     async def find(self, job_ids: Collection[str]) -> Sequence[Job]:
         return await self._select(JOBS.c.id.in_(list(job_ids)))
@@ -67,17 +95,38 @@ class SqlJobs:
     async def active(self) -> Sequence[Job]:
         return await self._select(JOBS.c.state.in_(ACTIVE))
 
-    async def search(self, query: Query) -> tuple[Sequence[Job], int]:
-        condition = sa.and_(sa.true(), *_conditions(query))
-        column = _SORT_COLUMNS[query.sort]
-        order = [column.desc() if query.descending else column, JOBS.c.sequence.desc()]
-        page = sa.select(JOBS).where(condition).order_by(*order).offset(query.start)
-        if query.length is not None:
-            page = page.limit(query.length)
+    async def news(self, after_sequence: int) -> Sequence[Job]:
+        # Two queries: each has an index of its own.
+        late = sa.and_(JOBS.c.sequence > after_sequence, JOBS.c.state.in_(ACTIVE))
+        stopping = sa.and_(JOBS.c.stop_requested, JOBS.c.ended_at.is_(None))
         async with self._database.session(read_only=True) as session:
-            total = await session.scalar(sa.select(sa.func.count()).select_from(JOBS).where(condition))
-            rows = (await session.execute(page)).mappings().all()
-        return [_job(dict(row)) for row in rows], total or 0
+            rows = [
+                *(await session.execute(sa.select(JOBS).where(stopping))).mappings().all(),
+                *(await session.execute(sa.select(JOBS).where(late))).mappings().all(),
+            ]
+        found = {row["id"]: row for row in rows}
+        return [_job(dict(row)) for row in sorted(found.values(), key=lambda row: row["sequence"])]
+
+    async def progress(self, job_ids: Collection[str]) -> Mapping[str, Progress]:
+        query = sa.select(JOBS.c.id, JOBS.c.progress).where(JOBS.c.id.in_(list(job_ids)))
+        async with self._database.session(read_only=True) as session:
+            return {row.id: Progress(**row.progress) for row in await session.execute(query)}
+
+    async def save_reasons(self, jobs: Collection[Job]) -> None:
+        waits = sa.and_(JOBS.c.id == sa.bindparam("job_id"), JOBS.c.state == State.SUBMITTED.value)
+        change = sa.update(JOBS).where(waits).values(reason=sa.bindparam("why"))
+        async with self._database.session() as session:
+            connection = await session.connection()
+            await connection.execute(change, [{"job_id": job.id, "why": storable(job.reason)} for job in jobs])
+
+    async def search(self, query: Query) -> Sequence[Job]:
+        async with self._database.session(read_only=True) as session:
+            rows = (await session.execute(application_search.page(query))).mappings().all()
+        return [_job(dict(row)) for row in rows]
+
+    async def count(self, query: Query) -> int:
+        async with self._database.session(read_only=True) as session:
+            return (await session.execute(application_search.number(query))).scalar_one()
 
     async def begin(self, job: Job) -> None:
         await self._save(job, job.attempt - 1, result_json="", warning="")
@@ -131,22 +180,6 @@ class SqlJobs:
         return [_job(dict(row)) for row in rows]
 
 
-def _conditions(query: Query) -> Iterator[sa.ColumnElement[bool]]:
-    if query.owner is not None:
-        yield JOBS.c.owner == query.owner
-    if query.ids:
-        yield JOBS.c.id.in_(list(query.ids))
-    if query.name:
-        yield JOBS.c.name == query.name
-    if query.states:
-        yield JOBS.c.state.in_(list(query.states))
-    if query.group_id is not None:
-        yield JOBS.c.group_id == query.group_id
-    if query.search:
-        columns = (JOBS.c.name, JOBS.c.id, JOBS.c.model)
-        yield sa.or_(*(column.icontains(query.search, autoescape=True) for column in columns))
-
-
 def _row(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
@@ -185,6 +218,9 @@ def _row(job: Job) -> dict[str, Any]:
         "gpus": [list(devices) for devices in job.gpus],
         "application_id": job.application_id,
         "driver_id": job.driver_id,
+        "suspending": job.suspending,
+        "is_backfill": job.is_backfill,
+        "waits_for": list(job.waits_for),
     }
 
 

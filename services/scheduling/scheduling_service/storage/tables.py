@@ -47,9 +47,29 @@ JOBS = sa.Table(
     sa.Column("gpus", sa.JSON, nullable=False),
     sa.Column("application_id", sa.String(128), nullable=False, server_default=""),
     sa.Column("driver_id", sa.String(128), nullable=False, server_default=""),
+    sa.Column("suspending", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("is_backfill", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("waits_for", sa.JSON, nullable=False, server_default="[]"),
+    # The queue asks for these with every step.
+    sa.Index(
+        "ix_jobs_stopping",
+        "sequence",
+        sqlite_where=sa.text("stop_requested AND ended_at IS NULL"),
+        postgresql_where=sa.text("stop_requested AND ended_at IS NULL"),
+    ),
     *(
         sa.Index(f"ix_jobs_{column}", column, "sequence")
-        for column in ("name", "ended_at", "slots", "model", "dataset", "application_id", "driver_id", "group_id", "framework")
+        for column in (
+            "name",
+            "ended_at",
+            "slots",
+            "model",
+            "dataset",
+            "application_id",
+            "driver_id",
+            "group_id",
+            "framework",
+        )
     ),
     sa.Index("ix_jobs_state_sequence", "state", "sequence"),
     sa.Index("ix_jobs_owner_sequence", "owner", "sequence"),

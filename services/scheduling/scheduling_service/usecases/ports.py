@@ -2,36 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
-from scheduling_service.domain.job import InstanceGroup, Job, Reported, UserShare
+from scheduling_service.domain.attempt_facts import AttemptFacts
+from scheduling_service.domain.job import InstanceGroup, Job, Progress, Reported, UserShare
 
 
 class SortKey(StrEnum):
-    """What a list may be sorted by, in the spelling of the REST reference."""
+    """What a list may be sorted by: the fields of an application, in the spelling of the REST reference."""
 
+    GROUP_ID = "sparkinstancegroupid"
     ID = "applicationid"
     NAME = "applicationname"
+    TYPE = "type"
     STATE = "state"
-    OWNER = "username"
-    SUBMITTED = "submittedtime"
-    ENDED = "endtime"
+    UI_PORT = "uiport"
+    DRIVER = "driver"
+    EXECUTORS = "executors"
     SLOTS = "slots"
+    DEMANDED_SLOTS = "demandslots"
+    HOSTS = "hosts"
+    CORES_USED = "coresused"
+    MEMORY_USED = "memused"
+    OWNER = "username"
+    DRIVER_USER = "driverexecutionuser"
+    EXECUTOR_USER = "executorexecutionuser"
+    UPDATED = "timestamp"
+    SUBMITTED = "submittedtime"
+    MASTER_URL = "masterUrl"
+    ENDED = "endtime"
+    SCHEDULE = "scheduleName"
+    IS_SHARED = "issharedapp"
+    DURATION = "apprunduration"
+    MASTER_SEQUENCE = "masterSeqNo"
+    MASTER_SERVICE = "masterService"
     MODEL = "model"
     DATASET = "dataset"
+    FRAMEWORK = "dltype"
+    TUNING = "tunningname"
+    GROUP_NAME = "sigName"
+    HISTORY_SERVER_URL = "historyServerUrl"
+    # Beyond the reference.
+    STATUS_MESSAGE = "statusMessage"
+    PROGRESS = "progress"
+    GPU_SLOTS = "gpuslots"
+    GPU_MEMORY = "gpumemused.total"
+    GPU_UTILIZATION = "gpudevutil.total"
+    PRIORITY = "priority"
+
+
+# What only running jobs have; of all others it is nothing or 0.
+LIVE_KEYS = frozenset(
+    {
+        SortKey.UI_PORT,
+        SortKey.HOSTS,
+        SortKey.CORES_USED,
+        SortKey.MEMORY_USED,
+        SortKey.GPU_SLOTS,
+        SortKey.GPU_MEMORY,
+        SortKey.GPU_UTILIZATION,
+    }
+)
 
 
 @dataclass(frozen=True)
 class Query:
-    """Which jobs, in which order, which page; None and empty match everything, `search` looks into name, id, model."""
+    """Which jobs, in which order, which page; None and empty match everything.
+
+    `application_ids` are jobs' own ids or the engine's, `driver_id` is the engine's or `driver-ID`, `named` any of
+    these; `search` looks into name, ids and model, in any case. `sort` is none of `LIVE_KEYS`.
+    """
 
     owner: str | None = None
-    ids: Sequence[str] = ()
+    application_ids: Sequence[str] = ()
+    driver_id: str = ""
+    named: str = ""
     name: str = ""
     search: str = ""
     states: Sequence[str] = ()
@@ -54,6 +104,15 @@ class Jobs(Protocol):
     async def active(self) -> Sequence[Job]:
         """Those without a final state, oldest first."""
 
+    async def news(self, after_sequence: int) -> Sequence[Job]:
+        """Of those without a final state: the ones that came later, and those that are to stop. Oldest first."""
+
+    async def progress(self, job_ids: Collection[str]) -> Mapping[str, Progress]:
+        """What workers reported last."""
+
+    async def save_reasons(self, jobs: Collection[Job]) -> None:
+        """Write why they wait, for those that still do."""
+
     async def save(self, job: Job) -> None:
         """Write what the loop decides: everything but the stop request and the worker's reports.
 
@@ -72,8 +131,11 @@ class Jobs(Protocol):
     async def delete(self, job_id: str) -> None:
         """Remove the row."""
 
-    async def search(self, query: Query) -> tuple[Sequence[Job], int]:
-        """The page that `query` asks for, and how many jobs match without the page."""
+    async def search(self, query: Query) -> Sequence[Job]:
+        """The page that `query` asks for."""
+
+    async def count(self, query: Query) -> int:
+        """How many jobs match, the page left aside."""
 
     async def lead(self, holder: str, seconds: float, now: datetime) -> bool:
         """Take or keep the lease of the loop; False when another machine has it."""
@@ -94,11 +156,20 @@ class Groups(Protocol):
     async def add(self, group: InstanceGroup) -> None:
         """409 when the name is taken."""
 
-    async def save(self, group: InstanceGroup, *, moved: bool) -> None:
-        """409 when it `moved` to another engine or master while jobs of it have not ended."""
+    async def change(self, name_or_id: str, change: Callable[[InstanceGroup], InstanceGroup]) -> InstanceGroup:
+        """Replace a group by what `change` makes of it, which may refuse; nobody else's change is lost. The new one.
+
+        404 when unknown; 409 when it moves to another engine or master while jobs of it have not ended.
+        """
 
     async def remove(self, group: InstanceGroup) -> None:
         """409 while jobs of it have not ended, and for the default group."""
+
+    async def set_runs_next(self, group_id: str, name: str) -> None:
+        """Note who is first among those that wait."""
+
+    async def runs_next(self) -> Mapping[str, str]:
+        """By group: the name of the job that runs next there, where one waits."""
 
     async def shares(self, group_id: str) -> Sequence[UserShare]:
         """Of the users that have one of their own."""
@@ -116,14 +187,30 @@ class Runner(Protocol):
     async def launch(self, job: Job, group: InstanceGroup) -> None:
         """Start the newest attempt of the job; repeatable."""
 
+    def due(self, running: Iterable[Job]) -> Iterable[Job]:
+        """Those of which there may be news since they were observed last."""
+
     async def observe(self, job: Job, group: InstanceGroup) -> Any:
         """An `engines.base.Observation`-like record: phase (its name), reason, ranks, failed_rank."""
 
     async def stop(self, job: Job, group: InstanceGroup) -> None:
         """Ask the newest attempt to end."""
 
-    async def describe(self, job: Job, group: InstanceGroup) -> Any:
-        """An `engines.base.AttemptFacts`-like record of the newest attempt: driver and executors."""
+    async def describe(self, job: Job, group: InstanceGroup) -> AttemptFacts:
+        """The processes of the newest attempt, also after it has ended."""
+
+
+class Engines(Protocol):
+    """What there is to run gangs on."""
+
+    def names(self) -> Collection[str]:
+        """Those that a group may have."""
+
+    def version(self, engine: str) -> str:
+        """For clients; empty when it cannot be known."""
+
+    def check_group(self, group: InstanceGroup) -> None:
+        """400 naming the field when no group of its engine may be so."""
 
 
 class RunDirectories(Protocol):
@@ -140,6 +227,9 @@ class RunDirectories(Protocol):
 
     def tail(self, job: Job, rank: int, lines: int) -> str:
         """The last lines of a rank's stderr, of its stdout when that is empty."""
+
+    def open_output(self, job: Job, path: str) -> BinaryIO:
+        """A plain file below the job's directory, for reading; OSError for anything else."""
 
     def remove(self, job_id: str) -> None:
         """Remove everything of the job."""

@@ -11,9 +11,9 @@ from typing import Any
 
 from servicekit.reconcile import Next
 
-from scheduling_service.domain.gpus import free_shares
-from scheduling_service.domain.job import InstanceGroup, Job, Rank, State
-from scheduling_service.domain.policy import Running, Waiting, plan
+from scheduling_service.domain.job import Job, Rank, State
+from scheduling_service.domain.ledger import GroupLedger, Ledger
+from scheduling_service.domain.planning import Plan, Start, name_of, plan
 from scheduling_service.usecases.ports import Groups, Jobs, RunDirectories, Runner
 
 log = logging.getLogger(__name__)
@@ -22,10 +22,17 @@ LEASE_SECONDS = 10.0
 TAIL_LINES = 20
 # How long an elastic gang runs, and slots stay free, before it grows: a restart costs seconds.
 GROW_AFTER_SECONDS = 5.0
+# How old what is known of groups and of progress may be.
+GROUPS_SECONDS = 1.0
+PROGRESS_SECONDS = 1.0
 
 
 class RunQueue:
-    """The only caller of the engine; may be killed anywhere: a step looks at rows and at the engine, never back."""
+    """The only caller of the engines; may be killed anywhere: a step looks at rows and at the engines, never back.
+
+    The rows of jobs that have not ended are kept in a ledger between steps: a step reads what is new, not everything.
+    Whatever contradicts the ledger, such as another process that took the lease over, makes it read all of them again.
+    """
 
     def __init__(
         self,
@@ -40,39 +47,129 @@ class RunQueue:
         self._jobs, self._groups, self._runner, self._directories = jobs, groups, runner, directories
         self._now, self._holder, self._grow_after_seconds = now, holder, grow_after_seconds
         self._leads_until: datetime | None = None
+        self._ledger: Ledger | None = None
+        self._seen_sequence = 0
+        self._groups_read_at: datetime | None = None
+        self._progress_read_at: datetime | None = None
         # By group: since when nobody waits and a slot is free.
         self._idle_since: dict[str, datetime] = {}
+        self._runs_next: dict[str, str] = {}
+        # Jobs whose dependencies were not looked at yet.
+        self._new_dependents: list[str] = []
 
     async def step(self) -> Next:
-        active = await self._jobs.active()
-        if not active or not await self._lead():
+        try:
+            return await self._step()
+        except BaseException:
+            # Whatever was half done is read from the rows again.
+            self._ledger = None
+            raise
+
+    async def _step(self) -> Next:
+        ledger = await self._read_news()
+        if not len(ledger) and not any(self._runs_next.get(group.group.id, "?") for group in ledger.groups):
             return Next.LATER
+        if not await self._lead():
+            return Next.LATER
+        # The lease may have been somebody else's since the last step.
+        ledger = self._ledger or await self._read_news()
+        while self._new_dependents:
+            job = ledger.get(self._new_dependents.pop())
+            if job is not None:
+                await self._look_at_dependencies(ledger, job)
         changed = False
-        groups = {group.id: group for group in await self._groups.all()}
-        for job in active:
+        for job in [*self._to_tend(ledger)]:
             try:
-                changed |= await self._tend(job, groups[job.group_id])
+                changed |= await self._tend(ledger, job)
             except Exception:
-                # One bad job must not hold up the queue.
+                # One bad job must not hold up the queue. What its row says now is read again.
                 log.exception("job %s could not be tended", job.id)
-        changed = await self._start(active, groups.values()) or changed
+                await self._read_again(ledger, job)
+        ledger.wake_paused(self._now())
+        for group in ledger.groups:
+            changed = await self._decide(ledger, group) or changed
         if changed:
             return Next.AT_ONCE
-        return Next.SOON if any(job.state is State.RUNNING for job in active) else Next.LATER
+        return Next.SOON if next(ledger.running(), None) is not None else Next.LATER
 
     async def _lead(self) -> bool:
         now = self._now()
         if self._leads_until is None or now > self._leads_until - timedelta(seconds=LEASE_SECONDS / 2):
             if not await self._jobs.lead(self._holder, LEASE_SECONDS, now):
+                self._leads_until = None
                 return False
+            if self._leads_until is None or now > self._leads_until:
+                self._ledger = None
             self._leads_until = now + timedelta(seconds=LEASE_SECONDS)
         return True
 
-    async def _tend(self, job: Job, group: InstanceGroup) -> bool:
+    async def _read_news(self) -> Ledger:
+        ledger, now = self._ledger, self._now()
+        if ledger is None:
+            ledger = Ledger()
+            await self._read_groups(ledger)
+            self._seen_sequence = 0
+            self._runs_next = {}
+            self._note(ledger, await self._jobs.active())
+            for group in ledger.groups:
+                # Whatever an earlier process told them.
+                group.told = {job.id for job in group.all_waiting() if job.reason}
+            self._ledger = ledger
+            return ledger
+        if self._groups_read_at is None or not 0 <= (now - self._groups_read_at).total_seconds() < GROUPS_SECONDS:
+            await self._read_groups(ledger)
+        news = await self._jobs.news(self._seen_sequence)
+        if any(not ledger.knows_group(row.group_id) for row in news):
+            await self._read_groups(ledger)
+        self._note(ledger, news)
+        return ledger
+
+    async def _read_groups(self, ledger: Ledger) -> None:
+        for group in await self._groups.all():
+            ledger.set_group(group, await self._groups.shares(group.id))
+        self._groups_read_at = self._now()
+
+    def _note(self, ledger: Ledger, rows: Sequence[Job]) -> None:
+        for row in rows:
+            self._seen_sequence = max(self._seen_sequence, row.sequence)
+            known = ledger.get(row.id)
+            if known is None:
+                ledger.put(row)
+                if row.waits_for:
+                    self._new_dependents.append(row.id)
+            elif row.stop_requested and not known.stop_requested:
+                known.stop_requested = True
+                ledger.put(known)
+
+    async def _read_again(self, ledger: Ledger, job: Job) -> None:
+        ledger.drop(job.id)
+        for row in await self._jobs.find([job.id]):
+            if not row.state.is_final:
+                ledger.put(row)
+
+    async def _save(self, ledger: Ledger, job: Job) -> None:
+        """Write the row, then note it: what the rows do not hold the ledger does not either."""
+        await self._jobs.save(job)
+        self._put(ledger, job)
+
+    @staticmethod
+    def _put(ledger: Ledger, job: Job) -> None:
+        if job.state.is_final:
+            ledger.drop(job.id)
+        else:
+            ledger.put(job)
+
+    def _to_tend(self, ledger: Ledger) -> Iterable[Job]:
+        yield from ledger.stopping()
+        yield from self._runner.due(job for job in ledger.running() if not job.stop_requested)
+
+    async def _tend(self, ledger: Ledger, job: Job) -> bool:
+        group = ledger.group(job.group_id).group
         if job.state is State.SUBMITTED:
             if job.stop_requested:
                 job.kill("stopped" if job.attempt else "stopped before it was started", self._now())
-                await self._jobs.save(job)
+                await self._save(ledger, job)
+                await self._after_the_end(ledger, job)
                 return True
             return False
         seen = await self._runner.observe(job, group)
@@ -90,13 +187,19 @@ class RunQueue:
                     job.kill("stopped before it was started", self._now())
                 else:
                     job.resume()
-                await self._jobs.save(job)
+                await self._save(ledger, job)
+                await self._after_the_end(ledger, job)
                 return True
             case "STARTING" | "RUNNING":
+                if (seen.application_id, seen.driver_id) != (job.application_id, job.driver_id):
+                    job.application_id, job.driver_id = seen.application_id, seen.driver_id
+                    await self._save(ledger, job)
                 if job.stop_requested or job.resizing:
                     await self._runner.stop(job, group)
                 return False
         await self._settle(job, seen)
+        self._put(ledger, job)
+        await self._after_the_end(ledger, job)
         return True
 
     async def _settle(self, job: Job, seen: Any) -> None:
@@ -104,6 +207,8 @@ class RunQueue:
         await self._jobs.report(job.id, job.attempt, await asyncio.to_thread(self._directories.report, job))
         now = self._now()
         job.ranks = [Rank(row.rank, row.pid, row.exit_code) for row in seen.ranks]
+        job.application_id = seen.application_id or job.application_id
+        job.driver_id = seen.driver_id or job.driver_id
         phase = seen.phase.name
         if phase == "FINISHED":
             job.finish(now)
@@ -124,92 +229,114 @@ class RunQueue:
             job.fail_program(reason, self._retry_at(job, now), now, final=final)
         else:  # LOST, or stopped by somebody else than us: a machine going down, say
             job.lose(seen.reason or "the ranks were stopped from outside", self._retry_at(job, now), now)
+        if job.not_before is not None and (pause := (job.not_before - now).total_seconds()) > 0:
+            job.wait(f"pauses {pause:.0f} s before it is started again")
         await self._jobs.save(job)
         log.info("job %s (%s): attempt %d is %s %s", job.id, job.spec.name, job.attempt, job.state, job.reason)
 
     def _retry_at(self, job: Job, now: datetime) -> datetime:
         return now + timedelta(seconds=job.retry_seconds())
 
-    async def _start(self, active: Sequence[Job], groups: Iterable[InstanceGroup]) -> bool:
-        changed = False
+    async def _look_at_dependencies(self, ledger: Ledger, job: Job) -> None:
+        """Those that it waits for may have ended before we came to know it."""
+        if not job.waits_for:
+            return
+        found = {other.id: other for other in await self._jobs.find(job.waits_for)}
+        for job_id in list(job.waits_for):
+            other = found.get(job_id)
+            if other is None:
+                await self._give_up(ledger, job, f"job {job_id}, which it waits for, is gone")
+                return
+            if other.state.is_final:
+                await self._follow(ledger, job, other)
+            if job.state.is_final:
+                return
+        if job.waits_for:
+            names = ", ".join(name_of(other) for other in found.values() if other.id in job.waits_for)
+            if job.wait(f"waits for {names} to finish"):
+                await self._save(ledger, job)
+
+    async def _after_the_end(self, ledger: Ledger, job: Job) -> None:
+        if job.state.is_final:
+            for follower in ledger.waiting_for(job.id):
+                await self._follow(ledger, follower, job)
+
+    async def _follow(self, ledger: Ledger, job: Job, ended: Job) -> None:
+        if ended.state is not State.FINISHED:
+            await self._give_up(ledger, job, f"{name_of(ended)}, which it waits for, ended as {ended.state}")
+            return
+        job.finished_before(ended.id)
+        if not job.waits_for:
+            job.wait("")
+        await self._save(ledger, job)
+
+    async def _give_up(self, ledger: Ledger, job: Job, reason: str) -> None:
+        job.give_up(reason, self._now())
+        await self._save(ledger, job)
+        # Those behind it fall one after the other.
+        await self._after_the_end(ledger, job)
+
+    async def _decide(self, ledger: Ledger, group: GroupLedger) -> bool:
         now = self._now()
-        for group in groups:
-            mine = [job for job in active if job.group_id == group.id]
-            running = {job.id: job for job in mine if job.state is State.RUNNING}
-            waiting = {job.id: job for job in mine if job.state is State.SUBMITTED}
-            decided = plan(
-                [_waiting(job, group, now) for job in waiting.values()],
-                [_running(job, group, now) for job in running.values()],
-                group.slots,
-                idle_seconds=self._idle_seconds(group, mine, now),
-                grow_after_seconds=self._grow_after_seconds,
-                free_gpus=free_shares(group.gpus, [(job.gpus, job.spec.gpu_share) for job in running.values()]),
-            )
-            for job_id, ranks in decided.start.items():
-                job = waiting[job_id]
-                job.start(ranks, now, decided.gpus[job_id] if _gpus_of_rank(job, group) else ())
-                # The row first: after a kill here the next step finds the attempt UNKNOWN and launches it.
-                await self._jobs.begin(job)
-                await self._runner.launch(job, group)
-                changed = True
-            for job_id, reason in decided.resize.items():
-                job = running[job_id]
-                job.resize(reason)
-                # The row first, here too: whoever reads it next asks the gang to end.
-                await self._jobs.save(job)
-                await self._runner.stop(job, group)
-                log.info("job %s (%s): attempt %d %s", job.id, job.spec.name, job.attempt, reason)
-                changed = True
-            for job_id, reason in decided.reasons.items():
-                job = waiting[job_id]
-                if job.wait(reason):
-                    await self._jobs.save(job)
-        return changed
+        idle_seconds = self._idle_seconds(group, now)
+        if idle_seconds >= self._grow_after_seconds and group.giving:
+            await self._read_progress(group, now)
+        decided = plan(group, now, idle_seconds=idle_seconds, grow_after_seconds=self._grow_after_seconds)
+        for start in decided.start:
+            await self._start(ledger, group, start, now)
+        for job_id, reason in decided.resize.items():
+            await self._make_end(ledger, group.running[job_id], Job.resize, reason)
+        for job_id, reason in decided.suspend.items():
+            await self._make_end(ledger, group.running[job_id], Job.suspend, reason)
+        await self._say_why(group, decided)
+        return bool(decided.start or decided.resize or decided.suspend)
 
-    def _idle_seconds(self, group: InstanceGroup, jobs: Sequence[Job], now: datetime) -> float:
-        used = sum(job.current_ranks for job in jobs if job.state is State.RUNNING)
-        if used >= group.slots or any(job.state is State.SUBMITTED for job in jobs):
-            self._idle_since.pop(group.id, None)
+    async def _start(self, ledger: Ledger, group: GroupLedger, start: Start, now: datetime) -> None:
+        job = start.job
+        job.start(start.ranks, now, start.gpus, is_backfill=start.is_backfill)
+        # The row first: after a kill here the next step finds the attempt UNKNOWN and launches it.
+        await self._jobs.begin(job)
+        ledger.put(job)
+        try:
+            await self._runner.launch(job, group.group)
+        except Exception:
+            log.exception("job %s could not be launched yet", job.id)
+
+    async def _make_end(self, ledger: Ledger, job: Job, how: Callable[[Job, str], None], reason: str) -> None:
+        how(job, reason)
+        # The row first, here too: whoever reads it next asks the gang to end.
+        await self._save(ledger, job)
+        await self._runner.stop(job, ledger.group(job.group_id).group)
+        log.info("job %s (%s): attempt %d %s", job.id, job.spec.name, job.attempt, reason)
+
+    async def _say_why(self, group: GroupLedger, decided: Plan) -> None:
+        """Reasons of those that were looked at; what was said to others before is taken back."""
+        changed = []
+        for job_id in group.told - decided.reasons.keys():
+            job = group.waiting(job_id)
+            if job is not None and job.wait(""):
+                changed.append(job)
+        for job_id, reason in decided.reasons.items():
+            job = group.waiting(job_id)
+            if job is not None and job.wait(reason):
+                changed.append(job)
+        group.told = set(decided.reasons)
+        if changed:
+            await self._jobs.save_reasons(changed)
+        if self._runs_next.get(group.group.id) != decided.runs_next:
+            await self._groups.set_runs_next(group.group.id, decided.runs_next)
+            self._runs_next[group.group.id] = decided.runs_next
+
+    async def _read_progress(self, group: GroupLedger, now: datetime) -> None:
+        if self._progress_read_at and 0 <= (now - self._progress_read_at).total_seconds() < PROGRESS_SECONDS:
+            return
+        self._progress_read_at = now
+        known = await self._jobs.progress([job_id for _, job_id in group.giving])
+        for job_id, progress in known.items():
+            group.running[job_id].progress = progress
+
+    def _idle_seconds(self, group: GroupLedger, now: datetime) -> float:
+        if group.free <= 0 or len(group.backlog) or group.returning or group.paused:
+            self._idle_since.pop(group.group.id, None)
             return 0.0
-        return (now - self._idle_since.setdefault(group.id, now)).total_seconds()
-
-
-def _waiting(job: Job, group: InstanceGroup, now: datetime) -> Waiting:
-    delay = (job.not_before - now).total_seconds() if job.not_before else 0.0
-    return Waiting(
-        job_id=job.id,
-        name=_name(job),
-        ranks=job.spec.ranks,
-        delayed_seconds=max(0.0, delay),
-        fewest=job.spec.fewest_ranks,
-        resizing=job.resizing,
-        gpus=_gpus_of_rank(job, group),
-        gpu_share=job.spec.gpu_share,
-    )
-
-
-def _running(job: Job, group: InstanceGroup, now: datetime) -> Running:
-    since = job.attempt_started_at or now
-    return Running(
-        job_id=job.id,
-        name=_name(job),
-        ranks=job.current_ranks,
-        fewest=job.spec.min_ranks if job.spec.is_elastic else 0,
-        most=job.spec.ranks if job.spec.is_elastic else 0,
-        settled_seconds=(now - since).total_seconds(),
-        done=job.progress.done / job.progress.total if job.progress.total > 0 else 0.0,
-        resizing=job.resizing,
-        gpus=_gpus_of_rank(job, group),
-        gpu_share=job.spec.gpu_share,
-        placement=job.gpus,
-        leaving=job.stop_requested,
-    )
-
-
-def _gpus_of_rank(job: Job, group: InstanceGroup) -> int:
-    """Where there are no GPUs a job that asks for them runs on slots all the same."""
-    return job.spec.gpus_of_rank if group.gpus else 0
-
-
-def _name(job: Job) -> str:
-    return job.spec.application_name or job.spec.name
+        return (now - self._idle_since.setdefault(group.group.id, now)).total_seconds()

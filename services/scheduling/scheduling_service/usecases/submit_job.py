@@ -7,9 +7,12 @@ from datetime import datetime
 
 from servicekit.errors import invalid
 
-from scheduling_service.domain.gpus import WHOLE, allocate
-from scheduling_service.domain.job import Job, Spec
+from scheduling_service.domain.gpus import Gpus
+from scheduling_service.domain.job import InstanceGroup, Job, Spec
 from scheduling_service.usecases.ports import Groups, Jobs
+
+MAX_PRIORITY = 100
+MAX_DEPENDENCIES = 100
 
 
 class SubmitJob:
@@ -25,28 +28,56 @@ class SubmitJob:
         group = await self._groups.get(instance_group)
         if not spec.command:
             raise invalid("command", "", "a program and its arguments")
-        if spec.ranks < 1:
-            raise invalid("clusterSize", spec.ranks, "1 or more")
-        if not 0 <= spec.min_ranks <= spec.ranks:
-            raise invalid("min_ranks", spec.min_ranks, f"0 to {spec.ranks}, the most ranks")
-        if spec.fewest_ranks > group.slots:
-            allowed = f"1 to {group.slots}, the slots of instance group {group.name!r}"
-            raise invalid("clusterSize", spec.fewest_ranks, allowed)
-        for field, value in (
-            ("max_silent_seconds", spec.max_silent_seconds),
-            ("max_disk_bytes", spec.max_disk_bytes),
-            ("gpus_per_rank", spec.gpus_per_rank),
-        ):
-            # Written so that a NaN is refused, too.
-            if not 0 <= value < float("inf"):
-                raise invalid(field, value, "0 or more")
-        if not 0 <= spec.gpu_percentage <= 100:
-            raise invalid("gpu_percentage", spec.gpu_percentage, "0 to 100")
-        if group.gpus:
-            fitting = len(allocate([WHOLE] * group.gpus, spec.fewest_ranks, spec.gpus_of_rank, spec.gpu_share))
-            if fitting < spec.fewest_ranks:
-                has = f"what fits on the {group.gpus} GPUs of instance group {group.name!r}: {fitting} such ranks"
-                raise invalid("clusterSize", spec.fewest_ranks, has)
-        job = await self._jobs.add(Job(job_id, spec, group.id, self._now()))
+        _check_numbers(spec)
+        await self._check_room(spec, group)
+        await self._check_dependencies(job_id, spec)
+        job = await self._jobs.add(Job(job_id, spec, group.id, self._now(), waits_for=spec.after))
         self._wake()
         return job
+
+    async def _check_room(self, spec: Spec, group: InstanceGroup) -> None:
+        needed = spec.fewest_ranks
+        if needed > group.slots:
+            raise invalid("clusterSize", needed, f"1 to {group.slots}, the slots of instance group {group.name!r}")
+        share = next((share for share in await self._groups.shares(group.id) if share.user == spec.owner), None)
+        quota = (share.max_slots if share else 0) or group.max_slots_per_user
+        if quota and needed > quota:
+            raise invalid("clusterSize", needed, f"1 to {quota}, the quota of {spec.owner} in {group.name!r}")
+        if group.gpus:
+            fitting = Gpus(group.hosts, group.gpus_per_host).place(needed, spec.gpus_of_rank, spec.gpu_share)
+            if len(fitting) < needed:
+                of = f"{group.gpus_per_host} GPUs of each host" if group.hosts > 1 else f"{group.gpus} GPUs"
+                has = f"what fits on the {of} of instance group {group.name!r}: {len(fitting)} such ranks"
+                raise invalid("clusterSize", needed, has)
+
+    async def _check_dependencies(self, job_id: str, spec: Spec) -> None:
+        if len(spec.after) > MAX_DEPENDENCIES:
+            raise invalid("after", len(spec.after), f"at most {MAX_DEPENDENCIES} jobs")
+        known = {job.id: job for job in await self._jobs.find(spec.after)} if spec.after else {}
+        for other in spec.after:
+            if other == job_id or other not in known:
+                raise invalid("after", other, "the id of a job that was submitted before")
+            if known[other].spec.owner != spec.owner:
+                raise invalid("after", other, "a job of the same user")
+
+
+def _check_numbers(spec: Spec) -> None:
+    if spec.ranks < 1:
+        raise invalid("clusterSize", spec.ranks, "1 or more")
+    if not 0 <= spec.min_ranks <= spec.ranks:
+        raise invalid("min_ranks", spec.min_ranks, f"0 to {spec.ranks}, the most ranks")
+    for field, value in (
+        ("max_seconds", spec.max_seconds),
+        ("max_silent_seconds", spec.max_silent_seconds),
+        ("max_disk_bytes", spec.max_disk_bytes),
+        ("gpus_per_rank", spec.gpus_per_rank),
+        ("memory_bytes_per_rank", spec.memory_bytes_per_rank),
+        ("cores_per_rank", spec.cores_per_rank),
+    ):
+        # Written so that a NaN is refused, too.
+        if not 0 <= value < float("inf"):
+            raise invalid(field, value, "0 or more")
+    if not 0 <= spec.gpu_percentage <= 100:
+        raise invalid("gpu_percentage", spec.gpu_percentage, "0 to 100")
+    if not -MAX_PRIORITY <= spec.priority <= MAX_PRIORITY:
+        raise invalid("priority", spec.priority, f"{-MAX_PRIORITY} to {MAX_PRIORITY}")

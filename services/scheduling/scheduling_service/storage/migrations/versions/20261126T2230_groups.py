@@ -46,5 +46,10 @@ def upgrade() -> None:
     with op.batch_alter_table("jobs") as jobs:
         jobs.add_column(sa.Column("application_id", sa.String(128), nullable=False, server_default=""))
         jobs.add_column(sa.Column("driver_id", sa.String(128), nullable=False, server_default=""))
+        jobs.add_column(sa.Column("suspending", sa.Boolean, nullable=False, server_default=sa.false()))
+        jobs.add_column(sa.Column("is_backfill", sa.Boolean, nullable=False, server_default=sa.false()))
+        jobs.add_column(sa.Column("waits_for", sa.JSON, nullable=False, server_default="[]"))
+    stopping = sa.text("stop_requested AND ended_at IS NULL")
+    op.create_index("ix_jobs_stopping", "jobs", ["sequence"], sqlite_where=stopping, postgresql_where=stopping)
     for column in ("name", "ended_at", "slots", "model", "dataset", "application_id", "driver_id"):
         op.create_index(f"ix_jobs_{column}", "jobs", [column, "sequence"])

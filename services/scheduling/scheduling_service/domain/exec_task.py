@@ -1,0 +1,57 @@
+"""An exec task: a job with an upload of its own; its id is the job's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from scheduling_service.domain.job import Spec
+
+
+@dataclass(frozen=True)
+class ExecPlan:
+    """How a framework wants a task run; frozen when it is submitted.
+
+    `min_ranks` below `ranks` makes it elastic, 0 does not. A `command` (argv) replaces the program of the upload.
+    `warm`: its ranks may be forks of the warm pool.
+    """
+
+    ranks: int
+    min_ranks: int = 0
+    parameter_servers: int = 0
+    command: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    warm: bool = False
+    max_restarts: int = 0
+
+
+@dataclass(frozen=True)
+class ExecTask:
+    """What was asked for: the command line and the job that it became."""
+
+    id: str
+    owner: str
+    group_id: str
+    arguments: str
+    spec: Spec
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class ExecView:
+    """A task as it stands; `state` and what follows are those of its job, and as if it waited before it has one."""
+
+    id: str
+    owner: str
+    group_id: str
+    group_name: str
+    master_url: str
+    execution_user: str
+    arguments: str
+    created_at: datetime
+    state: str = "SUBMITTED"
+    reason: str = ""
+    ended_at: datetime | None = None
+    application_id: str = ""
+    driver_id: str = ""
