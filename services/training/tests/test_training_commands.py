@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from training_service.domain.specs import TrainingSpec
 from training_service.frameworks.registry import framework_named
-from training_service.worker.command import is_launcher
 from training_service.worker.initial_weights import _name_of
+from workerkit.command import is_launcher
 
 REPOSITORY = Path(__file__).parents[3]
 WRITE_WEIGHTS = (

@@ -22,7 +22,7 @@ RANKS = """
 import json, os, socket, sys
 import torch, torch.distributed
 from training_service.worker import run_training
-from training_service.worker.program import end_process
+from workerkit.program import end_process
 
 for training in json.loads(sys.argv[1]):
     with socket.socket() as free:

@@ -15,7 +15,7 @@ import pytest
 from recordkit.tfrecord import frame
 from training_service.domain.specs import TrainingSpec
 from training_service.frameworks.registry import framework_named
-from training_service.frameworks.tensorflow import roles
+from workerkit.tensorflow_cluster import roles
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -240,9 +240,9 @@ def test_an_unknown_strategy_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_roles() -> None:
     hosts = ["h:1", "h:2", "h:3"]
-    assert roles(hosts, 1, has_server=False) == ({"worker": hosts}, {"type": "worker", "index": 1})
+    assert roles(hosts, 1, servers=0) == ({"worker": hosts}, {"type": "worker", "index": 1})
     cluster = {"chief": ["h:1"], "worker": ["h:2"], "ps": ["h:3"]}
-    tasks = [roles(hosts, rank, has_server=True) for rank in range(3)]
+    tasks = [roles(hosts, rank, servers=1) for rank in range(3)]
     assert tasks == [
         (cluster, {"type": "chief", "index": 0}),
         (cluster, {"type": "worker", "index": 0}),

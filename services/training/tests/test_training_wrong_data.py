@@ -18,7 +18,7 @@ import torch
 from dlmesh_sdk.training_loop import load_weights
 from dlmesh_sdk.wrong_data import UnusableError, WrongDataError
 from recordkit.datum import encode_datum
-from training_service.worker.program import end_for_wrong_data
+from workerkit.program import end_for_wrong_data
 
 BUILT_IN = Path(models_service.__file__).parent / "builtin"
 # Every case is a child of one process, which has imported torch.
@@ -27,7 +27,7 @@ import json, os, sys
 from dlmesh_sdk import training_loop
 from training_service.domain.specs import TrainingSpec
 from training_service.frameworks.registry import framework_named
-from training_service.worker.program import start_apart
+from workerkit.program import start_apart
 
 for framework, template, program, data in json.loads(sys.argv[1]):
     def work():

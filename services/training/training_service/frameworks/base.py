@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from workerkit.program import run_program
+
 from training_service.domain.specs import TrainingSpec, ValidationSpec
-from training_service.worker.program import run_program
 
 _NUMBER = re.compile(r"\d+")
 

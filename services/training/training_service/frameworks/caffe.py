@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
+from workerkit.program import end_for_wrong_data
+
 from training_service.domain.specs import TrainingSpec, ValidationSpec
 from training_service.frameworks.base import Framework
-from training_service.worker.program import end_for_wrong_data
 
 
 class Caffe(Framework):

@@ -10,14 +10,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from dlmesh_sdk.program_environment import alone_in_a_gang, program_environment
 from workerkit import PrintedProgress
+from workerkit.command import run_command
+from workerkit.program import end_process
 
 from training_service.domain.specs import TrainingSpec
 from training_service.frameworks.registry import framework_named
-from training_service.worker.command import run_command
 from training_service.worker.initial_weights import fetch_weights
-from training_service.worker.program import end_process
-from training_service.worker.program_environment import alone_in_a_gang, program_environment
 
 
 def main(spec_file: str) -> None:

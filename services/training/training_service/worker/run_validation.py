@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from dlmesh_sdk.program_environment import program_environment
 from workerkit import Reporter
+from workerkit.program import end_process, start_apart
 
 from training_service.domain.specs import ValidationSpec
 from training_service.frameworks.registry import framework_named
-from training_service.worker.program import end_process, start_apart
-from training_service.worker.program_environment import program_environment
 from training_service.worker.result_metrics import measure
 from training_service.worker.split import dataset_labels, sample_names
 
