@@ -25,6 +25,7 @@ OFFSET_FILE = "metrics.offset"
 MAX_OFFSET_DIGITS = 20
 MAX_REPORT_BYTES = 16 * 1024 * 1024
 MAX_LINE_BYTES = 1024 * 1024
+_READ_PLAIN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # What the platform takes; points beyond would be refused with all that are sent beside them, again and again.
 MAX_SERIES_LENGTH = 128
 MAX_STEP = 2**31 - 1
@@ -49,7 +50,26 @@ def open_plain(path: Path) -> BinaryIO:
 
     Opening a pipe would wait for a writer, and its reader with it.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    return _plain(os.open(path, _READ_PLAIN), path)
+
+
+def open_plain_below(folder: Path, path: Path) -> BinaryIO:
+    """As `open_plain`, for a file somewhere below `folder`, which is ours: no link on the way is followed either."""
+    parts = path.relative_to(folder).parts if path.is_relative_to(folder) else ()
+    if not parts or ".." in parts:
+        raise OSError(errno.EINVAL, "not below its folder", str(path))
+    opened = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+    try:
+        for part in parts[:-1]:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            opened.append(os.open(part, flags, dir_fd=opened[-1]))
+        return _plain(os.open(parts[-1], _READ_PLAIN, dir_fd=opened[-1]), path)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def _plain(descriptor: int, path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a plain file", str(path))

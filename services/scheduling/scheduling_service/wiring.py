@@ -15,18 +15,24 @@ from servicekit.server import Application
 from servicekit.settings import ServiceSettings
 from servicekit.times import utc_now
 
+from scheduling_service.api.instance_group_servicer import InstanceGroupServicer
 from scheduling_service.api.job_servicer import JobServicer
-from scheduling_service.api.scheduler_servicer import ExecServicer, SchedulerServicer
+from scheduling_service.api.scheduler_servicer import SchedulerServicer
 from scheduling_service.engines.base import Engine
 from scheduling_service.engines.registry import ENGINES, make_engine
 from scheduling_service.engines.runner import EngineRunner, JobFiles
 from scheduling_service.storage.groups import SqlGroups
 from scheduling_service.storage.jobs import SqlJobs
 from scheduling_service.usecases.delete_job import DeleteJob
+from scheduling_service.usecases.describe_attempts import DescribeAttempts
+from scheduling_service.usecases.find_application import FindApplication
+from scheduling_service.usecases.instance_groups import InstanceGroups
 from scheduling_service.usecases.list_applications import ListApplications
 from scheduling_service.usecases.run_queue import GROW_AFTER_SECONDS, RunQueue
 from scheduling_service.usecases.stop_job import StopJob
 from scheduling_service.usecases.submit_job import SubmitJob
+from scheduling_service.usecases.waiting_reasons import WaitingReasons
+from scheduling_service.wiring_execs import build_execs
 
 MIGRATIONS = Path(__file__).parent / "storage" / "migrations"
 
@@ -70,20 +76,24 @@ def build(
     jobs = SqlJobs(database)
     groups = SqlGroups(database)
     files = JobFiles(settings.home / "jobs")
-    runner = EngineRunner(engines, files, settings.secret, settings.peers, os.environ)
+    runner = EngineRunner(engines, files, settings.secret, settings.peers, os.environ, settings.data_roots)
     # The engine is this machine's, so whoever runs on it takes the lease over from a process that was killed.
     holder = f"{socket.gethostname()}:{settings.home}"
     queue = RunQueue(jobs, groups, runner, files, utc_now, holder, local.grow_after_seconds)
     # Looking at a gang costs a few stats of files, and a short job should not seem long.
     loop = ReconcileLoop("queue", queue.step, soon_seconds=0.05)
-    list_applications = ListApplications(jobs)
+    reasons = WaitingReasons(groups)
+    describe = DescribeAttempts(runner, files)
+    submit, stop, delete = SubmitJob(jobs, groups, utc_now, loop.wake), StopJob(jobs, loop.wake), DeleteJob(jobs, files)
+    execs = build_execs(settings, database, jobs, groups, files, submit, stop, delete)
     job_servicer = JobServicer(
-        SubmitJob(jobs, groups, utc_now, loop.wake),
-        StopJob(jobs, loop.wake),
-        DeleteJob(jobs, files),
+        submit,
+        stop,
+        delete,
         jobs,
         groups,
         files,
+        reasons,
     )
     return Application(
         name="scheduling",
@@ -91,16 +101,27 @@ def build(
             (jobs_pb2_grpc.add_JobServiceServicer_to_server, job_servicer, "dlmesh.scheduling.v1.JobService"),
             (
                 scheduling_pb2_grpc.add_SchedulerServiceServicer_to_server,
-                SchedulerServicer(list_applications, groups, files),
+                SchedulerServicer(
+                    ListApplications(jobs, groups, reasons, describe),
+                    FindApplication(jobs, groups, describe),
+                    groups,
+                    runner,
+                    files,
+                ),
                 "dlmesh.scheduling.v1.SchedulerService",
             ),
             (
+                scheduling_pb2_grpc.add_InstanceGroupServiceServicer_to_server,
+                InstanceGroupServicer(InstanceGroups(groups, runner, loop.wake)),
+                "dlmesh.scheduling.v1.InstanceGroupService",
+            ),
+            (
                 scheduling_pb2_grpc.add_ExecServiceServicer_to_server,
-                ExecServicer(),
+                execs.servicer,
                 "dlmesh.scheduling.v1.ExecService",
             ),
         ],
-        loops=[loop],
+        loops=[loop, execs.loop],
         databases=[database],
         startup=[
             lambda: database.migrate(MIGRATIONS),

@@ -5,68 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
-from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc, scheduling_pb2, scheduling_pb2_grpc
-from scheduling_service.domain.job import Job, Spec
-from scheduling_service.storage.jobs import SqlJobs
-from scheduling_service.usecases.ports import Query, SortKey
-from scheduling_service.wiring import MIGRATIONS, LocalSettings, build
-from servicekit.database import Database
+from dlmesh.scheduling.v1 import jobs_pb2, scheduling_pb2
+from scheduling_room import DEADLINE_SECONDS, JobStub, service, spec, submit, until
 from servicekit.identity import job_token
-from servicekit.times import utc_now
-from testkit.services import ADMIN, ALICE, BOB, SECRET, acting_as, collect, running, settings_for
-
-JobStub = jobs_pb2_grpc.JobServiceStub
-DEADLINE_SECONDS = 20
-
-
-@asynccontextmanager
-async def service(
-    home: Path, database_url: str | None = None, slots: int = 2, grow_after_seconds: float = 0.0, gpus: int = 0
-) -> AsyncIterator[Any]:
-    settings = settings_for("scheduling", home, database_url=database_url)
-    local = LocalSettings(slots=slots, gpus=gpus, warm_pool=False, grow_after_seconds=grow_after_seconds)
-    application = build(settings, local=local)
-    async with running(application, settings) as client:
-        yield SimpleNamespace(
-            jobs=client.stub(JobStub),
-            scheduler=client.stub(scheduling_pb2_grpc.SchedulerServiceStub),
-            execs=client.stub(scheduling_pb2_grpc.ExecServiceStub),
-            port=client.port,
-        )
-
-
-def spec(home: Path, program: str, **changes: Any) -> jobs_pb2.JobSpec:
-    values: dict[str, Any] = {
-        "name": "job",
-        "kind": "training",
-        "owner": "alice",
-        "ranks": 1,
-        "command": ["python", "-c", program],
-        "working_directory": str(home),
-        "grace_seconds": 1,
-    }
-    return jobs_pb2.JobSpec(**{**values, **changes})
-
-
-async def submit(platform: Any, job_id: str, wanted: jobs_pb2.JobSpec) -> jobs_pb2.Job:
-    return (await platform.jobs.SubmitJob(jobs_pb2.SubmitJobRequest(job_id=job_id, spec=wanted))).job
-
-
-async def until(platform: Any, job_id: str, *states: str) -> jobs_pb2.Job:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while True:
-            (job,) = (await platform.jobs.GetJobs(jobs_pb2.GetJobsRequest(job_ids=[job_id]))).jobs
-            if job.state in states:
-                return job
-            await asyncio.sleep(0.02)
+from testkit.services import ADMIN, ALICE, SECRET, acting_as, collect
 
 
 async def reason_of(platform: Any, job_id: str) -> str:
@@ -489,61 +436,6 @@ async def test_ranks_see_no_secrets_of_the_platform(tmp_path: Path, monkeypatch:
     assert "hunter2" not in seen
     assert "postgresql://" not in seen
     assert SECRET not in seen
-
-
-async def test_applications_are_filtered_sorted_paged_and_private(tmp_path: Path) -> None:
-    async with service(tmp_path) as platform:
-        for number, owner in enumerate(("alice", "alice", "bob")):
-            await submit(platform, f"j{number}", spec(tmp_path, "pass", name=f"job-{number}", owner=owner))
-            await until(platform, f"j{number}", "FINISHED")
-
-        async def ids(**query: Any) -> list[str]:
-            rows = await collect(platform.scheduler.ListApplications(scheduling_pb2.ListApplicationsRequest(**query)))
-            return [row.id for row in rows]
-
-        with acting_as(ADMIN):
-            assert await ids() == ["j2", "j1", "j0"]
-            assert await ids(sort="applicationname") == ["j0", "j1", "j2"]
-            assert await ids(sort="-applicationname", start=1, length=1) == ["j1"]
-            assert await ids(application_id="j0,j2", sort="submittedtime") == ["j0", "j2"]
-            assert await ids(state="finished", search="JOB-1") == ["j1"]
-            assert await ids(state="RUNNING") == []
-            assert await ids(driver_id="driver-j1") == ["j1"]
-            assert await ids(driver_id="driver-j1", application_id="j0") == []
-            assert await ids(search="100%") == []
-            for query, code in (
-                ({"start": 4}, grpc.StatusCode.OUT_OF_RANGE),
-                ({"start": -1}, grpc.StatusCode.OUT_OF_RANGE),
-                ({"length": -2}, grpc.StatusCode.OUT_OF_RANGE),
-                ({"sort": "colour"}, grpc.StatusCode.INVALID_ARGUMENT),
-                ({"state": "ASLEEP"}, grpc.StatusCode.INVALID_ARGUMENT),
-                ({"sig_id": "moon"}, grpc.StatusCode.INVALID_ARGUMENT),
-            ):
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await ids(**query)
-                assert caught.value.code() is code
-        with acting_as(BOB):
-            assert await ids() == ["j2"]
-        with acting_as(ALICE):
-            (group,) = await collect(platform.scheduler.ListInstanceGroups(scheduling_pb2.ListInstanceGroupsRequest()))
-        assert (group.name, group.state) == ("local", "STARTED")
-
-
-async def test_a_page_of_many_jobs_reads_only_the_page(tmp_path: Path, database_url: str) -> None:
-    database = Database(database_url, "scheduling")
-    await database.migrate(MIGRATIONS)
-    jobs = SqlJobs(database)
-    now = utc_now()
-    for number in range(30):
-        await jobs.add(Job(f"j{number}", Spec(f"job {number % 3}", "exec", "ann", number % 2 + 1, ["true"]), "g", now))
-    page, total = await jobs.search(Query(start=5, length=10))
-    assert [job.id for job in page] == [f"j{number}" for number in range(24, 14, -1)]
-    assert total == 30
-    page, total = await jobs.search(Query(owner="ann", search="JOB 2", sort=SortKey.SLOTS, descending=False, length=6))
-    assert total == 10
-    assert [job.spec.ranks for job in page] == [1, 1, 1, 1, 1, 2]
-    assert (await jobs.search(Query(owner="bob")))[1] == 0
-    await database.close()
 
 
 async def test_exec_tasks_say_that_they_are_not_built(tmp_path: Path) -> None:

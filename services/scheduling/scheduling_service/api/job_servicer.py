@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
@@ -13,14 +11,13 @@ from servicekit.identity import current_identity
 from workerkit.spool import open_plain
 
 from scheduling_service.api import mapping
+from scheduling_service.api.log_pieces import log_pieces
 from scheduling_service.domain.job import Job
 from scheduling_service.usecases.delete_job import DeleteJob
 from scheduling_service.usecases.ports import Groups, Jobs, RunDirectories
 from scheduling_service.usecases.stop_job import StopJob
 from scheduling_service.usecases.submit_job import SubmitJob
-
-CHUNK_BYTES = 256 * 1024
-MAX_TAIL_BYTES = 16 * 1024 * 1024
+from scheduling_service.usecases.waiting_reasons import WaitingReasons
 
 
 class JobServicer(jobs_pb2_grpc.JobServiceServicer):
@@ -34,23 +31,24 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         jobs: Jobs,
         groups: Groups,
         directories: RunDirectories,
+        reasons: WaitingReasons,
     ) -> None:
         self._submit, self._stop, self._delete = submit, stop, delete
-        self._jobs, self._groups, self._directories = jobs, groups, directories
+        self._jobs, self._groups, self._directories, self._reasons = jobs, groups, directories, reasons
 
     async def SubmitJob(self, request: jobs_pb2.SubmitJobRequest, context: Any) -> jobs_pb2.SubmitJobResponse:
         current_identity().require_service()
         spec = mapping.spec_from_proto(request.spec)
         job = await self._submit(request.job_id, spec, request.spec.instance_group)
-        return jobs_pb2.SubmitJobResponse(job=self._proto(job))
+        return jobs_pb2.SubmitJobResponse(job=await self._proto(job))
 
     async def GetJobs(self, request: jobs_pb2.GetJobsRequest, context: Any) -> jobs_pb2.GetJobsResponse:
         current_identity().require_service()
-        return jobs_pb2.GetJobsResponse(jobs=[self._proto(job) for job in await self._jobs.find(request.job_ids)])
+        return jobs_pb2.GetJobsResponse(jobs=await self._protos(await self._jobs.find(request.job_ids)))
 
     async def StopJob(self, request: jobs_pb2.StopJobRequest, context: Any) -> jobs_pb2.StopJobResponse:
         current_identity().require_service()
-        return jobs_pb2.StopJobResponse(job=self._proto(await self._stop(request.job_id)))
+        return jobs_pb2.StopJobResponse(job=await self._proto(await self._stop(request.job_id)))
 
     async def DeleteJob(self, request: jobs_pb2.DeleteJobRequest, context: Any) -> jobs_pb2.DeleteJobResponse:
         current_identity().require_service()
@@ -72,14 +70,8 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
             file = open_plain(path)
         except OSError:
             raise not_found("log", f"{request.stream} of rank {request.rank}") from None
-        with file:
-            if request.tail_lines:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_TAIL_BYTES))
-                tail = await asyncio.to_thread(lambda: file.read().splitlines(keepends=True)[-request.tail_lines :])
-                yield jobs_pb2.ReadJobLogResponse(data=b"".join(tail))
-                return
-            while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                yield jobs_pb2.ReadJobLogResponse(data=data)
+        async for data in log_pieces(file, request.tail_lines):
+            yield jobs_pb2.ReadJobLogResponse(data=data)
 
     async def ReportJob(self, request: jobs_pb2.ReportJobRequest, context: Any) -> jobs_pb2.ReportJobResponse:
         current_identity().require_job(request.job_id)
@@ -93,5 +85,9 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         group = mapping.group_to_proto(await self._groups.get(request.name_or_id))
         return jobs_pb2.GetInstanceGroupResponse(instance_group=group)
 
-    def _proto(self, job: Job) -> jobs_pb2.Job:
-        return mapping.job_to_proto(job, self._directories.attempt(job))
+    async def _proto(self, job: Job) -> jobs_pb2.Job:
+        return (await self._protos([job]))[0]
+
+    async def _protos(self, jobs: Sequence[Job]) -> list[jobs_pb2.Job]:
+        reasons = await self._reasons(jobs)
+        return [mapping.job_to_proto(job, self._directories.attempt(job), reasons[job.id]) for job in jobs]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from dlmesh.scheduling.v1 import jobs_pb2, scheduling_pb2
-from servicekit.times import unix_milliseconds, utc_now
+from dlmesh.scheduling.v1 import jobs_pb2
 
-from scheduling_service.domain.job import InstanceGroup, Job, Progress, Reported, Spec, State
+from scheduling_service.domain.application import application_id, driver_id
+from scheduling_service.domain.job import InstanceGroup, Job, Progress, Reported, Spec
 
 
 def spec_from_proto(spec: jobs_pb2.JobSpec) -> Spec:
@@ -49,7 +49,8 @@ def reported_from_proto(request: jobs_pb2.ReportJobRequest) -> Reported:
     )
 
 
-def job_to_proto(job: Job, run_directory: Path) -> jobs_pb2.Job:
+def job_to_proto(job: Job, run_directory: Path, reason: str) -> jobs_pb2.Job:
+    """`reason` is what WaitingReasons says of it."""
     spec = job.spec
     return jobs_pb2.Job(
         id=job.id,
@@ -81,7 +82,7 @@ def job_to_proto(job: Job, run_directory: Path) -> jobs_pb2.Job:
             cores_per_rank=spec.cores_per_rank,
         ),
         state=job.state.value,
-        reason=job.reason,
+        reason=reason,
         attempt=job.attempt,
         progress=jobs_pb2.Progress(done=job.progress.done, total=job.progress.total, phase=job.progress.phase),
         result_json=job.result_json,
@@ -115,76 +116,6 @@ def group_to_proto(group: InstanceGroup) -> jobs_pb2.InstanceGroup:
 def group_state(group: InstanceGroup) -> str:
     """The word that clients read."""
     return "STARTED" if group.is_started else "STOPPED"
-
-
-def group_to_detail(group: InstanceGroup, execution_user: str) -> scheduling_pb2.InstanceGroupDetail:
-    return scheduling_pb2.InstanceGroupDetail(
-        id=group.id,
-        name=group.name,
-        master_url=group.master_url,
-        execution_user=group.execution_user or execution_user,
-        state=group_state(group),
-        history_server_url=group.history_server_url,
-    )
-
-
-def driver_id(job: Job) -> str:
-    """The driver of a job as clients see it: what keeps its gang."""
-    return job.driver_id or f"driver-{job.id}"
-
-
-def application_id(job: Job) -> str:
-    """The application of a job as clients see it."""
-    return job.application_id or job.id
-
-
-def job_of_driver(driver: str) -> str:
-    """The job whose driver this is."""
-    return driver.removeprefix("driver-")
-
-
-def job_to_application(job: Job, group: InstanceGroup, host: str, attempt: Path) -> scheduling_pb2.ApplicationDetail:
-    """A job as an application; what is not known is left unset."""
-    running = job.state is State.RUNNING
-    ended = job.ended_at or utc_now()
-    duration = (ended - job.started_at).total_seconds() if job.started_at else 0.0
-    detail = scheduling_pb2.ApplicationDetail(
-        instance_group_id=group.id,
-        id=job.id,
-        name=job.spec.application_name or job.spec.name,
-        type="BATCH",
-        state=job.state.value,
-        slots=job.current_ranks if running else 0,
-        demanded_slots=job.spec.fewest_ranks if job.state is State.SUBMITTED else 0,
-        hosts=1 if running else 0,
-        owner=job.spec.owner,
-        updated_at_ms=unix_milliseconds(utc_now()),
-        submitted_at_ms=unix_milliseconds(job.created_at),
-        ended_at_ms=unix_milliseconds(job.ended_at),
-        run_duration_seconds=duration,
-        master_url=group.master_url,
-        model=job.spec.model,
-        dataset=job.spec.dataset,
-        framework=job.spec.framework,
-        status_message=job.reason,
-    )
-    if job.progress.total:
-        detail.progress = job.progress.done / job.progress.total
-    if job.attempt:
-        detail.driver.CopyFrom(
-            scheduling_pb2.DriverDetail(
-                id=driver_id(job), state=job.state.value, host=host, stdout_path=str(attempt / "keeper.log")
-            )
-        )
-        for rank in range(job.current_ranks):
-            detail.executors.add(
-                id=str(rank),
-                state=job.state.value,
-                host=host,
-                stdout_path=str(attempt / f"rank-{rank}.out"),
-                stderr_path=str(attempt / f"rank-{rank}.err"),
-            )
-    return detail
 
 
 def _seconds(moment: datetime | None) -> float:

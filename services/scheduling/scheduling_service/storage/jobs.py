@@ -126,7 +126,7 @@ class SqlJobs:
 
     async def count(self, query: Query) -> int:
         async with self._database.session(read_only=True) as session:
-            return (await session.execute(application_search.number(query))).scalar_one()
+            return int((await session.execute(application_search.number(query))).scalar_one())
 
     async def begin(self, job: Job) -> None:
         await self._save(job, job.attempt - 1, result_json="", warning="")
