@@ -17,11 +17,11 @@ GANG_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_
 _WAIT_SECONDS = 0.2
 
 
-def run_command(command: Sequence[str], code: str | Path) -> None:
+def run_command(command: Sequence[str], code: str | Path, *, named: str = "cmd") -> None:
     """Run `command` in the folder `code` on every rank, or by the first rank only if it starts its own workers.
 
     `$NAME` in its words is taken from the environment; `python` is this interpreter. SystemExit with its code unless
-    that is 0. SIGTERM is passed on.
+    that is 0. SIGTERM is passed on. `named` is what users know the command as.
     """
     launches = is_launcher(command)
     if launches:
@@ -38,10 +38,10 @@ def run_command(command: Sequence[str], code: str | Path) -> None:
             return
         for name in GANG_VARIABLES:
             environment.pop(name, None)
-        _run(words, code, environment)
+        _run(words, code, environment, named)
         ended.touch()
     else:
-        _run(words, code, environment)
+        _run(words, code, environment, named)
 
 
 def is_launcher(words: Sequence[str]) -> bool:
@@ -51,7 +51,7 @@ def is_launcher(words: Sequence[str]) -> bool:
     return program in (*LAUNCHERS, "torch.distributed.run", "torch.distributed.launch", "deepspeed.launcher.runner")
 
 
-def _run(words: Sequence[str], code: str | Path, environment: dict[str, str]) -> None:
+def _run(words: Sequence[str], code: str | Path, environment: dict[str, str], named: str) -> None:
     # Installed commands such as torchrun lie beside the interpreter.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     if words[0] in ("python", "python3"):
@@ -59,7 +59,7 @@ def _run(words: Sequence[str], code: str | Path, environment: dict[str, str]) ->
     try:
         process = subprocess.Popen(words, cwd=code, env=environment)
     except OSError as error:
-        sys.exit(f"cmd: {words[0]!r} cannot be run: {error.strerror}")
+        sys.exit(f"{named}: {words[0]!r} cannot be run: {error.strerror}")
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         process.send_signal(number)

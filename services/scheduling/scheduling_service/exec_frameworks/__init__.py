@@ -1,0 +1,1 @@
+"""What `--exec-start` may name."""

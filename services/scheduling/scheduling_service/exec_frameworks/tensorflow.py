@@ -1,0 +1,20 @@
+"""TensorFlow programs with one worker."""
+
+from __future__ import annotations
+
+from scheduling_service.domain.exec_spec import ExecSpec
+from scheduling_service.exec_frameworks.base import SingleWorker
+
+
+class TensorFlow(SingleWorker):
+    name = "tensorflow"
+    description = "A TensorFlow program with one worker"
+    examples = ("--exec-start tensorflow --model-main TF_mnist.py --batch-size 100",)
+    backend = "TensorFlow"
+    distributions = ("tensorflow", "tensorflow-cpu")
+
+    def run(self, spec: ExecSpec) -> None:
+        from workerkit import tensorflow_cluster
+
+        tensorflow_cluster.prepare()
+        super().run(spec)

@@ -1,0 +1,90 @@
+"""The results of exec tasks as zip files: `$RESULT_DIR/model`, packed once its task has ended."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from servicekit.errors import sendable
+from workerkit.spool import open_plain
+
+from scheduling_service.storage.exec_folders import RESULTS
+
+RESULT_FILE = "result.zip"
+COPY_BYTES = 1024 * 1024
+# Where an elastic program keeps what it goes on from; that it has ended, nobody needs it.
+ELASTIC_CHECKPOINTS = ("train", "steps")
+_EARLIEST = time.struct_time((1980, 1, 1, 0, 0, 0, 0, 0, 0))
+
+
+class DiskExecResults:
+    """Blocking; OSError for a disk in trouble."""
+
+    def __init__(self, execs: Path) -> None:
+        self._execs = execs
+
+    def pack(self, task_id: str, *, is_elastic: bool) -> Path:
+        """The zip of what an ended task left in its results; made by the first call, whole or not at all.
+
+        Links are packed as the files that they lead to inside of the results, and left out when they lead elsewhere.
+        """
+        folder = self._execs / task_id
+        packed = folder / RESULT_FILE
+        if packed.is_file():
+            return packed
+        draft = folder / f".{RESULT_FILE}.{os.getpid()}.{secrets.token_hex(4)}"
+        try:
+            with draft.open("xb") as writer:
+                with zipfile.ZipFile(writer, "w") as archive:
+                    for path, name in _files(folder / RESULTS / "model", is_elastic):
+                        _add(archive, path, name)
+                writer.flush()
+                os.fsync(writer.fileno())
+            draft.replace(packed)
+        finally:
+            draft.unlink(missing_ok=True)
+        return packed
+
+
+def _files(root: Path, is_elastic: bool) -> Iterator[tuple[Path, str]]:
+    """Plain files below `root`, and what they are called in the zip."""
+    if root.is_symlink() or root.parent.is_symlink():
+        return
+    real_root = root.resolve()
+    for path, folders, names in os.walk(root):
+        here = Path(path)
+        relative = here.relative_to(root)
+        folders[:] = sorted(name for name in folders if not (here / name).is_symlink())
+        if is_elastic and relative.parts == ELASTIC_CHECKPOINTS[:-1]:
+            folders[:] = [name for name in folders if name != ELASTIC_CHECKPOINTS[-1]]
+        for name in sorted(names):
+            file = here / name
+            try:
+                target = file.resolve(strict=True)
+                if target.is_relative_to(real_root) and stat.S_ISREG(target.lstat().st_mode):
+                    yield target, sendable((relative / name).as_posix())
+            except (OSError, RuntimeError):
+                continue
+
+
+def _add(archive: zipfile.ZipFile, path: Path, name: str) -> None:
+    try:
+        file = open_plain(path)
+    except OSError:
+        return
+    with file:
+        facts = os.fstat(file.fileno())
+        changed = max(time.gmtime(facts.st_mtime), _EARLIEST)
+        entry = zipfile.ZipInfo(name, changed[:6])
+        entry.compress_type = zipfile.ZIP_DEFLATED
+        # Weights hardly get smaller by trying harder.
+        entry._compresslevel = 1  # type: ignore[attr-defined]
+        entry.external_attr = (stat.S_IFREG | stat.S_IMODE(facts.st_mode) & 0o755) << 16
+        with archive.open(entry, "w", force_zip64=True) as target:
+            shutil.copyfileobj(file, target, COPY_BYTES)

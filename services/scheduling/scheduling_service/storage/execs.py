@@ -1,0 +1,134 @@
+"""The table of exec tasks and what is asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy as sa
+from servicekit.database import Database, UtcDateTime
+from servicekit.texts import storable
+
+from scheduling_service.domain.exec_task import ExecTask, ExecView
+from scheduling_service.domain.job import Spec
+from scheduling_service.storage.tables import GROUPS, JOBS, METADATA
+
+EXECS = sa.Table(
+    "execs",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(128), nullable=False),
+    sa.Column("group_id", sa.String(64), nullable=False),
+    sa.Column("arguments", sa.Text, nullable=False),
+    # The job to submit, frozen.
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    # Deleted by its owner; the loop stops it, removes its files and then the row.
+    sa.Column("is_hidden", sa.Boolean, nullable=False),
+    sa.Index("ix_execs_created_at", "created_at", "id"),
+    sa.Index("ix_execs_owner_created_at", "owner", "created_at", "id"),
+    sa.Index("ix_execs_is_hidden", "is_hidden"),
+)
+
+_VIEW = sa.select(
+    EXECS.c.id,
+    EXECS.c.owner,
+    EXECS.c.group_id,
+    EXECS.c.arguments,
+    EXECS.c.created_at,
+    GROUPS.c.name.label("group_name"),
+    GROUPS.c.master_url,
+    GROUPS.c.execution_user,
+    GROUPS.c.runs_next,
+    *(JOBS.c[name] for name in ("state", "reason", "ended_at", "application_id", "driver_id")),
+).select_from(EXECS.outerjoin(GROUPS, GROUPS.c.id == EXECS.c.group_id).outerjoin(JOBS, JOBS.c.id == EXECS.c.id))
+
+
+class SqlExecs:
+    """`usecases.exec_ports.Execs`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, task: ExecTask) -> None:
+        row = {
+            "id": task.id,
+            "owner": task.owner,
+            "group_id": task.group_id,
+            "arguments": storable(task.arguments),
+            "spec": asdict(task.spec),
+            "created_at": task.created_at,
+            "is_hidden": False,
+        }
+        async with self._database.session() as session:
+            await session.execute(sa.insert(EXECS).values(**row))
+
+    async def find(self, task_id: str) -> ExecView | None:
+        query = _VIEW.where(EXECS.c.id == task_id, EXECS.c.is_hidden.is_(False))
+        async with self._database.session(read_only=True) as session:
+            row = (await session.execute(query)).mappings().one_or_none()
+        return None if row is None else _view(row)
+
+    async def visible(self, owner: str | None, after: ExecView | None, length: int) -> Sequence[ExecView]:
+        query = _VIEW.where(EXECS.c.is_hidden.is_(False))
+        if owner is not None:
+            query = query.where(EXECS.c.owner == owner)
+        if after is not None:
+            earlier = EXECS.c.created_at < after.created_at
+            same = sa.and_(EXECS.c.created_at == after.created_at, EXECS.c.id < after.id)
+            query = query.where(sa.or_(earlier, same))
+        query = query.order_by(EXECS.c.created_at.desc(), EXECS.c.id.desc()).limit(length)
+        async with self._database.session(read_only=True) as session:
+            return [_view(row) for row in (await session.execute(query)).mappings()]
+
+    async def hide(self, task_id: str) -> None:
+        async with self._database.session() as session:
+            await session.execute(sa.update(EXECS).where(EXECS.c.id == task_id).values(is_hidden=True))
+
+    async def hide_all(self, owner: str) -> int:
+        mine = sa.and_(EXECS.c.owner == owner, EXECS.c.is_hidden.is_(False))
+        async with self._database.session() as session:
+            result = await session.execute(sa.update(EXECS).where(mine).values(is_hidden=True))
+        return result.rowcount if isinstance(result, sa.CursorResult) else 0
+
+    async def hidden(self) -> Sequence[str]:
+        query = sa.select(EXECS.c.id).where(EXECS.c.is_hidden.is_(True)).order_by(EXECS.c.created_at)
+        async with self._database.session(read_only=True) as session:
+            return list((await session.execute(query)).scalars())
+
+    async def without_job(self) -> Sequence[ExecTask]:
+        joined = EXECS.outerjoin(JOBS, JOBS.c.id == EXECS.c.id)
+        query = sa.select(EXECS).select_from(joined).where(JOBS.c.id.is_(None), EXECS.c.is_hidden.is_(False))
+        async with self._database.session(read_only=True) as session:
+            rows = (await session.execute(query.order_by(EXECS.c.created_at))).mappings().all()
+        return [
+            ExecTask(row["id"], row["owner"], row["group_id"], row["arguments"], Spec(**row["spec"]), row["created_at"])
+            for row in rows
+        ]
+
+    async def known(self, task_ids: Sequence[str]) -> set[str]:
+        found: set[str] = set()
+        async with self._database.session(read_only=True) as session:
+            for start in range(0, len(task_ids), 1000):
+                query = sa.select(EXECS.c.id).where(EXECS.c.id.in_(task_ids[start : start + 1000]))
+                found.update((await session.execute(query)).scalars())
+        return found
+
+    async def remove(self, task_id: str) -> None:
+        async with self._database.session() as session:
+            await session.execute(sa.delete(EXECS).where(EXECS.c.id == task_id))
+
+
+def _view(row: sa.RowMapping) -> ExecView:
+    values: dict[str, Any] = dict(row)
+    runs_next = values.pop("runs_next") or ""
+    if values["state"] is None:
+        for name in ("state", "reason", "ended_at", "application_id", "driver_id"):
+            del values[name]
+    elif values["state"] == "SUBMITTED":
+        # The queue does not look at each of those far behind.
+        values["reason"] = values["reason"] or (f"behind {runs_next}, which runs next" if runs_next else "")
+    for name in ("group_name", "master_url", "execution_user"):
+        values[name] = values[name] or ""
+    return ExecView(**values)

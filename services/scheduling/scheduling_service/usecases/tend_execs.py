@@ -1,0 +1,106 @@
+"""One pass over exec tasks: submit those whose submission was cut off, remove those that were deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from servicekit.errors import Code, ServiceError
+from servicekit.reconcile import Next
+
+from scheduling_service.domain.exec_task import ExecTask
+from scheduling_service.usecases.delete_job import DeleteJob
+from scheduling_service.usecases.exec_ports import ExecFolders, Execs, Submit
+from scheduling_service.usecases.start_exec import InFlight
+from scheduling_service.usecases.stop_job import StopJob
+
+log = logging.getLogger(__name__)
+
+# Folders without rows are what a kill left: seldom, and nobody waits for their end.
+ORPHANS_EVERY_SECONDS = 600.0
+
+
+class TendExecs:
+    """Safe to be killed anywhere and to repeat.
+
+    Cut-off submissions are looked for when the process begins and after one of its own went wrong.
+    """
+
+    def __init__(
+        self,
+        execs: Execs,
+        folders: ExecFolders,
+        submit: Submit,
+        stop: StopJob,
+        delete: DeleteJob,
+        in_flight: InFlight,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._execs, self._folders = execs, folders
+        self._submit, self._stop, self._delete = submit, stop, delete
+        self._in_flight, self._clock = in_flight, clock
+        self._is_complete = False
+        self._orphans_at = -ORPHANS_EVERY_SECONDS
+
+    def look_again(self) -> None:
+        """There may be a row without a job."""
+        self._is_complete = False
+
+    async def step(self) -> Next:
+        if not self._is_complete:
+            await self._complete()
+        if self._clock() - self._orphans_at >= ORPHANS_EVERY_SECONDS:
+            await self._remove_orphans()
+            self._orphans_at = self._clock()
+        left = [await self._removed(task_id) for task_id in await self._execs.hidden()]
+        return Next.LATER if all(left) and self._is_complete else Next.SOON
+
+    async def _complete(self) -> None:
+        tasks = [task for task in await self._execs.without_job() if task.id not in self._in_flight.ids]
+        for task in tasks:
+            await self._repeat(task)
+        self._is_complete = not self._in_flight.ids
+
+    async def _repeat(self, task: ExecTask) -> None:
+        try:
+            await self._submit(task.id, task.spec, task.group_id)
+        except ServiceError as error:
+            if error.code is not Code.INVALID_ARGUMENT:
+                raise
+            # It was accepted by nobody: the client heard of a failure, or nothing.
+            log.warning("exec task %s cannot be submitted: %s", task.id, error.message)
+            await self._execs.hide(task.id)
+
+    async def _removed(self, task_id: str) -> bool:
+        """False while it has to be stopped first."""
+        try:
+            await self._stop(task_id)
+        except ServiceError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+        try:
+            await self._delete(task_id)
+            await asyncio.to_thread(self._folders.remove, task_id)
+            await self._execs.remove(task_id)
+        except ServiceError as error:
+            if error.code is not Code.ABORTED:
+                raise
+            return False
+        except OSError:
+            log.exception("exec task %s cannot be removed yet", task_id)
+            return False
+        return True
+
+    async def _remove_orphans(self) -> None:
+        names = await asyncio.to_thread(self._folders.orphans)
+        ids = {name.removeprefix(".draft-"): name for name in names}
+        known = await self._execs.known([*ids])
+        for task_id, name in ids.items():
+            if task_id in self._in_flight.ids or (name == task_id and task_id in known):
+                continue
+            try:
+                await asyncio.to_thread(self._folders.remove, name)
+            except OSError:
+                log.exception("%s cannot be removed yet", name)

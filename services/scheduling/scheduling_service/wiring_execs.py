@@ -1,0 +1,92 @@
+"""The parts of exec tasks, put together for `wiring`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from servicekit.database import Database
+from servicekit.reconcile import ReconcileLoop
+from servicekit.settings import ServiceSettings
+from servicekit.times import utc_now
+
+from scheduling_service.api.exec_servicer import ExecServicer
+from scheduling_service.exec_frameworks.installed import InstalledFrameworks
+from scheduling_service.storage.exec_folders import DiskExecFolders
+from scheduling_service.storage.exec_logs import DiskExecLogs
+from scheduling_service.storage.exec_results import DiskExecResults
+from scheduling_service.storage.execs import SqlExecs
+from scheduling_service.storage.model_archives import ArchiveLimits
+from scheduling_service.usecases.delete_exec import DeleteAllExecs, DeleteExec
+from scheduling_service.usecases.delete_job import DeleteJob
+from scheduling_service.usecases.find_exec import FindExec, ListExecs
+from scheduling_service.usecases.manage_exec_frameworks import ManageExecFrameworks
+from scheduling_service.usecases.ports import Groups, Jobs, RunDirectories
+from scheduling_service.usecases.read_exec import ReadExecLog, ReadExecResult
+from scheduling_service.usecases.start_exec import ExecSettings, InFlight, StartExec
+from scheduling_service.usecases.stop_exec import StopExec
+from scheduling_service.usecases.stop_job import StopJob
+from scheduling_service.usecases.submit_job import SubmitJob
+from scheduling_service.usecases.tend_execs import TendExecs
+
+DEFAULT_MAX_UPLOAD_BYTES = 20 * 1024**3
+
+
+@dataclass(frozen=True)
+class ExecParts:
+    """What `build_execs` made."""
+
+    servicer: ExecServicer
+    loop: ReconcileLoop
+
+
+def build_execs(
+    settings: ServiceSettings,
+    database: Database,
+    jobs: Jobs,
+    groups: Groups,
+    files: RunDirectories,
+    submit: SubmitJob,
+    stop: StopJob,
+    delete: DeleteJob,
+    *,
+    max_upload_bytes: int = DEFAULT_MAX_UPLOAD_BYTES,
+) -> ExecParts:
+    """ExecService and its loop. An upload, and what is unpacked of it, has at most `max_upload_bytes`."""
+    root = settings.home / "execs"
+    execs = SqlExecs(database)
+    folders = DiskExecFolders(root, ArchiveLimits(size_bytes=max_upload_bytes))
+    frameworks = InstalledFrameworks(settings.home / "exec-frameworks")
+    in_flight = InFlight()
+    tend = TendExecs(execs, folders, submit, stop, delete, in_flight)
+    loop = ReconcileLoop("execs", tend.step)
+
+    def wake_after_trouble() -> None:
+        tend.look_again()
+        loop.wake()
+
+    find = FindExec(execs)
+    start = StartExec(
+        execs,
+        folders,
+        frameworks,
+        groups,
+        jobs,
+        submit,
+        in_flight,
+        ExecSettings(settings.data_roots),
+        utc_now,
+        wake_after_trouble,
+    )
+    servicer = ExecServicer(
+        start,
+        find,
+        ListExecs(execs),
+        StopExec(find, stop),
+        DeleteExec(execs, find, loop.wake),
+        DeleteAllExecs(execs, loop.wake),
+        ReadExecLog(find, jobs, DiskExecLogs(files, root)),
+        ReadExecResult(find, jobs, DiskExecResults(root)),
+        ManageExecFrameworks(frameworks, settings.data_roots),
+        max_upload_bytes=max_upload_bytes,
+    )
+    return ExecParts(servicer, loop)
