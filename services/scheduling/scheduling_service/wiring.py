@@ -82,6 +82,11 @@ def build(
     queue = RunQueue(jobs, groups, runner, files, utc_now, holder, local.grow_after_seconds)
     # Looking at a gang costs a few stats of files, and a short job should not seem long.
     loop = ReconcileLoop("queue", queue.step, soon_seconds=0.05)
+
+    def plan_anew() -> None:
+        queue.forget_groups()
+        loop.wake()
+
     reasons = WaitingReasons(groups)
     describe = DescribeAttempts(runner, files)
     submit, stop, delete = SubmitJob(jobs, groups, utc_now, loop.wake), StopJob(jobs, loop.wake), DeleteJob(jobs, files)
@@ -112,7 +117,7 @@ def build(
             ),
             (
                 scheduling_pb2_grpc.add_InstanceGroupServiceServicer_to_server,
-                InstanceGroupServicer(InstanceGroups(groups, runner, loop.wake)),
+                InstanceGroupServicer(InstanceGroups(groups, runner, plan_anew)),
                 "dlmesh.scheduling.v1.InstanceGroupService",
             ),
             (

@@ -56,6 +56,12 @@ class RunQueue:
         self._runs_next: dict[str, str] = {}
         # Jobs whose dependencies were not looked at yet.
         self._new_dependents: list[str] = []
+        # Jobs that came in the moment in which their group was deleted.
+        self._homeless: list[Job] = []
+
+    def forget_groups(self) -> None:
+        """Groups or shares were changed: the next step reads them."""
+        self._groups_read_at = None
 
     async def step(self) -> Next:
         try:
@@ -67,7 +73,8 @@ class RunQueue:
 
     async def _step(self) -> Next:
         ledger = await self._read_news()
-        if not len(ledger) and not any(self._runs_next.get(group.group.id, "?") for group in ledger.groups):
+        told = any(self._runs_next.get(group.group.id, "?") for group in ledger.groups)
+        if not (len(ledger) or told or self._homeless):
             return Next.LATER
         if not await self._lead():
             return Next.LATER
@@ -78,6 +85,8 @@ class RunQueue:
             if job is not None:
                 await self._look_at_dependencies(ledger, job)
         changed = False
+        while self._homeless:
+            await self._give_up(ledger, self._homeless.pop(), "its instance group was deleted")
         for job in [*self._to_tend(ledger)]:
             try:
                 changed |= await self._tend(ledger, job)
@@ -110,6 +119,7 @@ class RunQueue:
             await self._read_groups(ledger)
             self._seen_sequence = 0
             self._runs_next = {}
+            self._homeless = []
             self._note(ledger, await self._jobs.active())
             for group in ledger.groups:
                 # Whatever an earlier process told them.
@@ -133,7 +143,9 @@ class RunQueue:
         for row in rows:
             self._seen_sequence = max(self._seen_sequence, row.sequence)
             known = ledger.get(row.id)
-            if known is None:
+            if not ledger.knows_group(row.group_id):
+                self._homeless.append(row)
+            elif known is None:
                 ledger.put(row)
                 if row.waits_for:
                     self._new_dependents.append(row.id)
