@@ -1,3 +1,3 @@
 """Fixtures for the whole repository."""
 
-pytest_plugins = ["testkit.plugin", "testkit.platform"]
+pytest_plugins = ["testkit.plugin", "testkit.platform", "testkit.spark"]

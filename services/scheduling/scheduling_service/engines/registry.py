@@ -10,7 +10,12 @@ from servicekit.errors import invalid
 
 from scheduling_service.engines.base import Engine
 
-ENGINES = MappingProxyType({"local": "scheduling_service.engines.local.engine:LocalEngine"})
+ENGINES = MappingProxyType(
+    {
+        "local": "scheduling_service.engines.local.engine:LocalEngine",
+        "spark": "scheduling_service.engines.spark.engine:SparkEngine",
+    }
+)
 
 
 def make_engine(name: str, **options: Any) -> Engine:

@@ -1,0 +1,338 @@
+"""The driver of one attempt, run by Spark: `driver.py DIRECTORY`. It starts the ranks by one barrier stage, watches
+them, and writes what became of them in the form of the local engine's keeper.
+
+A second driver of an attempt does nothing, nor does one that comes after the attempt was given up. The driver ends with
+its JVM; the ranks' keepers end the ranks when the driver has gone. Nothing but pyspark is needed beside Python itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if __package__:
+    from scheduling_service.engines.spark import files, rank
+    from scheduling_service.engines.spark.files import keeper, watches
+else:  # run as a file, without importing the package
+    sys.path.insert(0, str(Path(__file__).parent))
+    import files  # type: ignore[import-not-found,no-redef]
+    import rank  # type: ignore[import-not-found,no-redef]
+    from files import keeper, watches  # type: ignore[no-redef]
+
+RANK_PROGRAM = Path(__file__).with_name("rank.py")
+TICK_SECONDS, BEAT_SECONDS = 0.05, 1.0
+FAILURE_GRACE_SECONDS = 3.0
+# How much longer than their grace the ranks' keepers may take, and Spark to close its application.
+LATE_SECONDS, CLOSE_SECONDS = 10.0, 15.0
+STANDALONE_ID = re.compile(r"driver-\d{14}-\d+")
+
+
+def drive(directory: Path) -> int:
+    """Run the attempt to its end; 1 when it did not finish, for Spark's own pages."""
+    jvm = os.getppid()
+    lock = (directory / files.LOCK_FILE).open("w")
+    while not keeper.take(lock):
+        # Another driver, which says so soon, or the engine, which only looks.
+        if (directory / files.DRIVER_FILE).exists():
+            return 0
+        time.sleep(0.02)
+    if (directory / files.DRIVER_FILE).exists() or (directory / files.OUTCOME_FILE).exists():
+        return 0
+    spec = files.read(directory / files.SPEC_FILE)
+    if spec is None:
+        return 0
+    _keep_output(directory)
+    gang = _Gang(directory, spec, jvm)
+    outcome = gang.run()
+    # The last words of the attempt, before Spark closes the application: the queue need not wait for that.
+    keeper.write_json(directory / files.OUTCOME_FILE, outcome)
+    gang.close()
+    return 0 if outcome["state"] == "finished" else 1
+
+
+def _keep_output(directory: Path) -> None:
+    """Our output lies with the job, for Spark removes what it keeps itself."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for target, name in ((1, "driver.out"), (2, "driver.err")):
+        descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+
+
+@dataclass
+class _Gang:
+    directory: Path
+    spec: dict[str, Any]
+    jvm: int
+    reason: str = ""
+    failed_rank: int | None = None
+    state: str = ""
+    final: bool = False
+    started_at: float = field(default_factory=time.time)
+    records: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stage = _Stage(self.directory, self.spec)
+        self.usage = rank.Usage(self.jvm)
+        self._beat_at = 0.0
+        self._said: dict[str, Any] = {}
+
+    def run(self) -> dict[str, Any]:
+        self._beat()
+        if warning := self.spec.get("warning"):
+            self._warn(warning)
+        self.stage.start()
+        try:
+            self._watch()
+        except Exception as error:
+            self.state, self.reason = "lost", f"the driver failed: {error}"
+        self._end(self.spec["grace_seconds"] if self.state == "stopped" else FAILURE_GRACE_SECONDS)
+        return {
+            "state": self.state or "finished",
+            "reason": self.reason,
+            "failed_rank": self.failed_rank,
+            "final": self.final,
+            "started_at": self.started_at,
+            "ended_at": time.time(),
+            "ranks": [
+                {"rank": number, "pid": record.get("pid", 0), "exit_code": record.get("exit_code")}
+                for number in range(self.spec["ranks"])
+                for record in [self.records.get(number, {})]
+            ],
+        }
+
+    def close(self) -> None:
+        """Close the application, so that its event log is whole."""
+        self.stage.close()
+
+    def _watch(self) -> None:
+        """Until all ranks have ended, one failed, a stop was asked for, a limit was passed, or Spark lost something."""
+        ranks = range(self.spec["ranks"])
+        most_silent_seconds = self.spec.get("max_silent_seconds") or 0
+        disk = watches.Disk(
+            (self.directory.parent, self.spec["working_directory"]), self.spec.get("max_disk_bytes") or 0
+        )
+        signs = None
+        while True:
+            self._beat()
+            if (self.directory / files.STOP_FILE).exists():
+                self.state = "stopped"
+                return
+            # Looked at before the ranks' files: a stage that is over has written them all.
+            stage_is_over = self.stage.is_over
+            self._read_ranks()
+            if self._has_ended(stage_is_over):
+                return
+            if len(self.records) == len(ranks):
+                if signs is None:
+                    signs, self.started_at = watches.Signs(self.directory, len(ranks)), time.time()
+                running = [number for number in ranks if not self.records[number]["ended"]]
+                if self._passed_a_limit(signs, running, most_silent_seconds):
+                    return
+            if passed := disk.look():
+                self.state, self.reason, self.final = "failed", passed, True
+                return
+            if warning := disk.warning():
+                self._warn(warning)
+            self.stage.over.wait(TICK_SECONDS)
+            if stage_is_over:
+                time.sleep(TICK_SECONDS)
+
+    def _has_ended(self, stage_is_over: bool) -> bool:
+        ended = {number: record for number, record in self.records.items() if record["ended"]}
+        failed = [number for number, record in ended.items() if record["exit_code"] != 0 and not record["lost"]]
+        # A rank that is ended because its executor went takes its partners down, and they fail for no other reason.
+        lost = next((record["reason"] for record in self.records.values() if record["lost"]), "")
+        if lost:
+            self.state, self.reason = "lost", self.stage.error or lost
+            return True
+        if failed:
+            # Of several that ended together one ended by a signal is the cause: the others lost their partner.
+            number = min(failed, key=lambda number: ((ended[number]["exit_code"] or 0) > 0, number))
+            self.state, self.failed_rank, self.final = "failed", number, ended[number]["final"]
+            code = ended[number]["exit_code"]
+            self.reason = ended[number]["reason"] or f"rank {number} {keeper.describe_exit(code or 0)}"
+            return True
+        if len(ended) == self.spec["ranks"]:
+            return True
+        if stage_is_over:
+            self.state, self.reason = "lost", self.stage.error or "Spark ended the stage before the ranks"
+        return stage_is_over
+
+    def _passed_a_limit(self, signs: watches.Signs, running: list[int], most_silent_seconds: float) -> bool:
+        limit = self.spec.get("max_seconds") or 0
+        if limit and time.time() - self.started_at > limit:
+            self.reason = f"ran longer than the allowed {limit:g} seconds"
+        elif most_silent_seconds:
+            number, seconds = signs.most_silent(running)
+            if seconds > most_silent_seconds:
+                self.failed_rank = number
+                self.reason = f"rank {number} gave no sign of life for {most_silent_seconds:g} s"
+        self.state = "failed" if self.reason else ""
+        return bool(self.reason)
+
+    def _end(self, grace_seconds: float) -> None:
+        """Have the ranks ended, and wait until they have: those whose keepers have not come yet will not start."""
+        keeper.write_json(self.directory / files.END_FILE, {"grace_seconds": grace_seconds})
+        deadline = time.monotonic() + grace_seconds + LATE_SECONDS
+        self._read_ranks()
+        while any(not record["ended"] for record in self.records.values()) and time.monotonic() < deadline:
+            self._beat()
+            time.sleep(TICK_SECONDS)
+            self._read_ranks()
+
+    def _read_ranks(self) -> None:
+        for number in range(self.spec["ranks"]):
+            if not self.records.get(number, {}).get("ended"):
+                record = files.read(self.directory / files.rank_file(number))
+                if record is not None:
+                    self.records[number] = record
+
+    def _beat(self) -> None:
+        """Say that we live and what we are; end with the JVM, which has the application."""
+        if os.getppid() != self.jvm:
+            os._exit(1)
+        said = {"application_id": self.stage.application_id, "ui": self.stage.ui, "ranks_started": len(self.records)}
+        if said != self._said:
+            self._said = said
+            who = {**rank.identity(os.getpid()), "jvm": rank.identity(self.jvm), "host": socket.gethostname()}
+            keeper.write_json(self.directory / files.DRIVER_FILE, {**who, "driver_id": driver_id(), **said})
+        now = time.monotonic()
+        if now >= self._beat_at:
+            self._beat_at = now + BEAT_SECONDS
+            keeper.write_json(self.directory / files.DRIVER_USAGE, self.usage.look(), durable=False)
+            (self.directory / files.HEARTBEAT_FILE).write_text(f"{time.time()}\n")
+
+    def _warn(self, text: str) -> None:
+        """A line among the errors of rank 0, which is the log that people look into."""
+        with (self.directory / "rank-0.err").open("a") as file:
+            file.write(f"warning: {text}\n")
+
+
+class _Stage:
+    """The barrier stage in a thread of its own; `over` is set when it has ended, `error` says why it failed."""
+
+    def __init__(self, directory: Path, spec: Mapping[str, Any]) -> None:
+        self._directory, self._ranks = directory, int(spec["ranks"])
+        self._context: Any = None
+        self._thread = threading.Thread(target=self._run, name="stage", daemon=True)
+        self.over = threading.Event()
+        self.error = ""
+        self.application_id = ""
+        self.ui = ""
+
+    @property
+    def is_over(self) -> bool:
+        return self.over.is_set()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """The tasks return when their ranks have ended; Spark may take its time, but not for ever."""
+        closing = threading.Thread(target=self._close, daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
+
+    def _close(self) -> None:
+        if self._context is not None:
+            self.over.wait(CLOSE_SECONDS / 3)
+            self._context.stop()
+
+    def _run(self) -> None:
+        try:
+            from pyspark import SparkContext
+
+            self._context = SparkContext()
+            self.ui = self._context.uiWebUrl or ""
+            self.application_id = self._context.applicationId
+            words = [sys.executable, "-S", "-E", str(RANK_PROGRAM), str(self._directory)]
+            numbers = self._context.parallelize(range(self._ranks), self._ranks)
+            numbers.barrier().mapPartitions(_task(words, self._ranks)).collect()
+        except Exception as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            self.error = f"Spark ended the ranks' stage: {_cause(lines)}"
+            print(error, file=sys.stderr, flush=True)
+        self.over.set()
+
+
+def _cause(lines: list[str]) -> str:
+    """The line of a stage's failure that says something to people."""
+    for line in lines:
+        if "SparkException" in line or "failure" in line:
+            return line.rpartition("SparkException: ")[2][:300]
+    return (lines or ["it does not say why"])[0][:300]
+
+
+def _task(words: list[str], ranks: int) -> Any:
+    """What each task does, as a function that Spark can send: where its rank stands, then its keeper until it ends."""
+
+    def run(numbers: Iterator[int]) -> list[int]:
+        import json
+        import os
+        import subprocess
+        from pathlib import Path
+
+        from pyspark import BarrierTaskContext
+
+        context = BarrierTaskContext.get()
+        hosts = [task.address.rpartition(":")[0] for task in context.getTaskInfos()]
+        partition = context.partitionId()
+        # Ranks of one host have neighbouring numbers, as under torchrun; rank 0 is where the first task is.
+        nodes = list(dict.fromkeys(hosts))
+        order = sorted(range(ranks), key=lambda index: (nodes.index(hosts[index]), index))
+        mine = [index for index in order if hosts[index] == hosts[partition]]
+        resources = context.resources()
+        gpus: list[list[str]] = []
+        if "gpu" in resources:
+            told = context.allGather(json.dumps(list(resources["gpu"].addresses)))
+            gpus = [json.loads(told[index]) for index in mine]
+        folder = Path.cwd()
+        standalone = f"{folder.parent.name}/{folder.name}" if folder.parent.name.startswith("app-") else ""
+        place = {
+            "rank": order.index(partition),
+            "local_rank": mine.index(partition),
+            "local_ranks": len(mine),
+            "node": nodes.index(hosts[partition]),
+            "address": hosts[order[0]].strip("[]"),
+            "container_id": standalone or os.environ.get("CONTAINER_ID") or os.environ.get("HOSTNAME", ""),
+            "gpus": gpus,
+        }
+        # In a session of its own: when Spark ends its workers it signals their whole group.
+        keeper_process = subprocess.Popen(
+            [words[0], *words[1:], json.dumps(place), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={"DLMESH_JOB_DIR": words[-1]},
+        )
+        code = keeper_process.wait()
+        if code != 0:
+            raise RuntimeError(f"the keeper of rank {place['rank']} ended with code {code}")
+        return list(numbers)
+
+    return run
+
+
+def driver_id() -> str:
+    """What Spark calls us: our folder's name (standalone), our container's (YARN) or our pod's (Kubernetes)."""
+    folder = Path.cwd().name
+    if STANDALONE_ID.fullmatch(folder):
+        return folder
+    return os.environ.get("CONTAINER_ID") or os.environ.get("HOSTNAME") or socket.gethostname()
+
+
+if __name__ == "__main__":
+    code = drive(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads that wait for Spark must not keep a driver that has said its last words.
+    os._exit(code)

@@ -1,0 +1,384 @@
+"""Gangs on a Spark cluster: one application an attempt, its driver and its ranks' keepers being programs of ours.
+
+What became of an attempt is what our driver and keepers wrote into its directory, which all hosts share; the master is
+asked only for a driver that has not come yet. So a master that is away ends nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from servicekit.errors import invalid
+
+from scheduling_service.domain.job import InstanceGroup
+from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation, Phase, ProcessFacts, RankOutcome
+from scheduling_service.engines.spark import files, submission
+from scheduling_service.engines.spark.files import keeper, processes
+
+log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+ASK_SECONDS = 2.0
+SUBMIT_RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)
+# How long a master may not know a driver that it took: one that was started again remembers within seconds.
+FORGOTTEN_SECONDS = 20.0
+# Kubernetes and YARN tell us nothing: a driver that has not come for so long will not.
+START_SECONDS = 900.0
+THREADS = 4
+
+
+@dataclass
+class _Watched:
+    """What this process remembers of an attempt; another one learns it anew."""
+
+    is_launched: bool = False
+    asking: asyncio.Task[None] | None = None
+    ask_at: float = 0.0
+    state: submission.DriverState | None = None
+    missing_since: float | None = None
+    trouble: str = ""
+    beat: int = 0
+    beat_at: float = field(default_factory=time.monotonic)
+
+
+class SparkEngine(Engine):
+    """Any master: its URL and settings come with each attempt. Groups that do not use Spark cost nothing."""
+
+    def __init__(self, home: Path, warm_pool: bool = True) -> None:
+        self._home = home
+        self._watched: dict[Path, _Watched] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Its own threads: a master that does not answer must not hold up anybody else's.
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="spark")
+
+    @property
+    def version(self) -> str:
+        return submission.VERSION
+
+    def check_group(self, group: InstanceGroup) -> None:
+        url = group.master_url
+        known = (submission.STANDALONE, submission.KUBERNETES)
+        if url != submission.YARN and not any(pattern.fullmatch(url) for pattern in known):
+            raise invalid("masterUrl", url, "spark://HOST:PORT, k8s://HOST:PORT or yarn")
+        for key, value in group.engine_options.items():
+            if not key.startswith("spark.") or any(character.isspace() or character == "=" for character in key):
+                raise invalid("engineOptions", key, "settings of Spark, spark....")
+            if key == submission.REST_PORT and not (value.isdecimal() and 0 < int(value) < 65536):
+                raise invalid(f"engineOptions.{key}", value, "a port, 1 to 65535")
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def launch(self, attempt: Attempt) -> None:
+        directory = attempt.directory
+        watched = self._watched.setdefault(directory, _Watched())
+        if watched.is_launched or _came(directory) or (directory / files.SUBMISSION_FILE).exists():
+            return
+        # Before anything is waited for, so that a second launch finds it.
+        watched.is_launched = True
+        try:
+            await self._in_thread(lambda: _write_spec(attempt, self._home))
+        except BaseException:
+            watched.is_launched = False
+            raise
+        # A master may take its time, and the queue has others to start.
+        self._spawn(self._submit(attempt, watched))
+
+    async def observe(self, directory: Path) -> Observation:
+        driver = files.read(directory / files.DRIVER_FILE)
+        names: dict[str, Any] = (
+            {"application_id": driver["application_id"], "driver_id": driver["driver_id"]} if driver else {}
+        )
+        alive = driver is not None and self._lives(directory, driver)
+        # Read after looking whether the driver lives: it writes the outcome before it ends.
+        outcome = files.read(directory / files.OUTCOME_FILE)
+        if outcome is not None:
+            self._watched.pop(directory, None)
+            ranks = tuple(RankOutcome(row["rank"], row["pid"], row["exit_code"]) for row in outcome["ranks"])
+            phase, final = Phase(outcome["state"]), outcome.get("final", False)
+            return Observation(phase, outcome["reason"], ranks, outcome["failed_rank"], final=final, **names)
+        spec = files.read(directory / files.SPEC_FILE)
+        if driver is not None:
+            if alive:
+                keeper_pid = driver["pid"] if driver["boot_id"] == processes.boot_id() else 0
+                wanted, started = (spec or {}).get("ranks", 0), driver["ranks_started"]
+                if started >= wanted:
+                    return Observation(Phase.RUNNING, keeper_pid=keeper_pid, **names)
+                reason = f"Spark has started {started} of {wanted} ranks"
+                return Observation(Phase.STARTING, reason, keeper_pid=keeper_pid, **names)
+            return await self._give_up(directory, spec or {}, names)
+        return self._observe_submission(directory, spec)
+
+    async def stop(self, directory: Path) -> None:
+        if not (directory / files.SPEC_FILE).exists() or (directory / files.OUTCOME_FILE).exists():
+            return
+        (directory / files.STOP_FILE).touch()
+        if (directory / files.DRIVER_FILE).exists():
+            return
+        if _seal(directory, Phase.STOPPED, "stopped before it was started"):
+            self._spawn(self._kill(directory))
+
+    async def describe(self, directory: Path) -> AttemptFacts:
+        return await asyncio.to_thread(_facts, directory)
+
+    def _observe_submission(self, directory: Path, spec: dict[str, Any] | None) -> Observation:
+        """Of an attempt whose driver has not come: as long as Spark may still start it, it is waited for."""
+        watched = self._watched.setdefault(directory, _Watched())
+        submitted = files.read(directory / files.SUBMISSION_FILE)
+        if submitted is None:
+            if watched.is_launched:
+                return Observation(Phase.STARTING, watched.trouble)
+            if spec is not None and _is_locked(directory):
+                return Observation(Phase.STARTING)
+            # Of a process that was killed before or while it submitted. To launch again is safe either way.
+            del self._watched[directory]
+            return Observation(Phase.UNKNOWN)
+        driver_id = submitted["driver_id"]
+        reason = self._why_no_driver(watched, submitted)
+        if reason and _seal(directory, Phase.LOST, reason):
+            return Observation(Phase.LOST, reason, driver_id=driver_id)
+        now = time.monotonic()
+        if submitted["standalone"] and watched.asking is None and now >= watched.ask_at:
+            watched.ask_at = now + ASK_SECONDS
+            watched.asking = self._spawn(self._ask(watched, spec or {}, driver_id))
+        waits = "" if watched.state is None or watched.state.name != "SUBMITTED" else "Spark has no room for the driver"
+        return Observation(Phase.STARTING, watched.trouble or waits, driver_id=driver_id)
+
+    def _why_no_driver(self, watched: _Watched, submitted: dict[str, Any]) -> str:
+        """Why no driver will come; empty while one may."""
+        if not submitted["standalone"]:
+            late = time.time() - submitted["submitted_at"] > START_SECONDS
+            return f"no driver came within {START_SECONDS:.0f} s; ask Spark for it" if late else ""
+        state = watched.state
+        if state is None or not state.is_over:
+            watched.missing_since = None
+            return ""
+        now = time.monotonic()
+        watched.missing_since = watched.missing_since or now
+        # A driver that has just ended may be seen as ended before what it wrote is seen here.
+        patience = FORGOTTEN_SECONDS if state.name == "NOT_FOUND" else ASK_SECONDS
+        if now - watched.missing_since < patience:
+            return ""
+        return f"Spark says that the driver {submitted['driver_id']} is {state.name} {state.message}".strip()
+
+    def _lives(self, directory: Path, driver: dict[str, Any]) -> bool:
+        """Its lock tells of a driver on this host; of one elsewhere its heartbeat does, where locks are not shared."""
+        if _is_locked(directory):
+            return True
+        if driver["boot_id"] == processes.boot_id():
+            return False
+        watched = self._watched.setdefault(directory, _Watched())
+        try:
+            beat = (directory / files.HEARTBEAT_FILE).stat().st_mtime_ns
+        except OSError:
+            beat = 0
+        now = time.monotonic()
+        if beat != watched.beat:
+            watched.beat, watched.beat_at = beat, now
+        return now - watched.beat_at < files.GONE_SECONDS
+
+    async def _give_up(self, directory: Path, spec: dict[str, Any], names: dict[str, Any]) -> Observation:
+        """The driver is gone without a word: lost, once nothing of it runs any more."""
+        reason = "the driver went without a word"
+        if not _seal(directory, Phase.LOST, reason, ranks=_ranks(directory, spec)):
+            return Observation(Phase.STARTING, **names)
+        # The keepers see the outcome and end their ranks; those of this host, and what they left behind, end now.
+        left = await asyncio.to_thread(processes.left_behind, -1, f"DLMESH_JOB_DIR={directory}")
+        processes.send_signal(left, signal.SIGKILL)
+        self._spawn(self._kill(directory))
+        return Observation(Phase.LOST, reason, _outcomes(directory), **names)
+
+    async def _submit(self, attempt: Attempt, watched: _Watched) -> None:
+        """Until Spark has taken it: a master that is away is asked again."""
+        directory = attempt.directory
+        tries = 0
+        while not _came(directory):
+            try:
+                driver_id = await self._hand_over(attempt)
+            except submission.RefusedError as error:
+                _seal(directory, Phase.FAILED, f"Spark refused the attempt: {error}", final=True)
+                return
+            except submission.UnreachableError as error:
+                watched.trouble = f"{attempt.master_url} does not take it: {error}"
+                log.warning("attempt %s: %s", directory, watched.trouble)
+                await asyncio.sleep(SUBMIT_RETRY_SECONDS[min(tries, len(SUBMIT_RETRY_SECONDS) - 1)])
+                tries += 1
+                continue
+            standalone = submission.STANDALONE.fullmatch(attempt.master_url) is not None
+            taken = {"driver_id": driver_id, "submitted_at": time.time(), "standalone": standalone}
+            await self._in_thread(functools.partial(keeper.write_json, directory / files.SUBMISSION_FILE, taken))
+            watched.trouble = ""
+            if (directory / files.OUTCOME_FILE).exists():
+                await self._kill(directory)
+            return
+
+    async def _hand_over(self, attempt: Attempt) -> str:
+        """The driver's id. RefusedError and UnreachableError as of the master."""
+        if submission.STANDALONE.fullmatch(attempt.master_url):
+            master = submission.StandaloneMaster(attempt.master_url, attempt.options)
+            return await self._in_thread(lambda: master.create(attempt, submission.properties(attempt)))
+        words = submission.command(attempt, submission.spark_home_of())
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *words,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                env={key: value for key, value in os.environ.items() if not key.startswith("DLMESH_")},
+            )
+        except OSError as error:
+            raise submission.RefusedError(f"{words[0]} cannot be run: {error.strerror}") from error
+        _, said = await process.communicate()
+        if process.returncode != 0:
+            lines = said.decode(errors="replace").strip().splitlines() or ["it does not say why"]
+            raise submission.UnreachableError(lines[-1][:300])
+        return "" if attempt.master_url == submission.YARN else submission.pod_name(attempt)
+
+    async def _ask(self, watched: _Watched, spec: dict[str, Any], driver_id: str) -> None:
+        try:
+            master = submission.StandaloneMaster(spec["master_url"], spec["options"])
+            watched.state = await self._in_thread(lambda: master.state(driver_id))
+            watched.trouble = ""
+        except submission.UnreachableError as error:
+            watched.trouble = f"{spec['master_url']} does not answer: {error}"
+            watched.state = None
+        except submission.RefusedError as error:
+            watched.trouble = f"{spec['master_url']} says: {error}"
+        finally:
+            watched.asking = None
+
+    async def _kill(self, directory: Path) -> None:
+        """Best effort: a driver that comes all the same does nothing."""
+        submitted, spec = files.read(directory / files.SUBMISSION_FILE), files.read(directory / files.SPEC_FILE)
+        if spec is None or submitted is None or not submitted["standalone"]:
+            return
+        with contextlib.suppress(submission.UnreachableError, submission.RefusedError):
+            master = submission.StandaloneMaster(spec["master_url"], spec["options"])
+            await self._in_thread(lambda: master.kill(submitted["driver_id"]))
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a call of Spark failed", exc_info=error)
+
+    async def _in_thread(self, work: Callable[[], Answer]) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _came(directory: Path) -> bool:
+    return (directory / files.DRIVER_FILE).exists() or (directory / files.OUTCOME_FILE).exists()
+
+
+def _write_spec(attempt: Attempt, home: Path) -> None:
+    directory = attempt.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    spec = {
+        "job_id": attempt.job_id,
+        "attempt": attempt.number,
+        "ranks": attempt.ranks,
+        "command": list(attempt.command),
+        "environment": dict(attempt.environment),
+        "working_directory": attempt.working_directory or str(directory),
+        "grace_seconds": attempt.grace_seconds,
+        "max_seconds": attempt.max_seconds,
+        "max_silent_seconds": attempt.max_silent_seconds,
+        "max_disk_bytes": attempt.max_disk_bytes,
+        "memory_bytes_per_rank": attempt.memory_bytes_per_rank,
+        "cores_per_rank": attempt.cores_per_rank,
+        "warning": attempt.warning,
+        "execution_user": attempt.execution_user,
+        "home": str(home.resolve()),
+        "data_roots": [str(root) for root in attempt.data_roots],
+        "master_url": attempt.master_url,
+        "options": dict(attempt.options),
+    }
+    (directory / files.LOG_SETTINGS).write_text(submission.LOG4J)
+    # The environment holds the job's token.
+    keeper.write_json(directory / files.SPEC_FILE, spec, mode=0o600)
+
+
+def _is_locked(directory: Path) -> bool:
+    with (directory / files.LOCK_FILE).open("w") as lock:
+        return not keeper.take(lock)
+
+
+def _seal(
+    directory: Path, phase: Phase, reason: str, *, final: bool = False, ranks: list[dict[str, Any]] | None = None
+) -> bool:
+    """End an attempt that has no driver, so that one that comes late does nothing; False when it has one."""
+    with (directory / files.LOCK_FILE).open("w") as lock:
+        if not keeper.take(lock) or (directory / files.OUTCOME_FILE).exists():
+            return False
+        if ranks is None and (directory / files.DRIVER_FILE).exists():
+            return False
+        outcome = {"state": phase.value, "reason": reason, "failed_rank": None, "final": final, "ranks": ranks or []}
+        keeper.write_json(directory / files.OUTCOME_FILE, outcome)
+        return True
+
+
+def _ranks(directory: Path, spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is known of the ranks of an attempt whose driver is gone."""
+    records = [files.read(directory / files.rank_file(rank)) or {} for rank in range(spec.get("ranks", 0))]
+    return [
+        {"rank": rank, "pid": record.get("pid", 0), "exit_code": record.get("exit_code")}
+        for rank, record in enumerate(records)
+    ]
+
+
+def _outcomes(directory: Path) -> tuple[RankOutcome, ...]:
+    outcome = files.read(directory / files.OUTCOME_FILE) or {"ranks": []}
+    return tuple(RankOutcome(row["rank"], row["pid"], row["exit_code"]) for row in outcome["ranks"])
+
+
+def _facts(directory: Path) -> AttemptFacts:
+    spec = files.read(directory / files.SPEC_FILE) or {}
+    driver = files.read(directory / files.DRIVER_FILE) or {}
+    over = (directory / files.OUTCOME_FILE).exists()
+    submitted = files.read(directory / files.SUBMISSION_FILE) or {}
+    driver_id = driver.get("driver_id") or submitted.get("driver_id", "")
+    executors = []
+    for rank in range(spec.get("ranks", 0)):
+        record = files.read(directory / files.rank_file(rank)) or {}
+        ended = over or record.get("ended", True)
+        usage = {} if ended else files.read(directory / files.usage_file(rank)) or {}
+        executors.append(
+            ProcessFacts(
+                str(rank),
+                host=record.get("host", ""),
+                container_id=record.get("container_id", ""),
+                stdout=str(directory / f"rank-{rank}.out"),
+                stderr=str(directory / f"rank-{rank}.err"),
+                **usage,
+            )
+        )
+    usage = {} if over else files.read(directory / files.DRIVER_USAGE) or {}
+    facts = ProcessFacts(
+        driver_id,
+        host=driver.get("host", ""),
+        container_id=driver_id,
+        stdout=str(directory / "driver.out"),
+        stderr=str(directory / "driver.err"),
+        **usage,
+    )
+    port = "" if over else driver.get("ui", "").rpartition(":")[2]
+    return AttemptFacts(facts, tuple(executors), ui_port=port)
