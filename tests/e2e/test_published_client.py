@@ -106,7 +106,6 @@ def test_weight_file_upload(published: DeepLearningImpactV1) -> None:
 def test_what_is_not_built_says_so(published: DeepLearningImpactV1, trained: MainJob) -> None:
     for call in (
         lambda: published.start_hpo(file=io.BytesIO(b"x"), data="{}"),
-        lambda: published.create_exec(sig_name="local", args="--exec-start PyTorch", file=io.BytesIO(b"x")),
         lambda: published.get_model_auto_tuning_status("shared"),
     ):
         with pytest.raises(ApiException) as refusal:

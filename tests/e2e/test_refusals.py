@@ -141,10 +141,7 @@ def test_roles(admin: Client, trained: MainJob, new_user: Callable[[str], Client
     [
         ("GET", "/hypersearch"),
         ("GET", "/hypersearch/algorithm"),
-        ("GET", "/execs"),
-        ("GET", "/execs/frameworks"),
         ("GET", "/models/shared/hypersearch"),
-        ("DELETE", "/execs"),
     ],
 )
 def test_not_built_is_501(admin: Client, trained: MainJob, method: str, path: str) -> None:

@@ -128,6 +128,8 @@ def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str
                 # A query's ?name= would win over the {name} of the path.
                 ignored_query_parameters=["csrftoken", *surface.path_variables],
                 url_unescape_spec="ALL_CHARACTERS",
+                # Forms, and most clients, send a blank of a query so.
+                query_param_unescape_plus=True,
                 request_validation_options={
                     "reject_unknown_method": True,
                     "reject_unknown_query_parameters": True,

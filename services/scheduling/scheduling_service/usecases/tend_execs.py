@@ -95,10 +95,9 @@ class TendExecs:
 
     async def _remove_orphans(self) -> None:
         names = await asyncio.to_thread(self._folders.orphans)
-        ids = {name.removeprefix(".draft-"): name for name in names}
-        known = await self._execs.known([*ids])
-        for task_id, name in ids.items():
-            if task_id in self._in_flight.ids or (name == task_id and task_id in known):
+        known = await self._execs.known(names)
+        for name in names:
+            if name in known or name.removeprefix(".draft-") in self._in_flight.ids:
                 continue
             try:
                 await asyncio.to_thread(self._folders.remove, name)
