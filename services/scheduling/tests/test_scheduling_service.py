@@ -436,11 +436,3 @@ async def test_ranks_see_no_secrets_of_the_platform(tmp_path: Path, monkeypatch:
     assert "hunter2" not in seen
     assert "postgresql://" not in seen
     assert SECRET not in seen
-
-
-async def test_exec_tasks_say_that_they_are_not_built(tmp_path: Path) -> None:
-    async with service(tmp_path) as platform:
-        with acting_as(ALICE), pytest.raises(grpc.aio.AioRpcError) as caught:
-            await collect(platform.execs.ListExecs(scheduling_pb2.ListExecsRequest()))
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert "not built" in (caught.value.details() or "")
