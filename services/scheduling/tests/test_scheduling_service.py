@@ -10,10 +10,10 @@ from typing import Any
 
 import grpc
 import pytest
-from dlmesh.scheduling.v1 import jobs_pb2, scheduling_pb2
+from dlmesh.scheduling.v1 import jobs_pb2
 from scheduling_room import DEADLINE_SECONDS, JobStub, service, spec, submit, until
 from servicekit.identity import job_token
-from testkit.services import ADMIN, ALICE, SECRET, acting_as, collect
+from testkit.services import ADMIN, SECRET, acting_as, collect
 
 
 async def reason_of(platform: Any, job_id: str) -> str:
