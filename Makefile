@@ -5,10 +5,10 @@ BIN := .venv/bin
 PACKAGES := servicekit workerkit recordkit caffe_nets dlmesh_sdk gateway_service datasets_service models_service \
   training_service tuning_service inference_service scheduling_service dlmesh_platform
 
-.PHONY: help setup run serve test check gates format protos bench clean
+.PHONY: help setup run serve test check gates format protos bench clean spark-up spark-down
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## virtual environment, pinned dependencies, stubs, Envoy, Triton (skips what is done)
 	@python=; for candidate in $(PYTHON) python3.11 python3 python; do \
@@ -48,7 +48,13 @@ protos: setup ## generate the stubs again
 bench: setup ## measure; writes docs/benchmarks.md (ONLY=datasets: one section)
 	@exec $(BIN)/python bench/measure.py $(ONLY)
 
+spark-up: setup ## a Spark cluster on this machine (needs Java 17), for trials of the engine spark
+	@exec $(BIN)/dlmesh spark up
+
+spark-down: ## stop it
+	@exec $(BIN)/dlmesh spark down
+
 clean: ## remove what set-up made (state in .dlmesh stays)
-	rm -rf .venv .triton .setup .bench libs/contracts/dlmesh libs/contracts/descriptors.binpb
+	rm -rf .venv .triton .spark .setup .bench libs/contracts/dlmesh libs/contracts/descriptors.binpb
 	rm -rf .mypy_cache .ruff_cache .import_linter_cache .pytest_cache build
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
