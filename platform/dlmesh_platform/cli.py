@@ -14,11 +14,13 @@ from typing import Annotated, Any, ParamSpec
 import requests
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
 from dlmesh_platform import demo as demonstration
-from dlmesh_platform.client import API, USERS, ApiError, Client, segment
+from dlmesh_platform import spark_command
+from dlmesh_platform.client import API, GROUPS, USERS, ApiError, Client, segment
 from dlmesh_platform.endpoints import SERVICES, PortInUseError, public_address
 from dlmesh_platform.launch import LaunchError
 from dlmesh_platform.supervisor import Platform, PlatformError, Supervisor, describe, exclusive
@@ -30,6 +32,9 @@ app = typer.Typer(
 )
 user_app = typer.Typer(help="Accounts: add, list, remove (administrators only).", no_args_is_help=True)
 app.add_typer(user_app, name="user")
+group_app = typer.Typer(help="Instance groups: what jobs run on (administrators change them).", no_args_is_help=True)
+app.add_typer(group_app, name="group")
+app.add_typer(spark_command.app, name="spark")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 Parameters = ParamSpec("Parameters")
@@ -71,19 +76,19 @@ def _state(home: Path) -> dict[str, Any]:
         return {}
 
 
-def _client(home: Path) -> Client:
+def _client(home: Path, **options: float) -> Client:
     host, port = public_address()
     url = str(_state(home).get("url") or f"http://{host}:{port}")
     user = os.environ.get("DLMESH_ADMIN_USER") or "Admin"
     password = os.environ.get("DLMESH_ADMIN_PASSWORD")
     if password:
-        return Client(url, user, password, patience_seconds=2.0)
+        return Client(url, user, password, **{"patience_seconds": 2.0, **options})
     if not (home / "admin_password").exists():
         raise PlatformError(
             f"no password: {home}/admin_password does not exist; set DLMESH_HOME, or DLMESH_ADMIN_USER and "
             "DLMESH_ADMIN_PASSWORD"
         )
-    return Client.of_home(home, url, user)
+    return Client.of_home(home, url, user, **options)
 
 
 @app.command()
@@ -236,6 +241,242 @@ def remove_user(name: str) -> None:
     """Remove an account; what it owned stays."""
     _client(_home()).delete(f"{USERS}/{segment(name)}")
     out.print(f"user {name} removed", markup=False)
+
+
+def _known_groups(incomplete: str) -> list[str]:
+    """Names for tab completion; none when nothing answers."""
+    try:
+        names = [str(group["name"]) for group in _client(_home(), patience_seconds=0.0).get(GROUPS)]
+    except KNOWN_ERRORS:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+GroupName = Annotated[str, typer.Argument(help="name or id of a group", autocompletion=_known_groups)]
+Engine = Annotated[str | None, typer.Option(help="local or spark")]
+MasterUrl = Annotated[str | None, typer.Option(help="spark://host:port, k8s://host:port or yarn; nothing for local")]
+HistoryServerUrl = Annotated[str | None, typer.Option(help="of Spark's history server")]
+Hosts = Annotated[int | None, typer.Option(help="hosts of this size")]
+SlotsPerHost = Annotated[int | None, typer.Option(help="ranks that may run on a host at once")]
+GpusPerHost = Annotated[int | None, typer.Option(help="GPUs of a host")]
+Policy = Annotated[str | None, typer.Option(help="fairshare, fifo or priority")]
+ExecutionUser = Annotated[str | None, typer.Option(help="account that ranks run as; '' is the platform's own")]
+MaxSlotsPerUser = Annotated[int | None, typer.Option(help="slots that a user may hold at once; 0 is unlimited")]
+EngineOption = Annotated[
+    list[str] | None, typer.Option("--option", help="KEY=VALUE of the engine, repeatable; KEY= removes it")
+]
+
+
+def _group_settings(options: list[str] | None, **settings: str | int | None) -> dict[str, Any]:
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    for option in options or []:
+        key, separator, value = option.partition("=")
+        if not separator:
+            raise typer.BadParameter(f"{option!r} is not KEY=VALUE", param_hint="--option")
+        given.setdefault("engineOptions", {})[key] = value
+    return given
+
+
+@group_app.command("list")
+@_plain_errors
+def list_groups() -> None:
+    """All groups with their settings."""
+    table = Table("group", "state", "engine", "hosts", "slots", "GPUs", "policy", "quota", "runs as", "master")
+    for group in _client(_home()).get(GROUPS):
+        table.add_row(
+            escape(group["name"]),
+            group["state"],
+            group["engine"],
+            str(group["hosts"]),
+            str(group["hosts"] * group["slotsPerHost"]),
+            str(group["hosts"] * group["gpusPerHost"]),
+            group["policy"],
+            str(group["maxSlotsPerUser"] or ""),
+            escape(group["executionUser"]),
+            escape(group["masterUrl"]),
+        )
+    out.print(table)
+
+
+@group_app.command("create")
+@_plain_errors
+def create_group(
+    name: Annotated[str, typer.Argument(help="of the new group")],
+    slots_per_host: Annotated[int, typer.Option(help="ranks that may run on a host at once")],
+    engine: Engine = None,
+    hosts: Hosts = None,
+    gpus_per_host: GpusPerHost = None,
+    master_url: MasterUrl = None,
+    history_server_url: HistoryServerUrl = None,
+    policy: Policy = None,
+    execution_user: ExecutionUser = None,
+    max_slots_per_user: MaxSlotsPerUser = None,
+    option: EngineOption = None,
+) -> None:
+    """Make a group; it is started."""
+    settings = _group_settings(
+        option,
+        name=name,
+        engine=engine,
+        hosts=hosts,
+        slotsPerHost=slots_per_host,
+        gpusPerHost=gpus_per_host,
+        masterUrl=master_url,
+        historyServerUrl=history_server_url,
+        policy=policy,
+        executionUser=execution_user,
+        maxSlotsPerUser=max_slots_per_user,
+    )
+    made = _client(_home()).post(GROUPS, settings)
+    out.print(f"group {name} made: {made['id']}", markup=False, soft_wrap=True)
+
+
+@group_app.command("set")
+@_plain_errors
+def set_group(
+    name: GroupName,
+    slots_per_host: SlotsPerHost = None,
+    engine: Engine = None,
+    hosts: Hosts = None,
+    gpus_per_host: GpusPerHost = None,
+    master_url: MasterUrl = None,
+    history_server_url: HistoryServerUrl = None,
+    policy: Policy = None,
+    execution_user: ExecutionUser = None,
+    max_slots_per_user: MaxSlotsPerUser = None,
+    option: EngineOption = None,
+) -> None:
+    """Change what is given; the rest stays, and what runs goes on."""
+    settings = _group_settings(
+        option,
+        engine=engine,
+        hosts=hosts,
+        slotsPerHost=slots_per_host,
+        gpusPerHost=gpus_per_host,
+        masterUrl=master_url,
+        historyServerUrl=history_server_url,
+        policy=policy,
+        executionUser=execution_user,
+        maxSlotsPerUser=max_slots_per_user,
+    )
+    if not settings:
+        raise typer.BadParameter("nothing to change: name at least one option", param_hint="OPTIONS")
+    _client(_home()).put(f"{GROUPS}/{segment(name)}", settings)
+    out.print(f"group {name} changed", markup=False)
+
+
+@group_app.command("start")
+@_plain_errors
+def start_group(name: GroupName) -> None:
+    """Let waiting jobs start again."""
+    _client(_home()).put(f"{GROUPS}/{segment(name)}/start")
+    out.print(f"group {name} started", markup=False)
+
+
+@group_app.command("stop")
+@_plain_errors
+def stop_group(name: GroupName) -> None:
+    """Start nothing any more; what runs goes on to its end."""
+    _client(_home()).put(f"{GROUPS}/{segment(name)}/stop")
+    out.print(f"group {name} stopped", markup=False)
+
+
+@group_app.command("delete")
+@_plain_errors
+def delete_group(name: GroupName) -> None:
+    """Remove a group of which all jobs have ended."""
+    _client(_home()).delete(f"{GROUPS}/{segment(name)}")
+    out.print(f"group {name} deleted", markup=False)
+
+
+@group_app.command("share")
+@_plain_errors
+def share_group(
+    name: GroupName,
+    user: Annotated[str | None, typer.Argument(help="without one: list the shares")] = None,
+    weight: Annotated[float | None, typer.Option(help="twice the weight, twice the slots; 1 is everybody's")] = None,
+    max_slots: Annotated[int | None, typer.Option(help="slots that the user may hold at once; 0: no own limit")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="back to weight 1 and the group's quota")] = False,
+) -> None:
+    """What users may have of a group: list, set or remove shares."""
+    if user is None and (remove or weight is not None or max_slots is not None):
+        raise typer.BadParameter("whose share?", param_hint="USER")
+    client, path = _client(_home()), f"{GROUPS}/{segment(name)}/shares"
+    if user is None:
+        table = Table("user", "weight", "most slots")
+        for share in client.get(path):
+            table.add_row(escape(share["user"]), f"{share['weight']:g}", str(share["maxSlots"] or ""))
+        out.print(table)
+        return
+    if remove:
+        client.delete(f"{path}/{segment(user)}")
+        out.print(f"share of {user} in group {name} removed", markup=False)
+        return
+    before = {share["user"]: share for share in client.get(path)}.get(user, {"weight": 1.0, "maxSlots": 0})
+    share = {
+        "weight": before["weight"] if weight is None else weight,
+        "maxSlots": before["maxSlots"] if max_slots is None else max_slots,
+    }
+    client.put(f"{path}/{segment(user)}", share)
+    out.print(f"share of {user} in group {name} set", markup=False)
+
+
+QUEUE_FIELDS = (
+    "applicationid,applicationname,username,sigName,slots,demandslots,priority,submittedtime,apprunduration,"
+    "statusMessage"
+)
+
+
+@app.command()
+@_plain_errors
+def queue(
+    group: Annotated[
+        str | None, typer.Option("--group", "-g", help="only of this group", autocompletion=_known_groups)
+    ] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="how many jobs at most")] = 50,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="go on until Ctrl-C")] = False,
+) -> None:
+    """What runs and what waits, and why."""
+    client = _client(_home())
+    if not watch:
+        out.print(_queue_table(client, group, lines))
+        return
+    with Live(_queue_table(client, group, lines), console=out, auto_refresh=False) as live:
+        while True:
+            time.sleep(1.0)
+            live.update(_queue_table(client, group, lines), refresh=True)
+
+
+def _queue_table(client: Client, group: str | None, lines: int) -> Table:
+    table = Table("job", "name", "owner", "group", "state", "ranks", "priority", "for", "says")
+    query = {"fields": QUEUE_FIELDS, "sort": "submittedtime", "length": str(lines)} | (
+        {"sigId": group} if group else {}
+    )
+    now = time.time()
+    for state in ("RUNNING", "SUBMITTED"):
+        for job in client.get("/scheduler/applications", state=state, **query):
+            waits = state == "SUBMITTED"
+            seconds = now - job["submittedtime"] / 1000 if waits else job["apprunduration"]
+            table.add_row(
+                job["applicationid"][:12],
+                escape(job["applicationname"]),
+                escape(job["username"]),
+                escape(job.get("sigName", "")),
+                "waits" if waits else "[green]runs[/]",
+                str(job["demandslots"] if waits else job["slots"]),
+                str(job["priority"] or ""),
+                _duration(seconds),
+                escape(job["statusMessage"]),
+            )
+    return table
+
+
+def _duration(seconds: float) -> str:
+    """`12 s`, `3 min`, `5 h`, `2 d`."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 if __name__ == "__main__":

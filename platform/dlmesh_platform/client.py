@@ -13,6 +13,7 @@ import requests
 
 API = "/platform/rest/deeplearning/v1"
 USERS = "/platform/rest/dlmesh/v1/users"
+GROUPS = "/platform/rest/dlmesh/v1/instancegroups"
 ENDED = frozenset({"FINISHED", "FAILED", "STOPPED"})
 Json = Any
 
@@ -43,9 +44,9 @@ class Client:
         self._patience_seconds = patience_seconds
 
     @classmethod
-    def of_home(cls, home: Path, url: str, user: str = "Admin") -> Client:
+    def of_home(cls, home: Path, url: str, user: str = "Admin", **options: float) -> Client:
         """As the administrator whose password was generated at the first start of `home`."""
-        return cls(url, user, (home / "admin_password").read_text().strip())
+        return cls(url, user, (home / "admin_password").read_text().strip(), **options)
 
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
         """One call; ApiError for a status from 400."""

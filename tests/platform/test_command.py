@@ -31,6 +31,14 @@ def dlmesh(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["status"], 1, "is it running?"),
         (["config"], 1, "no password"),
         (["user", "list"], 1, "no password"),
+        (["group", "--help"], 0, "share"),
+        (["group", "list"], 1, "no password"),
+        (["group", "create", "g"], 2, "slots-per-host"),
+        (["group", "create", "g", "--slots-per-host", "2", "--option", "x"], 2, "'x' is not KEY=VALUE"),
+        (["group", "set", "g"], 2, "nothing to change"),
+        (["group", "share", "g", "--remove"], 2, "whose share?"),
+        (["queue", "--lines", "0"], 2, "lines"),
+        (["queue"], 1, "no password"),
     ],
 )
 def test_words_and_exit_codes(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
