@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import signal
@@ -59,7 +58,7 @@ class SparkEngine(Engine):
         self._home = home
         self._watched: dict[Path, _Watched] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        # Its own threads: a master that does not answer must not hold up anybody else's.
+        # For talking to masters only: one that does not answer must not hold up anybody else's work.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="spark")
 
     @property
@@ -91,7 +90,7 @@ class SparkEngine(Engine):
         # Before anything is waited for, so that a second launch finds it.
         watched.is_launched = True
         try:
-            await self._in_thread(lambda: _write_spec(attempt, self._home))
+            await asyncio.to_thread(_write_spec, attempt, self._home)
         except BaseException:
             watched.is_launched = False
             raise
@@ -220,7 +219,7 @@ class SparkEngine(Engine):
                 continue
             standalone = submission.STANDALONE.fullmatch(attempt.master_url) is not None
             taken = {"driver_id": driver_id, "submitted_at": time.time(), "standalone": standalone}
-            await self._in_thread(functools.partial(keeper.write_json, directory / files.SUBMISSION_FILE, taken))
+            await asyncio.to_thread(keeper.write_json, directory / files.SUBMISSION_FILE, taken)
             watched.trouble = ""
             if (directory / files.OUTCOME_FILE).exists():
                 await self._kill(directory)
