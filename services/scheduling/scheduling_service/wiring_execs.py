@@ -57,7 +57,8 @@ def build_execs(
     folders = DiskExecFolders(root, ArchiveLimits(size_bytes=max_upload_bytes))
     frameworks = InstalledFrameworks(settings.home / "exec-frameworks")
     in_flight = InFlight()
-    tend = TendExecs(execs, folders, submit, stop, delete, in_flight)
+    results = DiskExecResults(root, settings.home / "exec-results")
+    tend = TendExecs(execs, folders, results, submit, stop, delete, in_flight)
     loop = ReconcileLoop("execs", tend.step)
 
     def wake_after_trouble() -> None:
@@ -85,7 +86,7 @@ def build_execs(
         DeleteExec(execs, find, loop.wake),
         DeleteAllExecs(execs, loop.wake),
         ReadExecLog(find, jobs, DiskExecLogs(files, root)),
-        ReadExecResult(find, jobs, DiskExecResults(root)),
+        ReadExecResult(find, jobs, results),
         ManageExecFrameworks(frameworks, settings.data_roots),
         max_upload_bytes=max_upload_bytes,
     )

@@ -362,6 +362,27 @@ print("Iteration 1: tag train_loss, simple_value 0.5")
         assert json.loads(line)["values"] == {"loss": {"type": 3, "value": "0.3"}}
 
 
+async def test_logs_hold_no_files_of_others(tmp_path: Path) -> None:
+    secret = tmp_path / "elsewhere"
+    secret.mkdir()
+    for name in ("stdout", "evaluation-metrics.txt", "rank-0.out"):
+        (secret / name).write_text("secret")
+    program = f"""
+import os, pathlib, shutil
+log = pathlib.Path(os.environ["LOG_DIR"])
+shutil.rmtree(log)
+log.symlink_to({str(secret)!r})
+attempt = pathlib.Path(os.environ["DLMESH_JOB_DIR"])
+(attempt / "rank-0.out").unlink()
+(attempt / "rank-0.out").symlink_to({str(secret / "rank-0.out")!r})
+"""
+    async with service(tmp_path) as platform:
+        task, output = await ended(platform, program)
+        assert output == ""
+        assert json.loads(await log_of(platform, task.id, "")) == ""
+        assert await log_of(platform, task.id, "outlog", tail_lines=3, follow=True) == ""
+
+
 async def test_a_log_is_followed_over_attempts_until_the_end(tmp_path: Path) -> None:
     program = """
 import os, time
@@ -429,6 +450,10 @@ os.utime(model / "sub" / "big", (0, 0))
         with zipfile.ZipFile(io.BytesIO(await result_of(platform, task.id))) as archive:
             assert sorted(archive.namelist()) == ["caf\\udce9", "inside", "sub/big"]
             assert archive.read("inside") == bytes(3_000_000)
+        # The platform's own zip is out of reach: a program cannot put a link in its place.
+        assert sorted(path.name for path in (tmp_path / "execs" / task.id).iterdir()) == [
+            *("code", "fabric", "log", "results", "spec.json")
+        ]
         whole, _ = await ended(
             platform, "import os, shutil; d = os.environ['RESULT_DIR']; shutil.rmtree(d); os.symlink('/etc', d)"
         )

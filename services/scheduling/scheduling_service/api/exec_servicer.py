@@ -33,6 +33,8 @@ from scheduling_service.usecases.stop_exec import StopExec
 JSON, TEXT, BYTES = "application/json", "text/plain; charset=utf-8", "application/octet-stream"
 # Divisible by 3: base64 of the pieces is base64 of the whole.
 BASE64_BLOCK_BYTES = 3 * 64 * 1024
+# What a form may hold beside the file.
+MAX_FORM_BYTES = 1024 * 1024
 
 Requests = AsyncIterator[scheduling_pb2.StartExecRequest]
 
@@ -151,7 +153,7 @@ class MultipartUpload:
         if self._first is None or not (self._first.body.content_type or self._first.body.data):
             return None
         parts = await receive_multipart(
-            self._requests, lambda request: request.body, folder, max_part_bytes=self._max_bytes, first=self._first
+            self._counted(), lambda request: request.body, folder, max_part_bytes=self._max_bytes, first=self._first
         )
         part = _file_part(parts)
         path = part.path
@@ -160,6 +162,15 @@ class MultipartUpload:
             await asyncio.to_thread(path.write_bytes, part.read())
         sent_as = part.filename if part.filename is not None else "" if part.name == "file" else part.name
         return UploadedFile(path, re.split(r"[/\\]", sent_as)[-1])
+
+    async def _counted(self) -> Requests:
+        """The rest of the messages; 400 for more parts than a file that is sent twice."""
+        received = 0
+        async for request in self._requests:
+            received += len(request.body.data)
+            if received > 2 * self._max_bytes + MAX_FORM_BYTES:
+                raise invalid("file", f"(more than {received} bytes)", f"at most {self._max_bytes} bytes")
+            yield request
 
     async def discard(self) -> None:
         async for _ in self._requests:

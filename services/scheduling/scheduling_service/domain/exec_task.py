@@ -2,28 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from scheduling_service.domain.job import Spec
-
-
-@dataclass(frozen=True)
-class ExecPlan:
-    """How a framework wants a task run; frozen when it is submitted.
-
-    `min_ranks` below `ranks` makes it elastic, 0 does not. A `command` (argv) replaces the program of the upload.
-    `warm`: its ranks may be forks of the warm pool.
-    """
-
-    ranks: int
-    min_ranks: int = 0
-    parameter_servers: int = 0
-    command: Sequence[str] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-    warm: bool = False
-    max_restarts: int = 0
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import PurePosixPath
-from typing import ClassVar
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, ClassVar
 
 from servicekit.errors import invalid
 
-from scheduling_service.domain.exec_arguments import ExecArguments
+from scheduling_service.domain.exec_plan import ExecPlan
 from scheduling_service.domain.exec_spec import ExecSpec
-from scheduling_service.domain.exec_task import ExecPlan
-from scheduling_service.domain.job import InstanceGroup
-from scheduling_service.usecases.exec_ports import ExecDescription
+
+if TYPE_CHECKING:
+    # Ranks need none of it, and they start in milliseconds.
+    from scheduling_service.domain.exec_arguments import ExecArguments
+    from scheduling_service.domain.job import InstanceGroup
+    from scheduling_service.usecases.exec_ports import ExecDescription
 
 
 class ExecFramework(ABC):
@@ -38,6 +41,8 @@ class ExecFramework(ABC):
     @property
     def version(self) -> str:
         """Of the library that programs find; empty when it is not installed."""
+        import importlib.metadata
+
         for name in self.distributions:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 return importlib.metadata.version(name)
@@ -90,9 +95,6 @@ def refuse_servers(name: str, arguments: ExecArguments) -> None:
 
 def run_program_of(spec: ExecSpec, arguments: Sequence[str]) -> None:
     """Run the program of the upload with `arguments`, in its folder: a Python file here, a shell script by bash."""
-    import sys
-    from pathlib import Path
-
     from workerkit.command import run_command
     from workerkit.program import run_program
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from servicekit.errors import invalid
 
-from scheduling_service.domain.exec_arguments import ExecArguments
+from scheduling_service.domain.exec_plan import ExecPlan
 from scheduling_service.domain.exec_spec import ExecSpec
-from scheduling_service.domain.exec_task import ExecPlan
-from scheduling_service.domain.job import InstanceGroup
 from scheduling_service.exec_frameworks.base import ExecFramework, run_program_of
-from scheduling_service.usecases.exec_ports import ExecDescription
+
+if TYPE_CHECKING:
+    from scheduling_service.domain.exec_arguments import ExecArguments
+    from scheduling_service.domain.job import InstanceGroup
+    from scheduling_service.usecases.exec_ports import ExecDescription
 
 
 class DistTensorFlow(ExecFramework):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 from scheduling_service.domain.exec_spec import ExecSpec
 from scheduling_service.exec_frameworks.base import ElasticWorkers
 
@@ -11,7 +14,7 @@ class EdtTensorFlow(ElasticWorkers):
     description = "A FabricModel program of TensorFlow, whose number of workers changes while it runs"
     examples = ("--exec-start edtTensorflow --edt-options maxWorkers=2 --model-main elastic-main.py",)
     backend = "TensorFlow"
-    distributions = ("tensorflow", "tensorflow-cpu")
+    distributions: ClassVar[Sequence[str]] = ("tensorflow", "tensorflow-cpu")
     distribute_strategy = "FabricModel"
 
     def run(self, spec: ExecSpec) -> None:
@@ -27,4 +30,4 @@ class EdtKeras(EdtTensorFlow):
     name = "edtKeras"
     description = "A FabricModel program over a compiled Keras model, whose number of workers changes while it runs"
     examples = ("--exec-start edtKeras --edt-options maxWorkers=2 --model-main elastic-main.py",)
-    distributions = ("keras",)
+    distributions: ClassVar[Sequence[str]] = ("keras",)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 from scheduling_service.exec_frameworks.tensorflow import TensorFlow
 
 
@@ -11,4 +14,4 @@ class Keras(TensorFlow):
     name = "keras"
     description = "A Keras program with one worker"
     examples = ("--exec-start keras --model-main keras_mnist.py --epochs 3",)
-    distributions = ("keras",)
+    distributions: ClassVar[Sequence[str]] = ("keras",)

@@ -17,7 +17,7 @@ from typing import Any
 from servicekit.errors import Code, ServiceError, invalid
 
 from scheduling_service.domain.exec_arguments import ExecArguments
-from scheduling_service.domain.exec_task import ExecPlan
+from scheduling_service.domain.exec_plan import ExecPlan
 from scheduling_service.domain.job import InstanceGroup
 from scheduling_service.exec_frameworks.base import ExecFramework
 from scheduling_service.usecases.exec_ports import ExecDescription

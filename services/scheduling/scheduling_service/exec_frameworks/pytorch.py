@@ -11,7 +11,7 @@ class PyTorch(SingleWorker):
     examples = (
         "--exec-start PyTorch --model-main pytorch_mnist.py --epochs 3",
         "--exec-start PyTorch --cs-datastore-meta type=fs,data_path=mnist --model-dir mnist --model-main main.py",
-        "--exec-start PyTorch --workerDeviceType gpu --workerDeviceNum 2 --user-cmd -- torchrun --nproc-per-node 2 m.py",
+        "--exec-start PyTorch --workerDeviceType gpu --workerDeviceNum 2 --user-cmd -- torchrun --standalone main.py",
     )
     backend = "PyTorch"
     distributions = ("torch",)

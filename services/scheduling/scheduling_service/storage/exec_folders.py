@@ -38,6 +38,13 @@ class DiskExecFolders:
         if upload is None:
             code.mkdir()
             return
+        try:
+            self._unpack(code, upload, arguments)
+        finally:
+            # With all else that was sent.
+            remove_folder(upload.path.parent)
+
+    def _unpack(self, code: Path, upload: UploadedFile, arguments: ExecArguments) -> None:
         if not unpack(upload.path, code, self._limits):
             name = upload.name or PurePosixPath(arguments.model_main).name or "model"
             if len(checked_parts(name, self._limits)) != 1:
@@ -45,7 +52,6 @@ class DiskExecFolders:
             code.mkdir()
             copy_file(upload.path, code / name)
             sync_folder(code)
-        upload.path.unlink()
 
     def find_program(self, draft: Path, arguments: ExecArguments) -> tuple[str, str]:
         code = draft / CODE
@@ -92,12 +98,6 @@ class DiskExecFolders:
             if is_old and path.is_dir():
                 found.append(path.name)
         return found
-
-    def spec(self, task_id: str) -> ExecSpec | None:
-        try:
-            return ExecSpec.read(self.folder(task_id) / SPEC)
-        except (OSError, ValueError, TypeError):
-            return None
 
 
 def _alternatives(root: Path, wanted: str) -> str:

@@ -6,10 +6,11 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from workerkit.spool import open_plain
+from workerkit.spool import open_plain_below
 
 from scheduling_service.domain.job import Job
 from scheduling_service.storage.exec_folders import LOG
@@ -26,6 +27,19 @@ METRICS_FILES = ("evaluation-metrics.txt", "stdout")
 _METRIC_LINE = re.compile(rb"Iteration \d{1,15}: tag |Timestamp \d{1,18}, Iteration |Total iterations: ")
 _MAX_LINE_BYTES = 64 * 1024
 
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a program, somewhere below a folder of ours."""
+
+    folder: Path
+    path: Path
+
+    def open(self) -> BinaryIO:
+        """OSError when it is no plain file, or a link leads to it."""
+        return open_plain_below(self.folder, self.path)
+
+
 Look = Callable[[], Awaitable[Job | None]]
 
 
@@ -40,8 +54,8 @@ class DiskExecLogs:
         if tail_lines:
             yield await asyncio.to_thread(_tail, files, tail_lines)
             return
-        for path in files:
-            async for chunk in _chunks(path):
+        for file in files:
+            async for chunk in _chunks(file):
                 yield chunk
 
     async def follow(self, job: Job, stream: str, rank: int, tail_lines: int, look: Look) -> AsyncIterator[bytes]:
@@ -75,12 +89,13 @@ class DiskExecLogs:
 
     async def metrics(self, task_id: str, job: Job | None, tail_lines: int) -> AsyncIterator[bytes]:
         for name in METRICS_FILES:
-            path = self._execs / task_id / LOG / name
-            if await asyncio.to_thread(_size, path):
+            folder = self._execs / task_id
+            file = _File(folder, folder / LOG / name)
+            if await asyncio.to_thread(_size, file):
                 if tail_lines:
-                    yield await asyncio.to_thread(_tail, [path], tail_lines)
+                    yield await asyncio.to_thread(_tail, [file], tail_lines)
                     return
-                async for chunk in _chunks(path):
+                async for chunk in _chunks(file):
                     yield chunk
                 return
         files = self._files(job, "out", 0) if job is not None else []
@@ -91,17 +106,18 @@ class DiskExecLogs:
         while batch := await asyncio.to_thread(_batch, lines):
             yield batch
 
-    def _files(self, job: Job, stream: str, rank: int) -> list[Path]:
+    def _files(self, job: Job, stream: str, rank: int) -> list[_File]:
         return [self._file(job.id, number, stream, rank) for number in range(1, job.attempt + 1)]
 
-    def _file(self, job_id: str, attempt: int, stream: str, rank: int) -> Path:
-        return self._jobs.of(job_id) / f"attempt-{attempt}" / f"rank-{rank}.{stream}"
+    def _file(self, job_id: str, attempt: int, stream: str, rank: int) -> _File:
+        folder = self._jobs.of(job_id)
+        return _File(folder, folder / f"attempt-{attempt}" / f"rank-{rank}.{stream}")
 
 
-async def _chunks(path: Path, offset: int = 0) -> AsyncIterator[bytes]:
+async def _chunks(source: _File, offset: int = 0) -> AsyncIterator[bytes]:
     """What is in a file from `offset` on; nothing where there is no plain file."""
     try:
-        file = await asyncio.to_thread(open_plain, path)
+        file = await asyncio.to_thread(source.open)
     except OSError:
         return
     with file:
@@ -110,20 +126,20 @@ async def _chunks(path: Path, offset: int = 0) -> AsyncIterator[bytes]:
             yield data
 
 
-def _size(path: Path) -> int:
+def _size(source: _File) -> int:
     try:
-        with open_plain(path) as file:
+        with source.open() as file:
             return file.seek(0, os.SEEK_END)
     except OSError:
         return 0
 
 
-def _tail(paths: Sequence[Path], lines: int) -> bytes:
+def _tail(sources: Sequence[_File], lines: int) -> bytes:
     """The last lines of files that follow each other."""
     found: list[bytes] = []
-    for path in reversed(paths):
+    for source in reversed(sources):
         try:
-            with open_plain(path) as file:
+            with source.open() as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_TAIL_BYTES))
                 found = [*file.read(MAX_TAIL_BYTES).splitlines(keepends=True)[-(lines - len(found)) :], *found]
         except OSError:
@@ -133,10 +149,10 @@ def _tail(paths: Sequence[Path], lines: int) -> bytes:
     return b"".join(found)
 
 
-def _metric_lines(paths: Sequence[Path]) -> Iterator[bytes]:
-    for path in paths:
+def _metric_lines(sources: Sequence[_File]) -> Iterator[bytes]:
+    for source in sources:
         try:
-            file: BinaryIO = open_plain(path)
+            file = source.open()
         except OSError:
             continue
         with file:

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from servicekit.errors import sendable
-from workerkit.spool import open_plain
+from workerkit.spool import open_plain_below
 
 from scheduling_service.storage.exec_folders import RESULTS
 
-RESULT_FILE = "result.zip"
 COPY_BYTES = 1024 * 1024
 # Where an elastic program keeps what it goes on from; that it has ended, nobody needs it.
 ELASTIC_CHECKPOINTS = ("train", "steps")
@@ -24,32 +23,39 @@ _EARLIEST = time.struct_time((1980, 1, 1, 0, 0, 0, 0, 0, 0))
 
 
 class DiskExecResults:
-    """Blocking; OSError for a disk in trouble."""
+    """`usecases.exec_ports.ExecResults`: the zip files lie in `packed`, where programs do not come, not beside what
+    they wrote in `execs`. Blocking; OSError for a disk in trouble."""
 
-    def __init__(self, execs: Path) -> None:
-        self._execs = execs
+    def __init__(self, execs: Path, packed: Path) -> None:
+        self._execs, self._packed = execs, packed
 
     def pack(self, task_id: str, *, is_elastic: bool) -> Path:
         """The zip of what an ended task left in its results; made by the first call, whole or not at all.
 
         Links are packed as the files that they lead to inside of the results, and left out when they lead elsewhere.
         """
-        folder = self._execs / task_id
-        packed = folder / RESULT_FILE
+        packed = self._packed / f"{task_id}.zip"
         if packed.is_file():
             return packed
-        draft = folder / f".{RESULT_FILE}.{os.getpid()}.{secrets.token_hex(4)}"
+        self._packed.mkdir(exist_ok=True)
+        draft = self._packed / f".{task_id}.{os.getpid()}.{secrets.token_hex(4)}"
+        folder = (self._execs / task_id).resolve()
         try:
             with draft.open("xb") as writer:
                 with zipfile.ZipFile(writer, "w") as archive:
                     for path, name in _files(folder / RESULTS / "model", is_elastic):
-                        _add(archive, path, name)
+                        _add(archive, folder, path, name)
                 writer.flush()
                 os.fsync(writer.fileno())
             draft.replace(packed)
         finally:
             draft.unlink(missing_ok=True)
         return packed
+
+    def remove(self, task_id: str) -> None:
+        """Remove the zip, and what a kill left of one."""
+        for path in [self._packed / f"{task_id}.zip", *self._packed.glob(f".{task_id}.*")]:
+            path.unlink(missing_ok=True)
 
 
 def _files(root: Path, is_elastic: bool) -> Iterator[tuple[Path, str]]:
@@ -73,9 +79,9 @@ def _files(root: Path, is_elastic: bool) -> Iterator[tuple[Path, str]]:
                 continue
 
 
-def _add(archive: zipfile.ZipFile, path: Path, name: str) -> None:
+def _add(archive: zipfile.ZipFile, folder: Path, path: Path, name: str) -> None:
     try:
-        file = open_plain(path)
+        file = open_plain_below(folder, path)
     except OSError:
         return
     with file:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 from scheduling_service.domain.exec_arguments import ExecArguments
+from scheduling_service.domain.exec_plan import ExecPlan
 from scheduling_service.domain.exec_spec import ExecSpec
-from scheduling_service.domain.exec_task import ExecPlan, ExecTask, ExecView
+from scheduling_service.domain.exec_task import ExecTask, ExecView
 from scheduling_service.domain.job import InstanceGroup, Job, Spec
 
 
@@ -89,9 +90,6 @@ class ExecFolders(Protocol):
     def orphans(self) -> Sequence[str]:
         """Names of folders that are old enough to be nobody's unless there is a row; drafts too, by their name."""
 
-    def spec(self, task_id: str) -> ExecSpec | None:
-        """What the ranks of the task are told; None when it has gone."""
-
 
 class ExecFramework(Protocol):
     """As `exec_frameworks.base.ExecFramework`."""
@@ -164,3 +162,6 @@ class ExecResults(Protocol):
 
     def pack(self, task_id: str, *, is_elastic: bool) -> Path:
         """The zip of an ended task; made by the first call. Blocking."""
+
+    def remove(self, task_id: str) -> None:
+        """Remove it; nothing when there is none. Blocking."""

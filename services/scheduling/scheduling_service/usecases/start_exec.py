@@ -15,8 +15,9 @@ from servicekit.identity import current_identity
 from servicekit.paths import DataRoots
 
 from scheduling_service.domain.exec_arguments import ExecArguments, parse
+from scheduling_service.domain.exec_plan import ExecPlan
 from scheduling_service.domain.exec_spec import ExecSpec
-from scheduling_service.domain.exec_task import ExecPlan, ExecTask, ExecView
+from scheduling_service.domain.exec_task import ExecTask, ExecView
 from scheduling_service.domain.job import InstanceGroup, Spec
 from scheduling_service.usecases.exec_ports import (
     ExecDescription,
@@ -30,6 +31,7 @@ from scheduling_service.usecases.exec_ports import (
 from scheduling_service.usecases.ports import Groups, Jobs
 
 MAX_AFTER = 1000
+MOST_UNPACKED_AT_ONCE = 2
 # What the queue says of a job, and what its submitter knows it as.
 _FIELDS = {"clusterSize": "numWorker", "min_ranks": "numWorker", "sigid": "sigName", "max_seconds": "maxSeconds"}
 
@@ -90,6 +92,8 @@ class StartExec:
         self._groups, self._jobs, self._submit = groups, jobs, submit
         self._in_flight, self._settings, self._now, self._wake = in_flight, settings, now, wake
         self._data_roots = DataRoots(settings.data_roots)
+        # It takes a thread for as long, and others need some.
+        self._unpacking = asyncio.Semaphore(MOST_UNPACKED_AT_ONCE)
 
     async def __call__(self, request: ExecRequest, upload: Upload) -> ExecView:
         try:
@@ -104,7 +108,8 @@ class StartExec:
             saved = await upload.save(draft / "upload")
             if saved is None and not checked.arguments.command:
                 raise invalid("file", "", "a part with the program, or a tar of its folder")
-            await asyncio.to_thread(self._folders.unpack, draft, saved, checked.arguments)
+            async with self._unpacking:
+                await asyncio.to_thread(self._folders.unpack, draft, saved, checked.arguments)
             spec, job_spec = await asyncio.to_thread(self._freeze, task_id, draft, request, checked)
             task = ExecTask(task_id, job_spec.owner, checked.group.id, checked.arguments.shown, job_spec, self._now())
             # A client that goes away now has a task all the same, or none: nothing in between.

@@ -12,7 +12,7 @@ from servicekit.reconcile import Next
 
 from scheduling_service.domain.exec_task import ExecTask
 from scheduling_service.usecases.delete_job import DeleteJob
-from scheduling_service.usecases.exec_ports import ExecFolders, Execs, Submit
+from scheduling_service.usecases.exec_ports import ExecFolders, ExecResults, Execs, Submit
 from scheduling_service.usecases.start_exec import InFlight
 from scheduling_service.usecases.stop_job import StopJob
 
@@ -32,13 +32,14 @@ class TendExecs:
         self,
         execs: Execs,
         folders: ExecFolders,
+        results: ExecResults,
         submit: Submit,
         stop: StopJob,
         delete: DeleteJob,
         in_flight: InFlight,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._execs, self._folders = execs, folders
+        self._execs, self._folders, self._results = execs, folders, results
         self._submit, self._stop, self._delete = submit, stop, delete
         self._in_flight, self._clock = in_flight, clock
         self._is_complete = False
@@ -83,6 +84,7 @@ class TendExecs:
         try:
             await self._delete(task_id)
             await asyncio.to_thread(self._folders.remove, task_id)
+            await asyncio.to_thread(self._results.remove, task_id)
             await self._execs.remove(task_id)
         except ServiceError as error:
             if error.code is not Code.ABORTED:
