@@ -21,6 +21,7 @@ from scheduling_service.api.scheduler_servicer import SchedulerServicer
 from scheduling_service.engines.base import Engine
 from scheduling_service.engines.registry import ENGINES, make_engine
 from scheduling_service.engines.runner import EngineRunner, JobFiles
+from scheduling_service.exec_limits import ExecLimits
 from scheduling_service.storage.groups import SqlGroups
 from scheduling_service.storage.jobs import SqlJobs
 from scheduling_service.usecases.delete_job import DeleteJob
@@ -90,7 +91,8 @@ def build(
     reasons = WaitingReasons(groups)
     describe = DescribeAttempts(runner, files)
     submit, stop, delete = SubmitJob(jobs, groups, utc_now, loop.wake), StopJob(jobs, loop.wake), DeleteJob(jobs, files)
-    execs = build_execs(settings, database, jobs, groups, files, submit, stop, delete)
+    exec_limits = ExecLimits.from_environment()
+    execs = build_execs(settings, database, jobs, groups, files, submit, stop, delete, exec_limits)
     job_servicer = JobServicer(
         submit,
         stop,
@@ -134,5 +136,5 @@ def build(
             *(engine.open for engine in engines.values()),
         ],
         shutdown=[engine.close for engine in engines.values()],
-        settings={"": local},
+        settings={"": local, "exec": exec_limits},
     )

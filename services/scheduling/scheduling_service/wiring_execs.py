@@ -11,6 +11,7 @@ from servicekit.times import utc_now
 
 from scheduling_service.api.exec_servicer import ExecServicer
 from scheduling_service.exec_frameworks.installed import InstalledFrameworks
+from scheduling_service.exec_limits import ExecLimits
 from scheduling_service.storage.exec_folders import DiskExecFolders
 from scheduling_service.storage.exec_logs import DiskExecLogs
 from scheduling_service.storage.exec_results import DiskExecResults
@@ -27,8 +28,6 @@ from scheduling_service.usecases.stop_exec import StopExec
 from scheduling_service.usecases.stop_job import StopJob
 from scheduling_service.usecases.submit_job import SubmitJob
 from scheduling_service.usecases.tend_execs import TendExecs
-
-DEFAULT_MAX_UPLOAD_BYTES = 20 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,12 @@ def build_execs(
     submit: SubmitJob,
     stop: StopJob,
     delete: DeleteJob,
-    *,
-    max_upload_bytes: int = DEFAULT_MAX_UPLOAD_BYTES,
+    limits: ExecLimits,
 ) -> ExecParts:
-    """ExecService and its loop. An upload, and what is unpacked of it, has at most `max_upload_bytes`."""
+    """ExecService and its loop."""
     root = settings.home / "execs"
     execs = SqlExecs(database)
-    folders = DiskExecFolders(root, ArchiveLimits(size_bytes=max_upload_bytes))
+    folders = DiskExecFolders(root, ArchiveLimits(size_bytes=limits.max_upload_bytes))
     frameworks = InstalledFrameworks(settings.home / "exec-frameworks")
     in_flight = InFlight()
     results = DiskExecResults(root, settings.home / "exec-results")
@@ -74,7 +72,7 @@ def build_execs(
         jobs,
         submit,
         in_flight,
-        ExecSettings(settings.data_roots),
+        ExecSettings(settings.data_roots, limits.stop_grace_seconds, limits.max_disk_bytes),
         utc_now,
         wake_after_trouble,
     )
@@ -88,6 +86,6 @@ def build_execs(
         ReadExecLog(find, jobs, DiskExecLogs(files, root)),
         ReadExecResult(find, jobs, results),
         ManageExecFrameworks(frameworks, settings.data_roots),
-        max_upload_bytes=max_upload_bytes,
+        max_upload_bytes=limits.max_upload_bytes,
     )
     return ExecParts(servicer, loop)

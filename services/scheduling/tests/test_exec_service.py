@@ -620,3 +620,20 @@ async def test_every_framework_says_what_it_is(tmp_path: Path, name: str) -> Non
     assert row.framework_version[0].isdigit()
     # The first example is one that works.
     assert row.descriptions[1].startswith(f"--exec-start {name} ")
+
+
+async def test_limits_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLMESH_EXEC_MAX_UPLOAD_GIB", "0.001")
+    monkeypatch.setenv("DLMESH_EXEC_MAX_DISK_GIB", "0.001")
+    async with service(tmp_path) as platform:
+        for body, says in (
+            (part(bytes(2_000_000)), "more than the allowed 1073741 bytes"),
+            (part(b"x", name="a") + part(bytes(900_000), name="b") * 4, "file: .*at most 1073741 bytes"),
+            (part(packed({"main.py": "", "zeros": "0" * 1_500_000}, "w:gz")), "at most 1073741 bytes unpacked"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError, match=says):
+                await start(platform, body)
+        assert left_behind(tmp_path) == []
+        fills = "import os, time\nopen('large', 'wb').write(os.urandom(2_200_000))\ntime.sleep(600)"
+        task = await until(platform, (await start(platform, fills)).id, *ENDED)
+        assert (task.state, "the run's folder holds" in task.status_message) == ("ERROR", True)
