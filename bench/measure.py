@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from dataset_costs import measure_datasets
 from platform_costs import measure_platform
 from report import Row, publish
+from spark_costs import measure_spark
 from training_costs import measure_training
 
 SECTIONS: dict[str, Callable[[], list[Row]]] = {
     "platform": measure_platform,
     "datasets": measure_datasets,
     "training": measure_training,
+    "spark": measure_spark,
 }
 
 

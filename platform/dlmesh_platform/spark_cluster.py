@@ -171,6 +171,8 @@ class SparkCluster:
                 # A master that is started again knows its drivers, applications and workers.
                 "spark.deploy.recoveryMode": "FILESYSTEM",
                 "spark.deploy.recoveryDirectory": str(self._folder / "recovery"),
+                # How long it waits for those that ended meanwhile.
+                "spark.deploy.recoveryTimeout": "10s",
             }
         if kind == HISTORY:
             return {

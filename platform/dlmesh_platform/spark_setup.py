@@ -119,7 +119,7 @@ def _compile(library: Path) -> None:
             content = given.read(entry)
             made.writestr(entry.filename, content)
             if entry.filename.endswith(".py"):
-                code = compile(content, f"{library}/{entry.filename}", "exec", dont_inherit=True)
+                code = compile(content, f"{library.name}/{entry.filename}", "exec", dont_inherit=True)
                 # Unchecked: the source lies beside it and is never changed.
                 header = importlib.util.MAGIC_NUMBER + (0b01).to_bytes(4, "little") + bytes(8)
                 made.writestr(f"{entry.filename}c", header + marshal.dumps(code))

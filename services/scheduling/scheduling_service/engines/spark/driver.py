@@ -7,12 +7,14 @@ its JVM; the ranks' keepers end the ranks when the driver has gone. Nothing but 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +22,15 @@ from typing import Any
 
 if __package__:
     from scheduling_service.engines.spark import files, rank
-    from scheduling_service.engines.spark.files import keeper, watches
+    from scheduling_service.engines.spark.files import keeper, processes, watches
 else:  # run as a file, without importing the package
     sys.path.insert(0, str(Path(__file__).parent))
     import files  # type: ignore[import-not-found,no-redef]
     import rank  # type: ignore[import-not-found,no-redef]
-    from files import keeper, watches  # type: ignore[no-redef]
+    from files import keeper, processes, watches  # type: ignore[no-redef]
 
 RANK_PROGRAM = Path(__file__).with_name("rank.py")
-TICK_SECONDS, BEAT_SECONDS = 0.05, 1.0
+TICK_SECONDS, BEAT_SECONDS = 0.05, 0.5
 FAILURE_GRACE_SECONDS = 3.0
 # How much longer than their grace the ranks' keepers may take, and Spark to close its application.
 LATE_SECONDS, CLOSE_SECONDS = 10.0, 15.0
@@ -83,11 +85,11 @@ class _Gang:
     def __post_init__(self) -> None:
         self.stage = _Stage(self.directory, self.spec)
         self.usage = rank.Usage(self.jvm)
-        self._beat_at = 0.0
         self._said: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
-        self._beat()
+        self._tell()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         if warning := self.spec.get("warning"):
             self._warn(warning)
         self.stage.start()
@@ -123,7 +125,7 @@ class _Gang:
         )
         signs = None
         while True:
-            self._beat()
+            self._tell()
             if (self.directory / files.STOP_FILE).exists():
                 self.state = "stopped"
                 return
@@ -185,8 +187,7 @@ class _Gang:
         keeper.write_json(self.directory / files.END_FILE, {"grace_seconds": grace_seconds})
         deadline = time.monotonic() + grace_seconds + LATE_SECONDS
         self._read_ranks()
-        while any(not record["ended"] for record in self.records.values()) and time.monotonic() < deadline:
-            self._beat()
+        while any(map(_may_end, self.records.values())) and time.monotonic() < deadline:
             time.sleep(TICK_SECONDS)
             self._read_ranks()
 
@@ -197,25 +198,40 @@ class _Gang:
                 if record is not None:
                     self.records[number] = record
 
-    def _beat(self) -> None:
-        """Say that we live and what we are; end with the JVM, which has the application."""
-        if os.getppid() != self.jvm:
-            os._exit(1)
+    def _tell(self) -> None:
+        """Say what we are and how far Spark has come, when that is news."""
         said = {"application_id": self.stage.application_id, "ui": self.stage.ui, "ranks_started": len(self.records)}
         if said != self._said:
             self._said = said
             who = {**rank.identity(os.getpid()), "jvm": rank.identity(self.jvm), "host": socket.gethostname()}
             keeper.write_json(self.directory / files.DRIVER_FILE, {**who, "driver_id": driver_id(), **said})
-        now = time.monotonic()
-        if now >= self._beat_at:
-            self._beat_at = now + BEAT_SECONDS
-            keeper.write_json(self.directory / files.DRIVER_USAGE, self.usage.look(), durable=False)
-            (self.directory / files.HEARTBEAT_FILE).write_text(f"{time.time()}\n")
+
+    def _beat(self) -> None:
+        """Say that we live, in a thread of its own, for a look at large folders may take long; end with the JVM, which
+        has the application."""
+        measure_at = 0.0
+        while os.getppid() == self.jvm:
+            # A full disk has no room for anything but a time.
+            with contextlib.suppress(OSError):
+                (self.directory / files.HEARTBEAT_FILE).touch()
+                now = time.monotonic()
+                if now >= measure_at:
+                    measure_at = now + rank.MEASURE_SECONDS
+                    keeper.write_json(self.directory / files.DRIVER_USAGE, self.usage.look(), durable=False)
+            time.sleep(BEAT_SECONDS)
+        os._exit(1)
 
     def _warn(self, text: str) -> None:
         """A line among the errors of rank 0, which is the log that people look into."""
         with (self.directory / "rank-0.err").open("a") as file:
             file.write(f"warning: {text}\n")
+
+
+def _may_end(record: dict[str, Any]) -> bool:
+    """Whether the keeper that wrote it has more to say; one of this host may have been killed."""
+    who = record["keeper"]
+    is_here = who["boot_id"] == processes.boot_id()
+    return not record["ended"] and not (is_here and processes.start_time(who["pid"]) != who["start_time"])
 
 
 class _Stage:
@@ -250,6 +266,8 @@ class _Stage:
 
     def _run(self) -> None:
         try:
+            # What it says of versions of pandas, which it does not use here, is not for those who look into our log.
+            warnings.simplefilter("ignore", FutureWarning)
             from pyspark import SparkContext
 
             self._context = SparkContext()
@@ -266,10 +284,12 @@ class _Stage:
 
 
 def _cause(lines: list[str]) -> str:
-    """The line of a stage's failure that says something to people."""
-    for line in lines:
-        if "SparkException" in line or "failure" in line:
-            return line.rpartition("SparkException: ")[2][:300]
+    """The part of a stage's failure that says something to people: what became of an executor, or what a task said."""
+    for mark in ("ExecutorLostFailure", "RuntimeError: ", "SparkException: "):
+        for line in lines:
+            if mark in line:
+                at = line.index(mark)
+                return line[at if mark == "ExecutorLostFailure" else at + len(mark) :][:300]
     return (lines or ["it does not say why"])[0][:300]
 
 
@@ -315,6 +335,9 @@ def _task(words: list[str], ranks: int) -> Any:
             env={"DLMESH_JOB_DIR": words[-1]},
         )
         code = keeper_process.wait()
+        if code < 0:
+            # It was killed, and the rank with it; nobody else knows what the rank left behind on this host.
+            subprocess.run([*words, "sweep", str(os.getpid())], check=False)
         if code != 0:
             raise RuntimeError(f"the keeper of rank {place['rank']} ended with code {code}")
         return list(numbers)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from servicekit.errors import invalid
 
 from scheduling_service.domain.job import InstanceGroup
 from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation, Phase, ProcessFacts, RankOutcome
-from scheduling_service.engines.spark import files, submission
+from scheduling_service.engines.spark import files, rank, submission
 from scheduling_service.engines.spark.files import keeper, processes
 
 log = logging.getLogger(__name__)
@@ -107,6 +106,9 @@ class SparkEngine(Engine):
         outcome = files.read(directory / files.OUTCOME_FILE)
         if outcome is not None:
             self._watched.pop(directory, None)
+            if outcome["state"] == Phase.LOST.value:
+                # What died with Spark's processes may have left something that the next attempt must not meet.
+                await asyncio.to_thread(rank.sweep, directory)
             ranks = tuple(RankOutcome(row["rank"], row["pid"], row["exit_code"]) for row in outcome["ranks"])
             phase, final = Phase(outcome["state"]), outcome.get("final", False)
             return Observation(phase, outcome["reason"], ranks, outcome["failed_rank"], final=final, **names)
@@ -196,8 +198,7 @@ class SparkEngine(Engine):
         if not _seal(directory, Phase.LOST, reason, ranks=_ranks(directory, spec)):
             return Observation(Phase.STARTING, **names)
         # The keepers see the outcome and end their ranks; those of this host, and what they left behind, end now.
-        left = await asyncio.to_thread(processes.left_behind, -1, f"DLMESH_JOB_DIR={directory}")
-        processes.send_signal(left, signal.SIGKILL)
+        await asyncio.to_thread(rank.sweep, directory)
         self._spawn(self._kill(directory))
         return Observation(Phase.LOST, reason, _outcomes(directory), **names)
 
@@ -337,10 +338,10 @@ def _seal(
 
 def _ranks(directory: Path, spec: dict[str, Any]) -> list[dict[str, Any]]:
     """What is known of the ranks of an attempt whose driver is gone."""
-    records = [files.read(directory / files.rank_file(rank)) or {} for rank in range(spec.get("ranks", 0))]
+    records = [files.read(directory / files.rank_file(number)) or {} for number in range(spec.get("ranks", 0))]
     return [
-        {"rank": rank, "pid": record.get("pid", 0), "exit_code": record.get("exit_code")}
-        for rank, record in enumerate(records)
+        {"rank": number, "pid": record.get("pid", 0), "exit_code": record.get("exit_code")}
+        for number, record in enumerate(records)
     ]
 
 
@@ -356,17 +357,17 @@ def _facts(directory: Path) -> AttemptFacts:
     submitted = files.read(directory / files.SUBMISSION_FILE) or {}
     driver_id = driver.get("driver_id") or submitted.get("driver_id", "")
     executors = []
-    for rank in range(spec.get("ranks", 0)):
-        record = files.read(directory / files.rank_file(rank)) or {}
+    for number in range(spec.get("ranks", 0)):
+        record = files.read(directory / files.rank_file(number)) or {}
         ended = over or record.get("ended", True)
-        usage = {} if ended else files.read(directory / files.usage_file(rank)) or {}
+        usage = {} if ended else files.read(directory / files.usage_file(number)) or {}
         executors.append(
             ProcessFacts(
-                str(rank),
+                str(number),
                 host=record.get("host", ""),
                 container_id=record.get("container_id", ""),
-                stdout=str(directory / f"rank-{rank}.out"),
-                stderr=str(directory / f"rank-{rank}.err"),
+                stdout=str(directory / f"rank-{number}.out"),
+                stderr=str(directory / f"rank-{number}.err"),
                 **usage,
             )
         )

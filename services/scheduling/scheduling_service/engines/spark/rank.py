@@ -1,4 +1,7 @@
-"""The keeper of one rank, started by its barrier task: `python -S -E rank.py DIRECTORY PLACE`, PLACE being JSON.
+"""The keeper of one rank, started by its barrier task: `python -S -E rank.py DIRECTORY PLACE TASK`.
+
+PLACE is a Place as JSON and TASK the pid of the task's process; with `sweep` instead of PLACE it kills what is left of
+the attempt on this host.
 
 It ends the rank, and everything the rank started, when the driver says so, when the driver or its own task is gone,
 when the attempt was given up, or when a limit is passed, and then writes how the rank ended. A rank runs once: a task
@@ -271,6 +274,11 @@ class Usage:
         return {"cores_used": round(cores, 2), "memory_mb": usage.memory_bytes(pids, found) / 2**20}
 
 
+def sweep(directory: Path) -> None:
+    """Kill what an attempt that is lost has left on this host, itself excepted."""
+    processes.send_signal(processes.left_behind(-1, f"DLMESH_JOB_DIR={directory}"), signal.SIGKILL)
+
+
 def identity(pid: int) -> dict[str, Any]:
     """What tells this process from every other."""
     return {"pid": pid, "start_time": processes.start_time(pid), "boot_id": processes.boot_id()}
@@ -278,4 +286,7 @@ def identity(pid: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     processes.die_with_parent(int(sys.argv[3]), signal.SIGTERM)
+    if sys.argv[2] == "sweep":
+        sweep(Path(sys.argv[1]))
+        sys.exit(0)
     sys.exit(keep_rank(Path(sys.argv[1]), Place(**json.loads(sys.argv[2]))))
