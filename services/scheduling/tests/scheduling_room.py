@@ -41,7 +41,7 @@ def spec(home: Path, program: str, **changes: Any) -> jobs_pb2.JobSpec:
         "owner": "alice",
         "ranks": 1,
         "command": ["python", "-c", program],
-        "working_directory": str(home),
+        "working_directory": str(home / "data"),
         "grace_seconds": 1,
     }
     return jobs_pb2.JobSpec(**{**values, **changes})

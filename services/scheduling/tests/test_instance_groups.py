@@ -259,7 +259,7 @@ async def test_a_stopped_group_lets_what_runs_end_and_starts_nothing(tmp_path: P
                 await delete(platform, "fine")
             assert used.value.code() is grpc.StatusCode.ABORTED
         await submit(platform, "waits", spec(tmp_path, "pass", instance_group="fine"))
-        (tmp_path / "finish").touch()
+        (tmp_path / "data" / "finish").touch()
         await until(platform, "runs", "FINISHED")
         async with asyncio.timeout(DEADLINE_SECONDS):
             while "is stopped" not in (waiting := await until(platform, "waits", "SUBMITTED")).reason:

@@ -24,13 +24,22 @@ def job_of_driver(driver: str) -> str:
 
 def needs_reason(job: Job) -> bool:
     """True when the queue did not say what it waits for: it did not look at each of those far behind."""
-    return job.state is State.SUBMITTED and not (job.reason.endswith(")") if job.attempt else job.reason)
+    return job.state is State.SUBMITTED and not _says_what_for(job.reason, job.attempt)
 
 
 def reason_of(job: Job, runs_next: str) -> str:
     """Why a job waits, or ended as it did; `runs_next` is the name of the job that runs next in its group, if any."""
-    if not needs_reason(job) or not runs_next:
-        return job.reason
+    return why_it_waits(job.reason, job.attempt, runs_next) if job.state is State.SUBMITTED else job.reason
+
+
+def why_it_waits(reason: str, attempt: int, runs_next: str) -> str:
+    """As `reason_of`, of a job that waits."""
+    if _says_what_for(reason, attempt) or not runs_next:
+        return reason
     behind = f"behind {runs_next}, which runs next"
     # As Job.wait says it: why there is another attempt stands before what it waits for.
-    return f"{job.reason} ({behind})" if job.reason else behind
+    return f"{reason} ({behind})" if reason else behind
+
+
+def _says_what_for(reason: str, attempt: int) -> bool:
+    return reason.endswith(")") if attempt else bool(reason)

@@ -20,6 +20,8 @@ from scheduling_service.usecases.ports import Query, SortKey
 
 _Expression = sa.ColumnElement[Any]
 
+# The order of submission, and what is the same for all.
+_BY_AGE = frozenset({SortKey.SUBMITTED, SortKey.TYPE, SortKey.IS_SHARED, SortKey.TUNING})
 _END_OF_TIME = datetime(9999, 12, 31, tzinfo=UTC)
 
 
@@ -84,8 +86,11 @@ def _conditions(query: Query) -> Iterator[sa.ColumnElement[bool]]:
 
 def _order(query: Query) -> list[_Expression]:
     # The second key goes the way of the first: so an index on both is read from either end.
-    by = _orders()[query.sort] if query.sort is not SortKey.DURATION else _duration()
-    keys = [JOBS.c.sequence] if query.sort is SortKey.SUBMITTED else [by, JOBS.c.sequence]
+    keys: list[_Expression] = [JOBS.c.sequence]
+    if query.sort is SortKey.DURATION:
+        keys.insert(0, _duration())
+    elif query.sort not in _BY_AGE:
+        keys.insert(0, _orders()[query.sort])
     ordered: list[_Expression] = [key.desc() if query.descending else key.asc() for key in keys]
     if query.sort is SortKey.ENDED:
         # What has not ended is 0 for clients; databases differ.
@@ -101,7 +106,6 @@ def _duration() -> _Expression:
 
 @functools.cache
 def _orders() -> Mapping[SortKey, _Expression]:
-    nothing = sa.literal("")
     own_user = sa.literal(getpass.getuser())
     user = _of_group(sa.func.coalesce(sa.func.nullif(GROUPS.c.execution_user, ""), own_user))
     done, total = JOBS.c.progress["done"].as_float(), JOBS.c.progress["total"].as_float()
@@ -109,7 +113,6 @@ def _orders() -> Mapping[SortKey, _Expression]:
         SortKey.GROUP_ID: JOBS.c.group_id,
         SortKey.ID: sa.func.coalesce(sa.func.nullif(JOBS.c.application_id, ""), JOBS.c.id),
         SortKey.NAME: JOBS.c.name,
-        SortKey.TYPE: nothing,
         SortKey.STATE: JOBS.c.state,
         SortKey.DRIVER: sa.func.coalesce(sa.func.nullif(JOBS.c.driver_id, ""), "driver-" + JOBS.c.id),
         SortKey.EXECUTORS: JOBS.c.current_ranks,
@@ -119,22 +122,19 @@ def _orders() -> Mapping[SortKey, _Expression]:
         SortKey.DRIVER_USER: user,
         SortKey.EXECUTOR_USER: user,
         SortKey.UPDATED: sa.func.coalesce(JOBS.c.ended_at, _moment(_END_OF_TIME)),
-        SortKey.SUBMITTED: JOBS.c.sequence,
         SortKey.MASTER_URL: _of_group(GROUPS.c.master_url),
         SortKey.ENDED: JOBS.c.ended_at,
         SortKey.SCHEDULE: _of_group(GROUPS.c.policy),
-        SortKey.IS_SHARED: nothing,
         SortKey.MASTER_SEQUENCE: JOBS.c.attempt,
         SortKey.MASTER_SERVICE: _of_group(GROUPS.c.engine),
         SortKey.MODEL: JOBS.c.model,
         SortKey.DATASET: JOBS.c.dataset,
         SortKey.FRAMEWORK: JOBS.c.framework,
-        SortKey.TUNING: nothing,
         SortKey.GROUP_NAME: _of_group(GROUPS.c.name),
         SortKey.HISTORY_SERVER_URL: _of_group(GROUPS.c.history_server_url),
         SortKey.STATUS_MESSAGE: JOBS.c.reason,
         SortKey.PROGRESS: sa.func.coalesce(done / sa.func.nullif(total, 0.0), -1.0),
-        SortKey.PRIORITY: sa.func.coalesce(JOBS.c.spec["priority"].as_integer(), 0),
+        SortKey.PRIORITY: JOBS.c.priority,
     }
 
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from servicekit.database import Database, UtcDateTime
 from servicekit.texts import storable
 
+from scheduling_service.domain.application import why_it_waits
 from scheduling_service.domain.exec_task import ExecTask, ExecView
 from scheduling_service.domain.job import Spec
 from scheduling_service.storage.tables import GROUPS, JOBS, METADATA
@@ -31,17 +32,13 @@ EXECS = sa.Table(
     sa.Index("ix_execs_is_hidden", "is_hidden"),
 )
 
+_OF_THE_JOB = ("state", "reason", "ended_at", "application_id", "driver_id", "warning", "log_tail")
+_OF_THE_TASK = ("id", "owner", "group_id", "arguments", "created_at")
 _VIEW = sa.select(
-    EXECS.c.id,
-    EXECS.c.owner,
-    EXECS.c.group_id,
-    EXECS.c.arguments,
-    EXECS.c.created_at,
+    *(EXECS.c[name] for name in _OF_THE_TASK),
     GROUPS.c.name.label("group_name"),
-    GROUPS.c.master_url,
-    GROUPS.c.execution_user,
-    GROUPS.c.runs_next,
-    *(JOBS.c[name] for name in ("state", "reason", "ended_at", "application_id", "driver_id")),
+    *(GROUPS.c[name] for name in ("master_url", "execution_user", "runs_next")),
+    *(JOBS.c[name] for name in (*_OF_THE_JOB, "attempt")),
 ).select_from(EXECS.outerjoin(GROUPS, GROUPS.c.id == EXECS.c.group_id).outerjoin(JOBS, JOBS.c.id == EXECS.c.id))
 
 
@@ -122,13 +119,12 @@ class SqlExecs:
 
 def _view(row: sa.RowMapping) -> ExecView:
     values: dict[str, Any] = dict(row)
-    runs_next = values.pop("runs_next") or ""
+    runs_next, attempt = values.pop("runs_next") or "", values.pop("attempt")
     if values["state"] is None:
-        for name in ("state", "reason", "ended_at", "application_id", "driver_id"):
+        for name in _OF_THE_JOB:
             del values[name]
     elif values["state"] == "SUBMITTED":
-        # The queue does not look at each of those far behind.
-        values["reason"] = values["reason"] or (f"behind {runs_next}, which runs next" if runs_next else "")
+        values["reason"] = why_it_waits(values["reason"], attempt, runs_next)
     for name in ("group_name", "master_url", "execution_user"):
         values[name] = values[name] or ""
     return ExecView(**values)

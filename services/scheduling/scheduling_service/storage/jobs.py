@@ -38,6 +38,7 @@ _NOT_THE_LOOPS = (
         "framework",
         "slots",
         "fewest_slots",
+        "priority",
     ),
     *("stop_requested", "progress", "result_json", "warning"),
 )
@@ -197,6 +198,7 @@ def _row(job: Job) -> dict[str, Any]:
         "framework": job.spec.framework,
         "slots": job.spec.ranks,
         "fewest_slots": job.spec.fewest_ranks,
+        "priority": job.spec.priority,
         "state": job.state.value,
         "reason": storable(job.reason),
         "attempt": job.attempt,
@@ -225,7 +227,7 @@ def _row(job: Job) -> dict[str, Any]:
 
 
 def _job(row: dict[str, Any]) -> Job:
-    for shadow in ("owner", "name", "model", "dataset", "framework", "slots", "fewest_slots"):
+    for shadow in ("owner", "name", "model", "dataset", "framework", "slots", "fewest_slots", "priority"):
         del row[shadow]
     row["spec"] = Spec(**row["spec"])
     row["state"] = State(row["state"])

@@ -10,6 +10,11 @@ METADATA = sa.MetaData()
 # States of jobs that have not ended.
 ACTIVE = ("SUBMITTED", "RUNNING")
 
+_OF_LISTS = (
+    *("sequence", "state", "owner", "group_id", "id", "application_id", "driver_id"),
+    *("attempt", "current_ranks", "fewest_slots", "priority", "started_at", "ended_at"),
+)
+
 JOBS = sa.Table(
     "jobs",
     METADATA,
@@ -26,6 +31,7 @@ JOBS = sa.Table(
     sa.Column("framework", sa.Text, nullable=False, server_default=""),
     sa.Column("slots", sa.Integer, nullable=False),
     sa.Column("fewest_slots", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
@@ -62,7 +68,6 @@ JOBS = sa.Table(
         for column in (
             "name",
             "ended_at",
-            "slots",
             "model",
             "dataset",
             "application_id",
@@ -73,6 +78,10 @@ JOBS = sa.Table(
     ),
     sa.Index("ix_jobs_state_sequence", "state", "sequence"),
     sa.Index("ix_jobs_owner_sequence", "owner", "sequence"),
+    # Lists by what has no index of its own sort these entries, not rows, which are long. Texts of any length are for
+    # searches; PostgreSQL limits an entry, and reads whole rows faster.
+    sa.Index("ix_jobs_lists", *_OF_LISTS, "name", "model").ddl_if(dialect="sqlite"),
+    sa.Index("ix_jobs_lists", *_OF_LISTS).ddl_if(dialect="postgresql"),
 )
 
 # Counts submissions, also those that were deleted: a number is never given twice.
