@@ -580,8 +580,9 @@ def test_a_path_that_is_not_utf8_is_a_bad_request(platform: Platform, path: str)
 
 
 def test_configuration_shows_no_secret(platform: Platform) -> None:
-    run = platform.home / "run"
-    (run / "triton.json").write_text('{"http": "http://127.0.0.1:1", "grpc": "127.0.0.1:2"}')
+    folder = platform.home / "inference"
+    folder.mkdir(exist_ok=True)
+    (folder / "triton.json").write_text('{"http": "http://127.0.0.1:1", "grpc": "127.0.0.1:2"}')
     answer = platform.client().get(platform.url(f"{API}/conf"))
     assert answer.status_code == 200
     configuration = answer.json()

@@ -23,7 +23,7 @@ class Configuration:
     def __init__(self, source: SettingsSource, services: Sequence[str], home: Path) -> None:
         self._source = source
         self._services = services
-        self._triton_file = home / "run" / "triton.json"
+        self._triton_file = home / "inference" / "triton.json"
 
     async def __call__(self) -> dict[str, str]:
         """403 unless the caller is an administrator; 503 naming a service that does not answer."""

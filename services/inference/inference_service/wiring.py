@@ -91,7 +91,7 @@ def _model_server(
     home: Path, triton: TritonSettings, loops: list[ReconcileLoop], shutdown: list[Callable[[], Awaitable[None]]]
 ) -> ModelServer:
     """A client of the Triton that the settings name; one of our own is kept by a loop and ended at shutdown."""
-    address_file = home / "run" / "triton.json"
+    address_file = home / "inference" / "triton.json"
     if triton.url:
         write_addresses(address_file, {"http": triton.url, "grpc": triton.grpc})
     elif not triton.enabled:

@@ -550,12 +550,12 @@ async def test_a_service_without_triton_starts_and_says_so(tmp_path: Path) -> No
                 request = pb.CreateInferenceModelRequest(model_name="digits", training_name="first")
                 code, message = await refused(stub.CreateInferenceModel(request))
         assert (code, words in message) == (grpc.StatusCode.UNAVAILABLE, True)
-    assert not (tmp_path / "run" / "triton.json").exists()
+    assert not (tmp_path / "inference" / "triton.json").exists()
 
 
 async def test_an_external_triton_is_published_and_not_started(tmp_path: Path) -> None:
     settings = settings_for("inference", tmp_path)
     triton = TritonSettings(url="http://triton:8000", grpc="triton:8001")
     async with running(build(settings, triton, jobs=FakeJobs()), settings):
-        published = json.loads((tmp_path / "run" / "triton.json").read_text())
+        published = json.loads((tmp_path / "inference" / "triton.json").read_text())
     assert published == {"http": "http://triton:8000", "grpc": "triton:8001"}

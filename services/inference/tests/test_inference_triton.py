@@ -137,7 +137,7 @@ async def test_killed_it_comes_back_on_its_ports_and_serves(tmp_path: Path) -> N
     server = TritonServer(installation, tmp_path)
     loop = ReconcileLoop("triton", server.step, soon_seconds=0.05, later_seconds=0.05)
     running = asyncio.create_task(loop.run())
-    address_file = tmp_path / "run" / "triton.json"
+    address_file = tmp_path / "inference" / "triton.json"
     client = TritonClient(lambda: read_grpc_address(address_file))
     inputs = random_inputs(3)
 

@@ -88,7 +88,7 @@ class ServedHome:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.repository = DiskRepository(home)
-        self.address_file = home / "run" / "triton.json"
+        self.address_file = home / "inference" / "triton.json"
 
     def client(self) -> TritonClient:
         """Close it in the loop that used it."""

@@ -440,7 +440,7 @@ def test_an_unknown_engine_is_refused_with_the_known() -> None:
 @pytest.mark.slow
 async def test_warm_ranks_start_fast_and_behave_like_fresh_interpreters(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
-    engine = make_engine("local", home=tmp_path / "home", warm_pool=True)
+    engine = make_engine("local", home=tmp_path.with_name(f"{tmp_path.name}-home"), warm_pool=True)
     await engine.open()
     try:
         async with asyncio.timeout(60):

@@ -99,7 +99,7 @@ async def test_submitting_again_is_the_same_job(tmp_path: Path) -> None:
         await until(platform, "j1", "FINISHED")
         await submit(platform, "j1", wanted)
         await until(platform, "j1", "FINISHED")
-        assert (tmp_path / "runs").read_text() == "x"
+        assert (tmp_path / "data" / "runs").read_text() == "x"
 
 
 async def test_what_can_never_run_is_refused_with_the_limit(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ async def test_a_restarted_service_adopts_what_runs_and_settles_what_ended_meanw
         await submit(platform, "runs", spec(tmp_path, "import time; open('up', 'w'); time.sleep(600)"))
         await submit(platform, "ends", spec(tmp_path, f"import time; open('up2', 'w'); time.sleep(0.3); {report}"))
         async with asyncio.timeout(DEADLINE_SECONDS):
-            while not (tmp_path / "up").exists() or not (tmp_path / "up2").exists():
+            while not (tmp_path / "data" / "up").exists() or not (tmp_path / "data" / "up2").exists():
                 await asyncio.sleep(0.02)
     outcome = tmp_path / "jobs" / "ends" / "attempt-1" / "outcome.json"
     async with asyncio.timeout(DEADLINE_SECONDS):
@@ -159,7 +159,7 @@ async def test_a_lost_gang_is_started_again_without_counting_as_a_failure(tmp_pa
         await submit(platform, "j1", spec(tmp_path, program))
         keeper = tmp_path / "jobs" / "j1" / "attempt-1" / "keeper.json"
         async with asyncio.timeout(DEADLINE_SECONDS):
-            while not (tmp_path / "up").exists():
+            while not (tmp_path / "data" / "up").exists():
                 await asyncio.sleep(0.02)
         import json
 
@@ -227,11 +227,11 @@ async def test_an_elastic_job_shrinks_for_others_and_grows_back(tmp_path: Path, 
         small = await running_with(platform, "e", 1)
         assert (small.attempt, small.reason) == (2, "went on with 1 instead of 2 ranks")
         await until(platform, "x", "RUNNING")
-        (tmp_path / "go").touch()
+        (tmp_path / "data" / "go").touch()
         await until(platform, "x", "FINISHED")
         big = await running_with(platform, "e", 2)
         assert (big.attempt, big.reason) == (3, "went on with 2 instead of 1 ranks")
-        (tmp_path / "finish").touch()
+        (tmp_path / "data" / "finish").touch()
         job = await until(platform, "e", "FINISHED", "ERROR")
         assert (job.state, job.attempt, job.current_ranks) == ("FINISHED", 3, 2)
 
@@ -245,7 +245,7 @@ async def test_a_gang_that_will_not_go_is_killed_and_only_resumed(tmp_path: Path
         await submit(platform, "x", spec(tmp_path, "pass"))
         await until(platform, "x", "FINISHED")
         await running_with(platform, "e", 2)
-        (tmp_path / "finish").touch()
+        (tmp_path / "data" / "finish").touch()
         assert (await until(platform, "e", "FINISHED", "ERROR")).state == "FINISHED"
 
 
@@ -279,9 +279,7 @@ async def test_a_silent_job_is_restarted_and_one_that_fills_the_disk_is_not(tmp_
         silent = spec(tmp_path, "import time; time.sleep(600)", max_silent_seconds=0.2, max_restarts=1)
         await submit(platform, "silent", silent)
         full = "import os, time; open('large', 'wb').write(os.urandom(2_200_000)); time.sleep(600)"
-        work = tmp_path / "work"
-        work.mkdir()
-        await submit(platform, "full", spec(work, full, max_disk_bytes=1 << 20, max_restarts=1))
+        await submit(platform, "full", spec(tmp_path, full, max_disk_bytes=1 << 20, max_restarts=1))
         job = await until(platform, "silent", "FINISHED", "ERROR")
         assert (job.state, job.attempt, job.reason) == ("ERROR", 2, "rank 0 gave no sign of life for 0.2 s")
         job = await until(platform, "full", "FINISHED", "ERROR")
@@ -311,7 +309,7 @@ async def test_an_elastic_job_may_want_more_than_there_is(tmp_path: Path) -> Non
     async with service(tmp_path) as platform:
         await submit(platform, "e", spec(tmp_path, ELASTIC, ranks=8, min_ranks=1))
         await running_with(platform, "e", 2)
-        (tmp_path / "finish").touch()
+        (tmp_path / "data" / "finish").touch()
         await until(platform, "e", "FINISHED")
 
 
@@ -323,19 +321,19 @@ async def test_ranks_share_a_gpu_and_keep_it_over_a_restart_of_the_service(tmp_p
     )
     async with service(tmp_path, slots=4, gpus=2) as platform:
         await submit(platform, "halves", spec(tmp_path, program, ranks=2, gpu_percentage=50))
-        assert [await text_of(tmp_path / f"seen-{rank}") for rank in range(2)] == ["0", "0"]
+        assert [await text_of(tmp_path / "data" / f"seen-{rank}") for rank in range(2)] == ["0", "0"]
     async with service(tmp_path, slots=4, gpus=2) as platform:
-        other = tmp_path / "other"
+        other = tmp_path / "data" / "other"
         other.mkdir()
-        await submit(platform, "whole", spec(other, program, gpus_per_rank=1))
+        await submit(platform, "whole", spec(tmp_path, program, gpus_per_rank=1, working_directory=str(other)))
         assert await text_of(other / "seen-0") == "1"
-        await submit(platform, "late", spec(other, "pass", gpu_percentage=10))
+        await submit(platform, "late", spec(tmp_path, "pass", gpu_percentage=10))
         assert (
             await reason_of(platform, "late") == "needs 10 % of a GPU for each of 1 rank, free are 0 %, 0 %; runs next"
         )
         with pytest.raises(grpc.aio.AioRpcError, match="2 GPUs of instance group 'local': 2 such ranks"):
             await submit(platform, "never", spec(tmp_path, program, ranks=3, gpus_per_rank=1))
-        (tmp_path / "finish").touch()
+        (tmp_path / "data" / "finish").touch()
         await until(platform, "late", "FINISHED")
         (other / "finish").touch()
         await until(platform, "whole", "FINISHED")
@@ -366,7 +364,7 @@ async def test_two_ranks_compute_on_one_real_gpu(tmp_path: Path) -> None:
         await submit(platform, "j1", spec(tmp_path, program, ranks=2, gpu_percentage=50))
         job = await until(platform, "j1", "FINISHED", "ERROR")
         assert job.state == "FINISHED", job.log_tail
-    assert [(tmp_path / f"sum-{rank}").read_text() for rank in range(2)] == ["8.0", "8.0"]
+    assert [(tmp_path / "data" / f"sum-{rank}").read_text() for rank in range(2)] == ["8.0", "8.0"]
 
 
 async def test_workers_report_for_their_own_job_and_attempt_only(tmp_path: Path) -> None:
@@ -431,7 +429,7 @@ async def test_ranks_see_no_secrets_of_the_platform(tmp_path: Path, monkeypatch:
     async with service(tmp_path) as platform:
         await submit(platform, "j1", spec(tmp_path, "import os; open('seen', 'w').write(repr(dict(os.environ)))"))
         await until(platform, "j1", "FINISHED")
-    seen = (tmp_path / "seen").read_text()
+    seen = (tmp_path / "data" / "seen").read_text()
     assert "DLMESH_JOB_TOKEN" in seen
     assert "hunter2" not in seen
     assert "postgresql://" not in seen

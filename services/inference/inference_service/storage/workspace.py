@@ -24,7 +24,7 @@ class DiskWorkspace:
     def __init__(self, home: Path) -> None:
         self._predictions = home / "inference" / "predictions"
         self._repository = home / "inference" / "repository"
-        self._address_file = home / "run" / "triton.json"
+        self._address_file = home / "inference" / "triton.json"
 
     def folder(self, uid: str) -> Path:
         return self._predictions / uid

@@ -36,13 +36,13 @@ LAUNCHER = Path(__file__).with_name("die_with_parent.py")
 class TritonServer:
     """Keeps one Triton running; `step` is a reconcile step. It dies with this process, and comes back on its old ports.
 
-    The addresses are in `run/triton.json` below `home`: {"http": URL, "grpc": host:port, "metrics": URL}.
+    The addresses are in `inference/triton.json` below `home`: {"http": URL, "grpc": host:port, "metrics": URL}.
     """
 
     def __init__(self, installation: Installation, home: Path, on_start: Callable[[], None] = lambda: None) -> None:
         self._installation, self._on_start = installation, on_start
         self._repository = home / "inference" / "repository"
-        self._address_file = home / "run" / "triton.json"
+        self._address_file = home / "inference" / "triton.json"
         self._log_file = home / "log" / "triton.log"
         self._shm_prefix = f"dlmesh_{hashlib.sha256(str(home).encode()).hexdigest()[:12]}_"
         self._process: asyncio.subprocess.Process | None = None
@@ -146,7 +146,7 @@ def is_free(port: int) -> bool:
 
 
 def publish_addresses(file: Path, ports: Ports) -> None:
-    """Write `run/triton.json` whole."""
+    """Write `inference/triton.json` whole."""
     write_addresses(
         file,
         {

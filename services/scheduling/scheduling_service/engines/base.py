@@ -45,6 +45,8 @@ class Attempt:
     memory_bytes_per_rank: int = 0
     cores_per_rank: float = 0.0
     execution_user: str = ""
+    # Folders of users' data, which ranks may use wherever they lie.
+    data_roots: Sequence[Path] = ()
     master_url: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
 

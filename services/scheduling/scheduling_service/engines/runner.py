@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,8 @@ from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Obser
 # What ranks do not inherit of our environment: settings and passwords of the platform, and how its interpreter is run.
 WITHHELD_PREFIX = "DLMESH_"
 WITHHELD = ("PYTHONSAFEPATH",)
+# Programs of the platform's own, which publish what they make where users may not write.
+KINDS_OF_OURS = ("import",)
 NO_GPU = "no GPU in this group, runs on CPU slots"
 TAIL_BYTES = 16 * 1024
 TAIL_CHARACTERS, LINE_CHARACTERS = 2000, 500
@@ -87,8 +90,10 @@ class EngineRunner:
         secret: str,
         peers: Mapping[str, str],
         environ: Mapping[str, str],
+        data_roots: Sequence[Path] = (),
     ) -> None:
         self._engines, self._files, self._secret, self._peers = engines, files, secret, peers
+        self._data_roots = data_roots
         self._inherited = {
             key: value for key, value in environ.items() if not key.startswith(WITHHELD_PREFIX) and key not in WITHHELD
         }
@@ -116,7 +121,8 @@ class EngineRunner:
                 name=spec.application_name or spec.name,
                 memory_bytes_per_rank=spec.memory_bytes_per_rank,
                 cores_per_rank=spec.cores_per_rank,
-                execution_user=group.execution_user,
+                execution_user="" if spec.kind in KINDS_OF_OURS else group.execution_user,
+                data_roots=self._data_roots,
                 master_url=group.master_url,
                 options=group.engine_options,
             )
@@ -146,6 +152,8 @@ class EngineRunner:
 
     def _environment(self, job: Job, directory: Path) -> dict[str, str]:
         threads = max(1, (os.cpu_count() or 1) // job.current_ranks)
+        if job.spec.cores_per_rank:
+            threads = min(threads, math.ceil(job.spec.cores_per_rank))
         return {
             **self._inherited,
             "PYTHONUNBUFFERED": "1",

@@ -15,18 +15,34 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workerkit.spool import open_plain
+
 from scheduling_service.domain.job import InstanceGroup
-from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation, Phase, ProcessFacts, RankOutcome
-from scheduling_service.engines.local import group_rules, processes
-from scheduling_service.engines.local.keeper import KEEPER_FILE, LOCK_FILE, OUTCOME_FILE, SPEC_FILE, take, write_json
+from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation, Phase, RankOutcome
+from scheduling_service.engines.local import cgroups, group_rules, hiding, processes
+from scheduling_service.engines.local.descriptions import Descriptions
+from scheduling_service.engines.local.keeper import (
+    KEEPER_FILE,
+    LOCK_FILE,
+    OUTCOME_FILE,
+    RANKS_FILE,
+    SPEC_FILE,
+    take,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 
 START_SECONDS = 15.0
 POOL_RESTART_SECONDS = 2.0
+# Of the home.
+PRIVATE_FOLDERS = ("db", "log", "run")
+# By it a supervisor finds what is left of one that was killed.
+POOL_MARKS = ("DLMESH_SUPERVISED_HOME",)
 KEEPER_PROGRAM = Path(__file__).with_name("keeper.py")
 
 
@@ -41,11 +57,18 @@ class LocalEngine(Engine):
         self._children: set[int] = set()
         # Attempts that this process launched and whose keeper it has not seen yet.
         self._launched: set[Path] = set()
+        self._descriptions = Descriptions(shutil.which("nvidia-smi"))
 
     def check_group(self, group: InstanceGroup) -> None:
         group_rules.check(group)
 
     async def open(self) -> None:
+        await asyncio.to_thread(self._close_folders)
+        if not hiding.supported_abi():
+            log.warning(
+                "this kernel has no Landlock: programs can read what the platform's user can, its passwords and "
+                "databases, too; only those of instance groups with an execution user cannot"
+            )
         if self._warm_pool:
             self._pool_watch = asyncio.create_task(self._keep_pool(), name="warm-pool")
 
@@ -82,6 +105,8 @@ class LocalEngine(Engine):
             self._launched.discard(directory)
             if alive:
                 return Observation(Phase.RUNNING, keeper_pid=keeper["pid"])
+            if keeper["boot_id"] == processes.boot_id() and keeper.get("group"):
+                await asyncio.to_thread(cgroups.remove, Path(keeper["group"]))
             if keeper["boot_id"] == processes.boot_id() and "session" in keeper:
                 # The ranks died with the keeper; what they had started did not, and the next attempt needs its place.
                 mark = f"DLMESH_JOB_DIR={directory}"
@@ -108,19 +133,11 @@ class LocalEngine(Engine):
             _seal(directory, Phase.STOPPED, "stopped before it was started")
 
     async def describe(self, directory: Path) -> AttemptFacts:
-        spec = _read(directory / SPEC_FILE) or {}
-        host = socket.gethostname()
-        log = str(directory / "keeper.log")
-        executors = tuple(
-            ProcessFacts(
-                str(rank),
-                host=host,
-                stdout=str(directory / f"rank-{rank}.out"),
-                stderr=str(directory / f"rank-{rank}.err"),
-            )
-            for rank in range(spec.get("ranks", 0))
+        files = [_read(directory / name) for name in (SPEC_FILE, KEEPER_FILE, RANKS_FILE, OUTCOME_FILE)]
+        spec, *others = files
+        return await asyncio.to_thread(
+            self._descriptions.describe, directory, socket.gethostname(), spec or {}, *others
         )
-        return AttemptFacts(ProcessFacts("keeper", host=host, stdout=log, stderr=log), executors)
 
     def _reap(self) -> None:
         """Keepers that we started cold are our children until we end; take note of those that ended."""
@@ -145,11 +162,14 @@ class LocalEngine(Engine):
             "max_disk_bytes": attempt.max_disk_bytes,
             "gpus": None if attempt.gpus is None else [list(devices) for devices in attempt.gpus],
             "warning": attempt.warning,
+            "memory_bytes_per_rank": attempt.memory_bytes_per_rank,
+            "cores_per_rank": attempt.cores_per_rank,
+            "execution_user": attempt.execution_user,
+            "home": str(self._home.resolve()),
+            "data_roots": [str(root) for root in attempt.data_roots],
         }
         # The environment holds the job's token.
-        (attempt.directory / SPEC_FILE).touch(mode=0o600)
-        write_json(attempt.directory / SPEC_FILE, spec)
-        (attempt.directory / SPEC_FILE).chmod(0o600)
+        write_json(attempt.directory / SPEC_FILE, spec, mode=0o600)
 
     async def _launch_warm(self, directory: Path) -> bool:
         """Hand the attempt to the warm pool; False when it is not there or does not answer."""
@@ -164,9 +184,13 @@ class LocalEngine(Engine):
         return answer == b"started\n"
 
     def _socket_path(self) -> Path:
-        # Not below the home: a socket's path may have 107 characters at most.
-        digest = hashlib.sha256(str(self._home).encode()).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"dlmesh-{os.getuid()}-{digest}" / "warm"
+        return warm_socket(self._home)
+
+    def _close_folders(self) -> None:
+        """What ranks of other users must not look into, also where the kernel hides nothing."""
+        for name in PRIVATE_FOLDERS:
+            with contextlib.suppress(FileNotFoundError):
+                (self._home / name).chmod(0o700)
 
     async def _keep_pool(self) -> None:
         address = self._socket_path()
@@ -185,12 +209,26 @@ class LocalEngine(Engine):
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    env={**pool_environment(os.environ), "OMP_NUM_THREADS": "1"},
                 )
             while self._pool.poll() is None:
                 await asyncio.sleep(0.5)
             log.warning("the warm pool ended with %s; jobs start cold until it is back", self._pool.returncode)
             await asyncio.sleep(POOL_RESTART_SECONDS)
+
+
+def warm_socket(home: Path) -> Path:
+    """Where the warm pool of `home` answers, once it is warm."""
+    # Not below the home: a socket's path may have 107 characters at most.
+    digest = hashlib.sha256(str(home).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"dlmesh-{os.getuid()}-{digest}" / "warm"
+
+
+def pool_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the warm pool sees of our environment. Ranks see it, too, as that of the process that they are forks of."""
+    kept = {name: value for name, value in environ.items() if not name.startswith("DLMESH_") or name in POOL_MARKS}
+    # One mark at least: by it we find what a killed keeper left behind.
+    return {**kept, "DLMESH_WARM_POOL": "1"}
 
 
 def _spawn_keeper(directory: Path) -> int:
@@ -229,7 +267,11 @@ def is_same_process(pid: int, start_time: int, boot_id: str) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """What we wrote ourselves: a rank with a user of its own may have put something in its place."""
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
+        with open_plain(path) as file:
+            if os.fstat(file.fileno()).st_uid == os.geteuid():
+                return json.loads(file.read())
+    except OSError:
+        pass
+    return None

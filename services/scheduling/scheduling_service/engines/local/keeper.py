@@ -6,6 +6,7 @@ ranks die with it (PR_SET_PDEATHSIG). Standard library only, so that it starts i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -19,27 +20,33 @@ from pathlib import Path
 from typing import Any, TextIO
 
 if __package__:
-    from scheduling_service.engines.local import processes, watches
+    from scheduling_service.engines.local import accounts, cgroups, places, processes, watches
 else:  # run as a file, without importing the package
     sys.path.insert(0, str(Path(__file__).parent))
+    import accounts  # type: ignore[import-not-found,no-redef]
+    import cgroups  # type: ignore[import-not-found,no-redef]
+    import places  # type: ignore[import-not-found,no-redef]
     import processes  # type: ignore[import-not-found,no-redef]
     import watches  # type: ignore[import-not-found,no-redef]
 
 SPEC_FILE, KEEPER_FILE, OUTCOME_FILE, LOCK_FILE = "spec.json", "keeper.json", "outcome.json", "keeper.lock"
+# The pids of the ranks while they run.
+RANKS_FILE = "ranks.json"
 FAILURE_GRACE_SECONDS = 3.0
 LEFTOVER_GRACE_SECONDS = 1.0
 TICK_SECONDS = 1.0
 
-StartRank = Callable[[dict[str, Any], int, dict[str, str]], int]
+StartRank = Callable[[dict[str, Any], int, dict[str, str], places.Places], int]
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` whole and durably."""
+def write_json(path: Path, value: Any, *, durable: bool = True, mode: int = 0o644) -> None:
+    """Replace `path` whole."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    with draft.open("w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "w") as file:
+        file.write(json.dumps(value))
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     draft.replace(path)
 
 
@@ -72,13 +79,23 @@ def keep(directory: Path, start_rank: StartRank) -> None:
         signal.signal(number, signal.SIG_IGN)
     me = os.getpid()
     identity = {"pid": me, "start_time": processes.start_time(me), "boot_id": processes.boot_id()}
-    write_json(directory / KEEPER_FILE, {**identity, "session": os.getsid(0)})
     spec = json.loads((directory / SPEC_FILE).read_text())
-    outcome = _Gang(directory, spec, start_rank).run()
+    group = _group(spec)
+    facts = {**identity, "session": os.getsid(0), "host": socket.gethostname(), "group": group and str(group)}
+    write_json(directory / KEEPER_FILE, facts)
+    outcome = _Gang(directory, spec, start_rank, places.Places(directory, spec), group).run()
     write_json(directory / OUTCOME_FILE, outcome)
 
 
 _AWAITED = {signal.SIGCHLD, signal.SIGTERM}
+
+
+def _group(spec: dict[str, Any]) -> Path | None:
+    """The control group that the gang is to have; None when it needs none, or can have none."""
+    if not (spec.get("memory_bytes_per_rank") or spec.get("cores_per_rank")):
+        return None
+    base = cgroups.find_base()
+    return None if base is None else base / f"dlmesh-{spec['job_id']}-{spec['attempt']}"
 
 
 @dataclass
@@ -86,6 +103,8 @@ class _Gang:
     directory: Path
     spec: dict[str, Any]
     start_rank: StartRank
+    places: places.Places
+    group: Path | None
     pids: dict[int, int] = field(default_factory=dict)
     exit_codes: dict[int, int] = field(default_factory=dict)
     reason: str = ""
@@ -96,12 +115,16 @@ class _Gang:
     def run(self) -> dict[str, Any]:
         started_at = time.time()
         try:
+            self.places.prepare(self.group)
             self._start()
             self._watch(started_at)
+        except accounts.RefusedError as error:
+            self.reason, self.final = str(error), True
         except Exception as error:
             self.reason = self.reason or f"the ranks could not be started: {error}"
         self._end(FAILURE_GRACE_SECONDS)
         self._kill_leftovers()
+        self.places.close()
         failed = bool(self.reason) or any(self.exit_codes.get(rank) != 0 for rank in range(self.spec["ranks"]))
         return {
             "state": "stopped" if self.stopped else "failed" if failed else "finished",
@@ -110,6 +133,7 @@ class _Gang:
             "final": self.final,
             "started_at": started_at,
             "ended_at": time.time(),
+            "host": socket.gethostname(),
             "ranks": [
                 {"rank": rank, "pid": self.pids.get(rank, 0), "exit_code": self.exit_codes.get(rank)}
                 for rank in range(self.spec["ranks"])
@@ -118,19 +142,24 @@ class _Gang:
 
     def _start(self) -> None:
         ranks = self.spec["ranks"]
+        self.places.make_outputs()
         if warning := self.spec.get("warning"):
             self._warn(warning)
         gpus = self.spec.get("gpus")
         port = _free_port() if ranks > 1 else 0
         for rank in range(ranks):
-            environment = dict(self.spec["environment"])
+            environment = {**self.spec["environment"], **self.places.environment()}
             if ranks > 1:
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
             environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
             if gpus is not None:
                 environment |= gpu_environment(gpus, rank)
-            self.pids[rank] = self.start_rank(self.spec, rank, environment)
+            self.pids[rank] = self.start_rank(self.spec, rank, environment, self.places)
+        started = [processes.start_time(self.pids[rank]) for rank in range(ranks)]
+        rows = [{"rank": rank, "pid": self.pids[rank], "start_time": started[rank]} for rank in range(ranks)]
+        group = self.places.group and str(self.places.group)
+        write_json(self.directory / RANKS_FILE, {"ranks": rows, "group": group}, durable=False)
 
     def _watch(self, started_at: float) -> None:
         """Until all ranks have ended, one failed, a stop was asked for, or a limit was passed."""
@@ -140,7 +169,10 @@ class _Gang:
         disk = watches.Disk(
             (self.directory.parent, self.spec["working_directory"]), self.spec.get("max_disk_bytes") or 0
         )
-        tick = min(TICK_SECONDS, max_silent_seconds / 4) if max_silent_seconds else TICK_SECONDS
+        # The kernel watches a control group by itself.
+        memory = watches.Memory(0 if self.places.group is not None else self.places.memory_bytes)
+        ticks = [TICK_SECONDS, *([max_silent_seconds / 4] if max_silent_seconds else [])]
+        tick = min([*ticks, *([watches.MEMORY_SECONDS] if memory.most_bytes else [])])
         while len(self.exit_codes) < len(self.pids):
             if limit and time.time() - started_at > limit:
                 self.reason = f"ran longer than the allowed {limit:g} seconds"
@@ -157,6 +189,9 @@ class _Gang:
                 # Of several that ended together one ended by a signal is the cause: the others lost their partner.
                 rank = self.failed_rank = min(failed, key=lambda rank: (self.exit_codes[rank] > 0, rank))
                 self.reason = f"rank {rank} {describe_exit(self.exit_codes[rank])}"
+                short = next((rank for rank in self.pids if self.places.killed_for_memory(rank)), None)
+                if short is not None:
+                    self._fail_for_memory(short)
                 return
             running = [rank for rank in self.pids if rank not in self.exit_codes]
             if not running:
@@ -170,12 +205,22 @@ class _Gang:
             if passed := disk.look():
                 self.reason, self.final = passed, True
                 return
+            if (greedy := memory.look({rank: self.pids[rank] for rank in running})) is not None:
+                # At once: the machine may have nothing left while it saves a checkpoint.
+                processes.send_signal([self.pids[greedy], *processes.descendants(self.pids[greedy])], signal.SIGKILL)
+                self._fail_for_memory(greedy)
+                return
             if warning := disk.warning():
                 self._warn(warning)
 
+    def _fail_for_memory(self, rank: int) -> None:
+        allowed = watches.describe_bytes(self.places.memory_bytes)
+        self.failed_rank, self.reason = rank, f"rank {rank} used more than the allowed {allowed} of memory"
+
     def _warn(self, text: str) -> None:
         """A line among the errors of rank 0, which is the log that people look into."""
-        with (self.directory / "rank-0.err").open("a") as file:
+        # The program may have put something else in its place.
+        with contextlib.suppress(OSError), os.fdopen(places.open_output(self.directory / "rank-0.err"), "a") as file:
             file.write(f"warning: {text}\n")
 
     def _end(self, grace_seconds: float) -> None:
@@ -237,42 +282,41 @@ def describe_exit(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-def prepare_rank(directory: Path, rank: int, parent_pid: int) -> None:
-    """In a forked child: tie it to the keeper, give it default signals and its output files."""
-    processes.die_with_parent(parent_pid)
+def prepare_rank(place: places.Places, rank: int, parent_pid: int) -> None:
+    """In a forked child: put it in its place, tie it to the keeper, give it default signals and its output files."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
     os.setpgid(0, 0)
     for target, name in ((1, f"rank-{rank}.out"), (2, f"rank-{rank}.err")):
-        descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        descriptor = places.open_output(place.directory / name)
         os.dup2(descriptor, target)
         os.close(descriptor)
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, 0)
     os.close(empty)
+    place.enter(rank)
+    # To become another user undoes the tie.
+    processes.die_with_parent(parent_pid)
+    place.hide()
 
 
-def execute_rank(directory: Path) -> StartRank:
-    """Start ranks cold: fork and exec the command."""
-
-    def start(spec: dict[str, Any], rank: int, environment: dict[str, str]) -> int:
-        keeper = os.getpid()
-        pid = os.fork()
-        if pid:
-            return pid
-        try:
-            prepare_rank(directory, rank, keeper)
-            os.chdir(spec["working_directory"])
-            command = list(spec["command"])
-            if command[0] == "python":
-                command[0] = sys.executable
-            os.execvpe(command[0], command, environment)
-        except BaseException as error:
-            os.write(2, f"cannot start {spec['command'][0]!r}: {error}\n".encode())
-        os._exit(127)
-
-    return start
+def execute_rank(spec: dict[str, Any], rank: int, environment: dict[str, str], place: places.Places) -> int:
+    """Start a rank cold: fork and exec the command; its pid."""
+    keeper = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        prepare_rank(place, rank, keeper)
+        os.chdir(spec["working_directory"])
+        command = list(spec["command"])
+        if command[0] == "python":
+            command[0] = sys.executable
+        os.execvpe(command[0], command, environment)
+    except BaseException as error:
+        os.write(2, f"cannot start {spec['command'][0]!r}: {error}\n".encode())
+    os._exit(127)
 
 
 def _free_port() -> int:
@@ -283,4 +327,4 @@ def _free_port() -> int:
 
 if __name__ == "__main__":
     attempt_directory = Path(sys.argv[1])
-    keep(attempt_directory, execute_rank(attempt_directory))
+    keep(attempt_directory, execute_rank)

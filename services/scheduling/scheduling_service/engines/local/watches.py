@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+if __package__:
+    from scheduling_service.engines.local import usage
+else:  # with a keeper that is run as a file
+    import usage  # type: ignore[import-not-found,no-redef]
+
 DISK_SECONDS = 2.0
+MEMORY_SECONDS = 0.25
 # A look takes at most this part of the time, however large the folders are, and sees at most so many files.
-DISK_SHARE = 0.02
+DISK_SHARE = MEMORY_SHARE = 0.02
 DISK_FILES = 100_000
 LEAST_FREE_BYTES, LEAST_FREE_PART = 200 * 1024 * 1024, 0.01
 
@@ -84,6 +90,49 @@ class Disk:
                 self._warned = True
                 return f"the file system of {folder} is nearly full: {describe_bytes(free)} are free"
         return ""
+
+
+class Memory:
+    """What each rank takes with all that it started; `most_bytes` 0 is unlimited.
+
+    What a program takes and gives back between two looks is not seen.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self._look_at = 0.0
+        # Whose an orphan is can only be remembered: its parent is the keeper now.
+        self._rank_of: dict[tuple[int, int], int] = {}
+
+    def look(self, ranks: Mapping[int, int]) -> int | None:
+        """The rank (of rank -> pid) that takes more than it may; None while there is none, and between looks."""
+        began = time.monotonic()
+        if not self.most_bytes or began < self._look_at:
+            return None
+        found = usage.snapshot()
+        greedy = next(
+            (rank for rank, pids in self._by_rank(ranks, found).items() if self._is_greedy(pids, found)), None
+        )
+        took = time.monotonic() - began
+        self._look_at = began + took + max(MEMORY_SECONDS, took / MEMORY_SHARE)
+        return greedy
+
+    def _is_greedy(self, pids: set[int], found: usage.Snapshot) -> bool:
+        # The dear look only when the cheap one, which counts too much, says that it may be so.
+        return found.resident_bytes(pids) > self.most_bytes and usage.memory_bytes(pids, found) > self.most_bytes
+
+    def _by_rank(self, ranks: Mapping[int, int], found: usage.Snapshot) -> dict[int, set[int]]:
+        trees = {rank: found.tree(pid) for rank, pid in ranks.items()}
+        rank_of_group = {pid: rank for rank, pid in ranks.items()}
+        for orphan in found.children.get(os.getpid(), ()):
+            process = found.processes[orphan]
+            rank = self._rank_of.get((orphan, process.start_time), rank_of_group.get(process.group))
+            if rank is None and len(ranks) == 1:
+                (rank,) = ranks
+            if rank in trees:
+                trees[rank] |= found.tree(orphan)
+        self._rank_of = {(pid, found.processes[pid].start_time): rank for rank, pids in trees.items() for pid in pids}
+        return trees
 
 
 def held_bytes(folders: Iterable[Path]) -> int:

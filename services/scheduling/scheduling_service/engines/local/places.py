@@ -1,0 +1,153 @@
+"""Where and as whom a rank runs: its control group, its cores, its user, and what it cannot reach.
+
+Prepared by the keeper for the whole gang, entered by each rank before its program. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__:
+    from scheduling_service.engines.local import accounts, cgroups, cores, hiding
+else:  # run as a file, without importing the package
+    import accounts  # type: ignore[import-not-found,no-redef]
+    import cgroups  # type: ignore[import-not-found,no-redef]
+    import cores  # type: ignore[import-not-found,no-redef]
+    import hiding  # type: ignore[import-not-found,no-redef]
+
+# When the machine has no memory left the kernel ends ranks before services and keepers, whose number is 0.
+OOM_SCORE_ADJUSTMENT = "500"
+
+
+@dataclass
+class Places:
+    """What the ranks of one gang have; `close` ends what is in the group and gives everything back."""
+
+    directory: Path
+    spec: Mapping[str, Any]
+    account: accounts.Account | None = None
+    group: Path | None = None
+    cores: cores.Cores | None = None
+    temporary: Path | None = None
+
+    def prepare(self, group: Path | None) -> None:
+        """`group` is to be the gang's control group, None where there can be none. accounts.RefusedError when the ranks
+        can never run."""
+        self.account = accounts.find_account(self.spec.get("execution_user", ""))
+        memory_bytes, cores_per_rank = self.memory_bytes, float(self.spec.get("cores_per_rank") or 0)
+        if group is not None:
+            try:
+                self.group = cgroups.make(group.parent, group.name, self.spec["ranks"], memory_bytes, cores_per_rank)
+            except OSError:
+                cgroups.remove(group)
+        if cores_per_rank and self.group is None:
+            folder = self.home / "run" / "cores" if self.home else Path(tempfile.gettempdir()) / "dlmesh-cores"
+            self.cores = cores.Cores(folder, self.spec["ranks"], cores_per_rank, os.sched_getaffinity(0))
+        self._make_temporary()
+        if self.account is not None:
+            self._hand_over(self.account)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Most memory of a rank; 0 is unlimited."""
+        return int(self.spec.get("memory_bytes_per_rank") or 0)
+
+    @property
+    def home(self) -> Path | None:
+        """The platform's; None when nothing is to be hidden."""
+        return Path(self.spec["home"]) if self.spec.get("home") else None
+
+    def environment(self) -> dict[str, str]:
+        """What the ranks find in their environment because of their place."""
+        found = {} if self.account is None else self.account.environment(self.directory)
+        return found if self.temporary is None else {**found, "TMPDIR": str(self.temporary)}
+
+    def make_outputs(self) -> None:
+        """Make the files of the ranks' output, before there is a program that could put links in their place."""
+        for rank in range(self.spec["ranks"]):
+            for stream in ("out", "err"):
+                descriptor = open_output(self.directory / f"rank-{rank}.{stream}")
+                if self.account is not None:
+                    os.fchown(descriptor, self.account.uid, self.account.gid)
+                os.close(descriptor)
+
+    def enter(self, rank: int) -> None:
+        """In the rank: be where and who it shall be. Ties to a parent must be made after this."""
+        if self.group is not None:
+            cgroups.enter(cgroups.of(self.group, rank))
+        if self.cores is not None:
+            os.sched_setaffinity(0, self.cores.of_ranks[rank])
+            self.cores.release()
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+            file.write(OOM_SCORE_ADJUSTMENT)
+        if self.account is not None:
+            self.account.become()
+
+    def hide(self) -> None:
+        """In the rank, last of all: give up what its program must not reach."""
+        if self.home is None:
+            return
+        writable = [self.directory, Path(self.spec["working_directory"]), *map(Path, self.spec.get("data_roots", ()))]
+        if self.temporary is not None:
+            writable.append(self.temporary)
+        # A virtual environment may lie in the home; what an earlier attempt left does.
+        readable = [self.directory.parent, Path(sys.prefix), Path(sys.base_prefix)]
+        hiding.hide(self.home, writable, readable)
+
+    def killed_for_memory(self, rank: int) -> bool:
+        """Whether the kernel ended the rank because it passed its limit."""
+        return self.group is not None and cgroups.ran_out_of_memory(cgroups.of(self.group, rank))
+
+    def close(self) -> None:
+        """Remove what was made for the gang; its processes have ended."""
+        if self.group is not None:
+            cgroups.remove(self.group)
+        if self.cores is not None:
+            self.cores.release()
+        if self.temporary is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def _make_temporary(self) -> None:
+        """Beside a home below /tmp nothing new can be made; then the ranks have a folder for it."""
+        usual = Path(self.spec["environment"].get("TMPDIR") or tempfile.gettempdir()).resolve()
+        if self.home is None or usual not in self.home.resolve().parents or not self.home.is_dir():
+            return
+        self.temporary = Path(tempfile.mkdtemp(prefix="dlmesh-rank-", dir=usual))
+        if self.account is not None:
+            os.chown(self.temporary, self.account.uid, self.account.gid)
+
+    def _hand_over(self, account: accounts.Account) -> None:
+        accounts.share_directory(self.directory, account)
+        working_directory = Path(self.spec["working_directory"]).resolve()
+        # What services made for the run; folders elsewhere are as their owners want them.
+        is_ours = self.home is not None and self.home.resolve() in working_directory.parents
+        if is_ours and working_directory != self.directory.resolve():
+            accounts.give_folder(working_directory, account)
+        needed = [working_directory]
+        if self.spec["command"][0] == "python":
+            needed += [Path(os.path.realpath(sys.executable)), Path(sys.executable), Path(os.__file__)]
+        closed = accounts.first_closed(account, needed)
+        if closed:
+            raise accounts.RefusedError(
+                f"execution user {account.name!r} cannot read {closed}; ranks need {', '.join(map(str, needed[:2]))}"
+            )
+
+
+def open_output(path: Path) -> int:
+    """Open a rank's output for appending, made when missing; OSError when something else lies there."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is not a plain file")
+    os.set_blocking(descriptor, True)
+    return descriptor
