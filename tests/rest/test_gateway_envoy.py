@@ -596,7 +596,7 @@ def test_configuration_shows_no_secret(platform: Platform) -> None:
     for secret in (platform.secret, PASSWORD, DATABASE_PASSWORD):
         assert secret not in answer.text
     assert configuration["dlmesh.datasets.database.url"] == "postgresql://127.0.0.1:1/dlmesh"
-    assert (run / "envoy.json").stat().st_mode & 0o777 == 0o600
+    assert (platform.home / "run" / "envoy.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_configuration_is_for_administrators(platform: Platform) -> None:
