@@ -208,7 +208,7 @@ def exec_detail(view: ExecView) -> scheduling_pb2.ExecDetail:
         execution_owner=view.execution_user or getpass.getuser(),
         created_at=format_time(view.created_at),
         finished_at=format_time(view.ended_at),
-        status_message=view.reason,
+        status_message=view.status_message,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from scheduling_service.domain.job import Spec
+from scheduling_service.domain.job import Spec, State
 
 
 @dataclass(frozen=True)
@@ -37,3 +37,12 @@ class ExecView:
     ended_at: datetime | None = None
     application_id: str = ""
     driver_id: str = ""
+    warning: str = ""
+    log_tail: str = ""
+
+    @property
+    def status_message(self) -> str:
+        """Why it waits or ended as it did; of a program that failed, the last lines, too."""
+        if self.state == State.ERROR:
+            return "\n".join(part for part in (self.reason, self.warning, self.log_tail) if part)
+        return "; ".join(part for part in (self.reason, self.warning) if part)
