@@ -20,6 +20,7 @@ import pytest
 import sqlalchemy as sa
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc, scheduling_pb2, scheduling_pb2_grpc
 from google.api.httpbody_pb2 import HttpBody
+from scheduling_service.engines.local.hiding import supported_abi
 from scheduling_service.exec_frameworks.registry import FRAMEWORKS, make_framework
 from scheduling_service.storage.execs import EXECS
 from scheduling_service.wiring import LocalSettings, build
@@ -630,3 +631,24 @@ async def test_limits_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         fills = "import os, time\nopen('large', 'wb').write(os.urandom(2_200_000))\ntime.sleep(600)"
         task = await until(platform, (await start(platform, fills)).id, *ENDED)
         assert (task.state, "the run's folder holds" in task.status_message) == ("ERROR", True)
+
+
+async def test_programs_reach_no_other_tasks_and_change_no_plugin(tmp_path: Path, plugin: Path) -> None:
+    if not supported_abi():
+        pytest.skip("this kernel has no Landlock")
+    program = """
+import os, pathlib, sys
+home = pathlib.Path(os.environ["JOB_STATE_DIR"]).parents[1]
+for path in (home / "execs" / sys.argv[1] / "code" / "main.py", home / "exec-frameworks" / "xgb" / "generate.py"):
+    for mode in "ra":
+        try:
+            path.open(mode).close()
+            print(path.name, mode)
+        except PermissionError:
+            pass
+"""
+    async with service(tmp_path) as platform:
+        await install(platform, "plugin")
+        other, _ = await ended(platform, "print(1)")
+        task, output = await ended(platform, program, f"{START} {other.id}")
+        assert (task.state, output) == ("FINISHED", "generate.py r\n"), await log_of(platform, task.id, "errlog")

@@ -17,8 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 # Below the home; the rest of it (passwords, databases, logs, what runs, other jobs) is hidden.
-SHARED_FOLDERS: tuple[str, ...] = ("data", "datasets", "exec-frameworks", "execs", "fabric", "frameworks", "inference")
-SHARED_FOLDERS += ("models", "templates", "trainings", "tunings", "validations", "weights")
+SHARED_FOLDERS: tuple[str, ...] = ("data", "datasets", "fabric", "frameworks", "inference", "models")
+SHARED_FOLDERS += ("templates", "trainings", "tunings", "validations", "weights")
+# Programs of plug-ins are run by the platform itself, too. Of `execs` a task has its own folder, where it works.
+READ_ONLY_FOLDERS = ("exec-frameworks",)
 # Before 2 files could not be renamed from folder to folder by a process that had given up anything.
 LEAST_ABI = 2
 
@@ -104,6 +106,8 @@ def _reachable(home: Path, writable: Iterable[Path], readable: Iterable[Path]) -
                 yield entry, not (is_root and entry in ("/proc", "/sys"))
     for name in SHARED_FOLDERS:
         yield str(home / name), True
+    for name in READ_ONLY_FOLDERS:
+        yield str(home / name), False
     for paths, is_writable in ((readable, False), (writable, True)):
         for path in paths:
             resolved = path.resolve()
