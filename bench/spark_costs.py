@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -108,16 +107,18 @@ async def _by_hand(wanted: Attempt, program: Path) -> float:
     (wanted.directory / submission.LOG_SETTINGS).write_text(submission.LOG4J)
     words = [str(ROOT / ".spark" / "bin" / "spark-submit"), "--master", wanted.master_url]
     for key, value in submission.properties(wanted).items():
-        words += ["--conf", f"{key}={value}"]
-    flags = submission.properties(wanted)["spark.driver.extraJavaOptions"]
-    words += ["--driver-java-options", shlex.join(shlex.split(flags))]
+        # In client mode there is no driver to give cores to, and none is refused.
+        if key != "spark.driver.cores":
+            words += ["--conf", f"{key}={value}"]
     words += [str(Path(__file__).with_name("bare_spark.py")), str(RANKS), str(wanted.directory), str(program)]
     environment = {"PATH": os.environ["PATH"], "JAVA_HOME": str(java_home()), "SPARK_LOCAL_IP": "127.0.0.1"}
     environment["PYSPARK_PYTHON"] = sys.executable
     began = time.time()
-    await asyncio.to_thread(
-        subprocess.run, words, env=environment, check=True, capture_output=True, timeout=DEADLINE_SECONDS
+    done = await asyncio.to_thread(
+        subprocess.run, words, env=environment, capture_output=True, text=True, timeout=DEADLINE_SECONDS
     )
+    if done.returncode != 0:
+        raise RuntimeError(f"spark-submit ended with {done.returncode}: {done.stderr[-2000:]}")
     took = _first_line(wanted.directory) - began
     await asyncio.sleep(4)
     return took

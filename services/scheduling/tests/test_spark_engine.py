@@ -504,3 +504,30 @@ def test_a_driver_is_gone_when_its_heartbeat_stands_still(tmp_path: Path) -> Non
     assert keeper._driver_is_gone(now + 2 * files.FENCE_SECONDS + 2)
     # The ranks are over before the attempt is given up and its next one may start.
     assert files.GONE_SECONDS > files.FENCE_SECONDS + rank.ORPHAN_GRACE_SECONDS + rank.LEFTOVER_GRACE_SECONDS
+
+
+@pytest.mark.parametrize("how", ["a pipe", "no JSON", "nothing of ours", "a link"])
+async def test_a_program_that_replaces_the_records_of_its_attempt_holds_up_nobody(
+    engine: SparkEngine, tmp_path: Path, how: str
+) -> None:
+    directory = tmp_path / "a1"
+    spark_engine._write_spec(attempt(directory, master_url="yarn"), tmp_path / "home")
+    secret = tmp_path / "secret"
+    secret.write_text("the platform's")
+    (directory / files.DRIVER_FILE).write_text(json.dumps({**rank.identity(os.getpid()), "driver_id": "d"}))
+    for name in (files.OUTCOME_FILE, files.LOCK_FILE, files.rank_file(0), files.STOP_FILE):
+        match how:
+            case "a pipe":
+                os.mkfifo(directory / name)
+            case "no JSON":
+                (directory / name).write_text("{" * 5000)
+            case "nothing of ours":
+                (directory / name).write_text('{"state": "odd"}')
+            case _:
+                (directory / name).symlink_to(secret)
+    async with asyncio.timeout(10):
+        seen = await engine.observe(directory)
+        await engine.stop(directory)
+        await engine.describe(directory)
+    assert seen.phase in (Phase.LOST, Phase.FAILED)
+    assert secret.read_text() == "the platform's"

@@ -22,12 +22,12 @@ from typing import Any
 
 if __package__:
     from scheduling_service.engines.spark import files, rank
-    from scheduling_service.engines.spark.files import keeper, processes, watches
+    from scheduling_service.engines.spark.files import keeper, places, processes, watches
 else:  # run as a file, without importing the package
     sys.path.insert(0, str(Path(__file__).parent))
     import files  # type: ignore[import-not-found,no-redef]
     import rank  # type: ignore[import-not-found,no-redef]
-    from files import keeper, processes, watches  # type: ignore[no-redef]
+    from files import keeper, places, processes, watches  # type: ignore[no-redef]
 
 RANK_PROGRAM = Path(__file__).with_name("rank.py")
 TICK_SECONDS, BEAT_SECONDS = 0.05, 0.5
@@ -40,7 +40,7 @@ STANDALONE_ID = re.compile(r"driver-\d{14}-\d+")
 def drive(directory: Path) -> int:
     """Run the attempt to its end; 1 when it did not finish, for Spark's own pages."""
     jvm = os.getppid()
-    lock = (directory / files.LOCK_FILE).open("w")
+    lock = files.open_lock(directory / files.LOCK_FILE)
     while not keeper.take(lock):
         # Another driver, which says so soon, or the engine, which only looks.
         if (directory / files.DRIVER_FILE).exists():
@@ -223,7 +223,9 @@ class _Gang:
 
     def _warn(self, text: str) -> None:
         """A line among the errors of rank 0, which is the log that people look into."""
-        with (self.directory / "rank-0.err").open("a") as file:
+        # The program may have put something else in its place.
+        path = self.directory / "rank-0.err"
+        with contextlib.suppress(OSError), os.fdopen(places.open_output(path), "a") as file:
             file.write(f"warning: {text}\n")
 
 

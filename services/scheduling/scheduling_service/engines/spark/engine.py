@@ -98,25 +98,21 @@ class SparkEngine(Engine):
 
     async def observe(self, directory: Path) -> Observation:
         driver = files.read(directory / files.DRIVER_FILE)
-        names: dict[str, Any] = (
-            {"application_id": driver["application_id"], "driver_id": driver["driver_id"]} if driver else {}
-        )
+        names: dict[str, Any] = {key: str((driver or {}).get(key, "")) for key in ("application_id", "driver_id")}
         alive = driver is not None and self._lives(directory, driver)
         # Read after looking whether the driver lives: it writes the outcome before it ends.
         outcome = files.read(directory / files.OUTCOME_FILE)
         if outcome is not None:
             self._watched.pop(directory, None)
-            if outcome["state"] == Phase.LOST.value:
+            if outcome.get("state") == Phase.LOST.value:
                 # What died with Spark's processes may have left something that the next attempt must not meet.
                 await asyncio.to_thread(rank.sweep, directory)
-            ranks = tuple(RankOutcome(row["rank"], row["pid"], row["exit_code"]) for row in outcome["ranks"])
-            phase, final = Phase(outcome["state"]), outcome.get("final", False)
-            return Observation(phase, outcome["reason"], ranks, outcome["failed_rank"], final=final, **names)
+            return _settled(outcome, names)
         spec = files.read(directory / files.SPEC_FILE)
         if driver is not None:
             if alive:
-                keeper_pid = driver["pid"] if driver["boot_id"] == processes.boot_id() else 0
-                wanted, started = (spec or {}).get("ranks", 0), driver["ranks_started"]
+                keeper_pid = driver.get("pid", 0) if driver.get("boot_id") == processes.boot_id() else 0
+                wanted, started = (spec or {}).get("ranks", 0), driver.get("ranks_started", 0)
                 if started >= wanted:
                     return Observation(Phase.RUNNING, keeper_pid=keeper_pid, **names)
                 reason = f"Spark has started {started} of {wanted} ranks"
@@ -127,7 +123,8 @@ class SparkEngine(Engine):
     async def stop(self, directory: Path) -> None:
         if not (directory / files.SPEC_FILE).exists() or (directory / files.OUTCOME_FILE).exists():
             return
-        (directory / files.STOP_FILE).touch()
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(directory / files.STOP_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
         if (directory / files.DRIVER_FILE).exists():
             return
         if _seal(directory, Phase.STOPPED, "stopped before it was started"):
@@ -180,7 +177,7 @@ class SparkEngine(Engine):
         """Its lock tells of a driver on this host; of one elsewhere its heartbeat does, where locks are not shared."""
         if _is_locked(directory):
             return True
-        if driver["boot_id"] == processes.boot_id():
+        if driver.get("boot_id") == processes.boot_id():
             return False
         watched = self._watched.setdefault(directory, _Watched())
         try:
@@ -200,7 +197,7 @@ class SparkEngine(Engine):
         # The keepers see the outcome and end their ranks; those of this host, and what they left behind, end now.
         await asyncio.to_thread(rank.sweep, directory)
         self._spawn(self._kill(directory))
-        return Observation(Phase.LOST, reason, _outcomes(directory), **names)
+        return _settled(files.read(directory / files.OUTCOME_FILE) or {}, names)
 
     async def _submit(self, attempt: Attempt, watched: _Watched) -> None:
         """Until Spark has taken it: a master that is away is asked again."""
@@ -318,7 +315,7 @@ def _write_spec(attempt: Attempt, home: Path) -> None:
 
 
 def _is_locked(directory: Path) -> bool:
-    with (directory / files.LOCK_FILE).open("w") as lock:
+    with files.open_lock(directory / files.LOCK_FILE) as lock:
         return not keeper.take(lock)
 
 
@@ -326,8 +323,8 @@ def _seal(
     directory: Path, phase: Phase, reason: str, *, final: bool = False, ranks: list[dict[str, Any]] | None = None
 ) -> bool:
     """End an attempt that has no driver, so that one that comes late does nothing; False when it has one."""
-    with (directory / files.LOCK_FILE).open("w") as lock:
-        if not keeper.take(lock) or (directory / files.OUTCOME_FILE).exists():
+    with files.open_lock(directory / files.LOCK_FILE) as lock:
+        if not keeper.take(lock) or files.read(directory / files.OUTCOME_FILE) is not None:
             return False
         if ranks is None and (directory / files.DRIVER_FILE).exists():
             return False
@@ -345,9 +342,20 @@ def _ranks(directory: Path, spec: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _outcomes(directory: Path) -> tuple[RankOutcome, ...]:
-    outcome = files.read(directory / files.OUTCOME_FILE) or {"ranks": []}
-    return tuple(RankOutcome(row["rank"], row["pid"], row["exit_code"]) for row in outcome["ranks"])
+def _settled(outcome: dict[str, Any], names: dict[str, Any]) -> Observation:
+    """What the record says, if it is one of ours: programs can write there."""
+    try:
+        ranks = tuple(RankOutcome(row["rank"], row["pid"], row["exit_code"]) for row in outcome["ranks"])
+        return Observation(
+            Phase(outcome["state"]),
+            str(outcome["reason"]),
+            ranks,
+            outcome["failed_rank"],
+            final=bool(outcome.get("final", False)),
+            **names,
+        )
+    except (KeyError, TypeError, ValueError):
+        return Observation(Phase.FAILED, "the program replaced the record of its attempt", final=True, **names)
 
 
 def _facts(directory: Path) -> AttemptFacts:

@@ -7,9 +7,11 @@ where nothing of the platform is imported.
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 if __package__:
     from scheduling_service.engines.local import accounts, cgroups, keeper, places, processes, usage, watches
@@ -26,6 +28,7 @@ else:  # run as a file, without importing the package
 # What the keeper of the local engine does for its ranks is done for a rank here.
 __all__ = ["accounts", "cgroups", "keeper", "places", "processes", "usage", "watches"]
 
+MOST_BYTES = 16 << 20
 # By the engine.
 SPEC_FILE, SUBMISSION_FILE, STOP_FILE, LOG_SETTINGS = "spec.json", "submission.json", "stop", "log4j2.properties"
 # By the driver; the outcome also by the engine, under the driver's lock, when there is no driver.
@@ -48,8 +51,25 @@ def usage_file(rank: int) -> str:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """None while it is not there."""
+    """None while it is not there. Programs may put anything there: what is no plain file with a JSON object is not."""
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
         return None
+    with os.fdopen(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > MOST_BYTES:
+            return None
+        try:
+            value = json.loads(file.read())
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, dict) else None
+
+
+def open_lock(path: Path) -> TextIO:
+    """A file to lock, made when missing; a link that a program put there is removed, not followed."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, flags, 0o600), "w")

@@ -50,7 +50,7 @@ class Place:
 
 def keep_rank(directory: Path, place: Place) -> int:
     """Run it to its end; the exit code of this process, 0 when the rank's file says how it ended."""
-    lock = (directory / f"rank-{place.rank}.lock").open("w")
+    lock = files.open_lock(directory / f"rank-{place.rank}.lock")
     if not keeper.take(lock) or (directory / files.rank_file(place.rank)).exists():
         return RAN_BEFORE
     processes.adopt_orphans()
