@@ -39,7 +39,7 @@ def gang(
     most: int = 0,
     *,
     gpus: Placement = (),
-    ran: float = 15.0,
+    ran: float = 65.0,
     done: float = 0.0,
     resizing: bool = False,
     leaving: bool = False,

@@ -135,7 +135,7 @@ class TestBackfill:
         assert not decide([passed, blocked, gang("r", 1)], 4).suspend
 
     def test_a_gang_that_has_just_begun_is_not_suspended(self) -> None:
-        passed = gang("e", 2, 1, 4, backfill=True, ran=9.9)
+        passed = gang("e", 2, 1, 4, backfill=True, ran=59.9)
         blocked = waiting("b", 4)
         passed.sequence = blocked.sequence + 1
         assert not decide([passed, blocked], 4).suspend

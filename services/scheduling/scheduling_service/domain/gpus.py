@@ -53,9 +53,14 @@ class Gpus:
 
     def fitting(self, ranks: int, per_rank: int, share: int = WHOLE) -> int:
         """How many of `ranks` fit now."""
-        placement = self.place(ranks, per_rank, share)
-        self.give(placement, share)
-        return len(placement)
+        if not per_rank:
+            return ranks
+        if share == WHOLE:
+            found = sum(len(hosts) * (wholes // per_rank) for wholes, hosts in enumerate(self._hosts))
+        else:
+            found = sum(len(hosts) * wholes for wholes, hosts in enumerate(self._hosts)) * (WHOLE // share)
+            found += sum(self._free[device] // share for device in self._shared)
+        return min(ranks, found)
 
     def _share(self, share: int) -> list[int] | None:
         least = min(

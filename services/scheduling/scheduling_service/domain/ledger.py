@@ -114,9 +114,10 @@ class Ledger:
     def set_group(self, group: InstanceGroup, shares: Iterable[UserShare]) -> bool:
         """Make a group known, or known anew; False when nothing about it changed."""
         old = self._groups.get(group.id)
-        new = GroupLedger(group, shares)
-        if old and (old.group, old.holdings.shares) == (group, new.holdings.shares):
+        shares = list(shares)
+        if old and (old.group, list(old.holdings.shares.values())) == (group, shares):
             return False
+        new = GroupLedger(group, shares)
         jobs = [entry.job for entry in self._entries.values() if entry.job.group_id == group.id]
         for job in jobs:
             self.drop(job.id)

@@ -16,7 +16,7 @@ NEARLY_DONE = 0.9
 # How many of those behind the first that cannot start are looked at for backfill.
 LOOK_AHEAD = 100
 # A gang that has run for less is not suspended: its restart would cost more than it did.
-SUSPEND_AFTER_SECONDS = 10.0
+SUSPEND_AFTER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -301,10 +301,9 @@ class _Planning:
     def _place(self, job: Job, ranks: int) -> int:
         """Take devices for `ranks` more of the job, all of them for its first; how many it got."""
         pool, per_rank, share = self._ledger.gpus, self._per_rank(job), job.spec.gpu_share
-        placed = pool.place(ranks, per_rank, share)
-        if job.id not in self._gpus and len(placed) < ranks:
-            pool.give(placed, share)
+        if job.id not in self._gpus and pool.fitting(ranks, per_rank, share) < ranks:
             return 0
+        placed = pool.place(ranks, per_rank, share)
         self._gpus.setdefault(job.id, []).extend(placed)
         return len(placed)
 
