@@ -101,7 +101,7 @@ def _reachable(home: Path, writable: Iterable[Path], readable: Iterable[Path]) -
                 continue
             if entry == "/dev" and is_root:
                 # The raw disks hold the hidden files, too.
-                yield from ((device, True) for device in _entries(Path(entry)) if not Path(device).is_block_device())
+                yield from ((device, True) for device in _entries(entry) if not _is_disk(device))
             else:
                 yield entry, not (is_root and entry in ("/proc", "/sys"))
     for name in SHARED_FOLDERS:
@@ -116,12 +116,20 @@ def _reachable(home: Path, writable: Iterable[Path], readable: Iterable[Path]) -
                 yield str(resolved), is_writable
 
 
-def _entries(folder: Path) -> Sequence[str]:
+def _entries(folder: str | Path) -> Sequence[str]:
     try:
         with os.scandir(folder) as entries:
-            return [entry.path for entry in entries]
+            # What links lead to lies beside the way, too, or is hidden.
+            return [entry.path for entry in entries if not entry.is_symlink()]
     except OSError:
         return ()
+
+
+def _is_disk(device: str) -> bool:
+    try:
+        return stat.S_ISBLK(os.lstat(device).st_mode)
+    except OSError:
+        return True
 
 
 def _drop_capabilities() -> None:

@@ -39,6 +39,8 @@ def serve(address: Path) -> None:
     # Objects that live now are never collected, so their pages stay shared with what is forked.
     gc.collect()
     gc.freeze()
+    # Nobody waits for keepers.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     draft = address.with_name(f"{address.name}.{os.getpid()}")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(draft))
@@ -78,15 +80,12 @@ def _import_everything() -> None:
 
 
 def _fork_keeper(directory: Path, inherited: tuple[socket.socket, ...]) -> None:
-    """Fork twice: the keeper belongs to no one here and is not ended with the pool."""
-    child = os.fork()
-    if child:
-        os.waitpid(child, 0)
+    """The keeper has a session of its own, so it is not ended with the pool. A fork of so much is dear: one only."""
+    if os.fork():
         return
     try:
         os.setsid()
-        if os.fork():
-            os._exit(0)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for descriptor in inherited:
             descriptor.close()
         log = os.open(directory / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
