@@ -29,7 +29,12 @@ EXECS = sa.Table(
     sa.Column("is_hidden", sa.Boolean, nullable=False),
     sa.Index("ix_execs_created_at", "created_at", "id"),
     sa.Index("ix_execs_owner_created_at", "owner", "created_at", "id"),
-    sa.Index("ix_execs_is_hidden", "is_hidden"),
+    sa.Index(
+        "ix_execs_hidden",
+        "created_at",
+        sqlite_where=sa.text("is_hidden IS 1"),
+        postgresql_where=sa.text("is_hidden IS true"),
+    ),
 )
 
 _OF_THE_JOB = ("state", "reason", "ended_at", "application_id", "driver_id", "warning", "log_tail")
