@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from dataset_costs import measure_datasets
+from exec_latency import measure_exec_latency
 from platform_costs import measure_platform
 from report import Row, publish
 from spark_costs import measure_spark
@@ -21,6 +22,7 @@ SECTIONS: dict[str, Callable[[], list[Row]]] = {
     "datasets": measure_datasets,
     "training": measure_training,
     "spark": measure_spark,
+    "exec": measure_exec_latency,
 }
 
 

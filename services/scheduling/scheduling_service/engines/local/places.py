@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +48,7 @@ class Places:
             except OSError:
                 cgroups.remove(group)
         if cores_per_rank and self.group is None:
-            folder = self.home / "run" / "cores" if self.home else Path(tempfile.gettempdir()) / "dlmesh-cores"
+            folder = self.home / "run" / "cores" if self.home else self.directory.parent / "cores"
             self.cores = cores.Cores(folder, self.spec["ranks"], cores_per_rank, os.sched_getaffinity(0))
         self._make_temporary()
         if self.account is not None:
@@ -114,14 +112,18 @@ class Places:
         if self.cores is not None:
             self.cores.release()
         if self.temporary is not None:
+            # Imported where it is used: a cold keeper starts with as little as it can.
+            import shutil
+
             shutil.rmtree(self.temporary, ignore_errors=True)
 
     def _make_temporary(self) -> None:
         """Beside a home below /tmp nothing new can be made; then the ranks have a folder for it."""
-        usual = Path(self.spec["environment"].get("TMPDIR") or tempfile.gettempdir()).resolve()
+        usual = Path(self.spec["environment"].get("TMPDIR") or "/tmp").resolve()
         if self.home is None or usual not in self.home.resolve().parents or not self.home.is_dir():
             return
-        self.temporary = Path(tempfile.mkdtemp(prefix="dlmesh-rank-", dir=usual))
+        self.temporary = usual / f"dlmesh-rank-{os.urandom(6).hex()}"
+        self.temporary.mkdir(mode=0o700)
         if self.account is not None:
             os.chown(self.temporary, self.account.uid, self.account.gid)
 
