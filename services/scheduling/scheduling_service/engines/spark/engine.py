@@ -94,7 +94,7 @@ class SparkEngine(Engine):
             watched.is_launched = False
             raise
         # A master may take its time, and the queue has others to start.
-        self._spawn(self._submit(attempt, watched))
+        self._spawn(self._launched(attempt, watched))
 
     async def observe(self, directory: Path) -> Observation:
         driver = files.read(directory / files.DRIVER_FILE)
@@ -198,6 +198,16 @@ class SparkEngine(Engine):
         await asyncio.to_thread(rank.sweep, directory)
         self._spawn(self._kill(directory))
         return _settled(files.read(directory / files.OUTCOME_FILE) or {}, names)
+
+    async def _launched(self, attempt: Attempt, watched: _Watched) -> None:
+        try:
+            await self._submit(attempt, watched)
+        except OSError as error:
+            # A full disk, say. It is launched again then; of two drivers one does nothing.
+            watched.trouble = f"the attempt cannot be recorded: {error}"
+            log.warning("attempt %s: %s", attempt.directory, watched.trouble)
+            await asyncio.sleep(SUBMIT_RETRY_SECONDS[-1])
+            watched.is_launched = False
 
     async def _submit(self, attempt: Attempt, watched: _Watched) -> None:
         """Until Spark has taken it: a master that is away is asked again."""
