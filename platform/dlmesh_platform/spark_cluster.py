@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import time
 import urllib.error
@@ -116,7 +115,7 @@ class SparkCluster:
             if name not in alive:
                 self._start(name, words, java)
         self._wait_for(MASTER, lambda: self._alive_workers() >= workers)
-        self._wait_for(HISTORY, lambda: bool(_get(f"{self.history_url}/api/v1/applications") is not None))
+        self._wait_for(HISTORY, lambda: _get(f"{self.history_url}/api/v1/applications") is not None)
 
     def down(self) -> list[str]:
         """Stop them, workers first; the names of those that ran."""
@@ -223,11 +222,6 @@ class SparkCluster:
         draft.unlink(missing_ok=True)
         write_file(draft, json.dumps(self._state, indent=1))
         draft.replace(self._folder / STATE_FILE)
-
-
-def remove_state(folder: Path) -> None:
-    """Forget a cluster that is down: its logs, event logs and what the master remembers."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end(daemon: Daemon) -> None:

@@ -77,6 +77,16 @@ async def test_jobs_of_a_group_on_spark_shrink_grow_fail_and_end_as_on_this_mach
         log = platform.jobs.ReadJobLog(jobs_pb2.ReadJobLogRequest(job_id="elastic", stream="stdout", rank=1))
         assert b"".join([piece.data for piece in await collect(log)]) == b"done with 2\n"
 
+        # As clients read them, after the application ended.
+        with acting_as(ALICE):
+            driver_id = application.driver.id
+            asked = scheduling_pb2.DownloadExecutorLogRequest(driver_id=driver_id, executor_id="0", stream="stdout")
+            pieces = await collect(platform.scheduler.DownloadExecutorLog(asked))
+            assert b"".join(piece.data for piece in pieces) == b"done with 2\n"
+            of_driver = scheduling_pb2.DownloadDriverLogRequest(driver_id=driver_id, stream="stderr")
+            pieces = await collect(platform.scheduler.DownloadDriverLog(of_driver))
+            assert b"NativeCodeLoader" in b"".join(piece.data for piece in pieces)
+
         (here / "enough").unlink()
         await submit(platform, "stopped", spec(tmp_path, "import time; open('up', 'w'); time.sleep(600)", **changes))
         async with asyncio.timeout(120):
