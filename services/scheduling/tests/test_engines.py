@@ -26,7 +26,8 @@ from scheduling_service.engines.runner import last_lines
 from scheduling_service.engines.spark.engine import SparkEngine
 from servicekit.errors import ServiceError
 
-DEADLINE_SECONDS = 60
+# A start on Spark takes ten seconds, and on a busy machine as much as a minute.
+DEADLINE_SECONDS = 150
 
 
 def attempt(directory: Path, program: str, ranks: int = 1, **changes: Any) -> Attempt:

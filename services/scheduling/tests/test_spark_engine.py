@@ -33,7 +33,7 @@ from scheduling_service.engines.spark.engine import SparkEngine
 from servicekit.errors import ServiceError
 from testkit.spark import start_cluster
 
-DEADLINE_SECONDS = 90
+DEADLINE_SECONDS = 150
 ENDED = (Phase.FINISHED, Phase.FAILED, Phase.STOPPED, Phase.LOST)
 # Says who it is and what it started in a session of its own, then waits for a file.
 WAITING = """

@@ -35,7 +35,7 @@ print("the second time works")
 async def test_jobs_of_a_group_on_spark_shrink_grow_fail_and_end_as_on_this_machine(
     tmp_path: Path, spark_cluster: SparkCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduling_room, "DEADLINE_SECONDS", 120)
+    monkeypatch.setattr(scheduling_room, "DEADLINE_SECONDS", 180)
     # Where programs may write: the rest of the home is hidden from them.
     here = tmp_path / "data"
     async with service(tmp_path) as platform:
@@ -53,7 +53,7 @@ async def test_jobs_of_a_group_on_spark_shrink_grow_fail_and_end_as_on_this_mach
 
         async def worlds(*wanted: str) -> None:
             path = here / "worlds"
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(180):
                 while not path.exists() or path.read_text().split() != list(wanted):
                     await asyncio.sleep(0.05)
 
@@ -89,7 +89,7 @@ async def test_jobs_of_a_group_on_spark_shrink_grow_fail_and_end_as_on_this_mach
 
         (here / "enough").unlink()
         await submit(platform, "stopped", spec(tmp_path, "import time; open('up', 'w'); time.sleep(600)", **changes))
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(180):
             while not (here / "up").exists():
                 await asyncio.sleep(0.05)
         await platform.jobs.StopJob(jobs_pb2.StopJobRequest(job_id="stopped"))
