@@ -60,6 +60,9 @@ def home(room: Path) -> Path:
         (made / folder).mkdir(parents=True)
     for file in ("secret", "admin_password", "db/training.sqlite", "log/training.log", "run/envoy.json"):
         (made / file).write_text("hidden")
+    # The others are closed by the folders in which they lie.
+    for file in ("secret", "admin_password"):
+        (made / file).chmod(0o600)
     (made / "jobs" / "other" / "attempt-1" / "spec.json").write_text("hidden")
     (made / "data" / "images").write_text("seen")
     return made

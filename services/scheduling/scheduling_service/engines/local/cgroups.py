@@ -7,6 +7,7 @@ watches memory by itself and ties ranks to cores.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def find_base(mounts: Path = MOUNTS, own: Path = OWN) -> Path | None:
         return None
     top = Path(root)
     mine = top / path.lstrip("/")
-    for base in (mine, mine.parent) if mine != top else (mine,):
+    for base in (mine, mine.parent) if mine != top and _is_delegated(mine.parent) else (mine,):
         with contextlib.suppress(OSError):
             _hand_down(base)
             return base
@@ -93,6 +94,17 @@ def remove(group: Path) -> bool:
 def _remove_directory(group: Path) -> None:
     # The kernel's own files in it go with it.
     group.rmdir()
+
+
+def _is_delegated(group: Path) -> bool:
+    """Root may write everywhere, and must not where systemd rules."""
+    if os.geteuid() != 0:
+        return os.access(group, os.W_OK)
+    for name in ("user.delegate", "trusted.delegate"):
+        with contextlib.suppress(OSError):
+            if os.getxattr(group, name) == b"1":
+                return True
+    return False
 
 
 def _hand_down(group: Path) -> None:
