@@ -473,8 +473,7 @@ def test_the_keeper_of_a_rank_runs_it_once_and_ends_it_when_it_is_told(tmp_path:
     directory = tmp_path / "a1"
     wanted = attempt(directory, "import os; open('runs', 'a').write('x'); import time; time.sleep(600)", ranks=1)
     spark_engine._write_spec(replace(wanted, master_url="yarn"), tmp_path / "home")
-    place = {"rank": 0, "local_rank": 0, "local_ranks": 1, "node": 0, "address": "h", "container_id": "c", "gpus": []}
-    words = [sys.executable, "-S", "-E", str(driver.RANK_PROGRAM), str(directory), json.dumps(place), str(os.getpid())]
+    words = [sys.executable, "-S", "-E", str(driver.RANK_PROGRAM), str(directory), json.dumps(PLACE), str(os.getpid())]
     first = subprocess.Popen(words, start_new_session=True)
     try:
         deadline = time.monotonic() + 20
@@ -490,6 +489,42 @@ def test_the_keeper_of_a_rank_runs_it_once_and_ends_it_when_it_is_told(tmp_path:
     assert record is not None
     assert (record["ended"], record["exit_code"], record["lost"]) == (True, -signal.SIGTERM, False)
     assert (tmp_path / "runs").read_text() == "x"
+
+
+PLACE = {"rank": 0, "local_rank": 0, "local_ranks": 1, "node": 0, "address": "h", "container_id": "c", "gpus": []}
+
+
+def test_a_rank_of_an_attempt_that_was_given_up_never_runs(tmp_path: Path) -> None:
+    directory = tmp_path / "a1"
+    spark_engine._write_spec(attempt(directory, "open('runs', 'w')", ranks=1, master_url="yarn"), tmp_path / "home")
+    assert spark_engine._seal(directory, Phase.LOST, "the driver went without a word", ranks=[])
+    words = [sys.executable, "-S", "-E", str(driver.RANK_PROGRAM), str(directory), json.dumps(PLACE), str(os.getpid())]
+    assert subprocess.run(words, timeout=20, check=False).returncode == 0
+    record = files.read(directory / files.rank_file(0))
+    assert record is not None
+    assert (record["ended"], record["pid"]) == (True, 0)
+    assert not (tmp_path / "runs").exists()
+
+
+async def test_a_rank_ends_with_all_it_started_when_its_task_is_killed(tmp_path: Path) -> None:
+    directory = tmp_path / "a1"
+    spark_engine._write_spec(attempt(directory, ranks=1, master_url="yarn"), tmp_path / "home")
+    (directory / files.HEARTBEAT_FILE).touch()
+    task = (
+        "import os, subprocess, sys; words = sys.argv[1:] + [str(os.getpid())]\n"
+        "subprocess.Popen(words, start_new_session=True).wait()"
+    )
+    words = [sys.executable, "-S", "-E", str(driver.RANK_PROGRAM), str(directory), json.dumps(PLACE)]
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", task, *words)
+    pids = await pids_of(tmp_path, ranks=1)
+    process.kill()
+    await process.wait()
+    await gone(*pids)
+    async with asyncio.timeout(20):
+        while not (record := files.read(directory / files.rank_file(0)) or {}).get("ended"):
+            await asyncio.sleep(0.02)
+    assert (record["lost"], record["exit_code"]) == (True, -signal.SIGTERM)
+    assert record["reason"] == "Spark ended the task of the rank"
 
 
 def test_a_driver_is_gone_when_its_heartbeat_stands_still(tmp_path: Path) -> None:
