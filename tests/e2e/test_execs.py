@@ -276,6 +276,49 @@ def test_elastic_pytorch(admin: Client) -> None:
     assert not [name for name in names if name.startswith("train/steps")]
 
 
+STRETCHES = """
+import os, time, torch
+import callbacks
+from fabric_model import FabricModel
+from torch.utils.data import TensorDataset
+
+def get_datasets():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(64, 3, generator=generator)
+    data = TensorDataset(x, (x.sum(1) > 0).long())
+    return data, data
+
+class Slow(callbacks.Callback):
+    def on_epoch_begin(self, epoch):
+        if os.environ["RANK"] == "0":
+            print("epoch", epoch, "of", os.environ["WORLD_SIZE"], flush=True)
+    def on_epoch_end(self, epoch, save_model):
+        time.sleep(0.1)
+
+net = torch.nn.Linear(3, 2)
+optimizer = torch.optim.SGD(net.parameters(), 0.1)
+fabric = FabricModel(net, get_datasets, torch.nn.functional.cross_entropy, optimizer, user_callback=[Slow()])
+fabric.train(100, 8, 2)
+"""
+
+
+def test_elastic_tasks_give_slots_and_go_on(admin: Client) -> None:
+    line = "--exec-start edtPyTorch --edt-options maxWorkers=2 --model-main main.py"
+    task = start(admin, STRETCHES, line)
+    path = f"/execs/{task['id']}/log"
+    admin.until(lambda: "epoch 10 of 2" in read(admin, path, logType="outlog"), seconds=120)
+    finished(admin, "print('in between')", seconds=120)
+    task = ended(admin, task, seconds=180)
+    output = read(admin, path, logType="outlog")
+    assert task["state"] == "FINISHED", output
+    said = [line.split() for line in output.splitlines() if line.startswith("epoch")]
+    assert {size for *_, size in said} >= {"1", "2"}
+    # It went on where it was, whatever its size: an epoch may begin again, none is made anew.
+    epochs = [int(epoch) for _, epoch, *_ in said]
+    assert epochs == sorted(epochs)
+    assert set(epochs) == set(range(100))
+
+
 KERAS = """
 import json, os
 import tensorflow as tf
