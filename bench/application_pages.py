@@ -84,7 +84,7 @@ async def _timed(url: str, count: int, home: Path) -> Mapping[str, float]:
     listing = ListApplications(jobs, groups, WaitingReasons(groups), DescribeAttempts(runner, files))
 
     async def page(query: Query) -> None:
-        for application in await listing(ADMIN, query):
+        async for application in listing(ADMIN, query):
             application_to_proto(application, "nobody")
 
     times = {name: await _median_ms(page, query) for name, query in _queries(count).items()}

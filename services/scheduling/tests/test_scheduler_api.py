@@ -23,7 +23,7 @@ from scheduling_service.engines.runner import JobFiles
 from scheduling_service.storage import application_search
 from scheduling_service.storage.groups import LOCAL_ID, SqlGroups
 from scheduling_service.storage.jobs import SqlJobs
-from scheduling_service.usecases.describe_attempts import MAX_ENDED, DescribeAttempts
+from scheduling_service.usecases.describe_attempts import MAX_ENDED, DescribeAttempts, Patience
 from scheduling_service.usecases.list_applications import ListApplications
 from scheduling_service.usecases.ports import LIVE_KEYS, Query, SortKey
 from scheduling_service.usecases.waiting_reasons import WaitingReasons
@@ -330,8 +330,14 @@ def _jobs(count: int) -> list[Job]:
 
 
 @pytest.mark.parametrize("sort", SortKey)
-async def test_every_field_sorts_as_it_is_shown(sort: SortKey, database_url: str, tmp_path: Path) -> None:
+async def test_every_field_sorts_as_it_is_shown(
+    sort: SortKey, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from scheduling_service.api.application_mapping import application_to_proto
+    from scheduling_service.usecases import list_applications
+
+    # Lists go on over several reads.
+    monkeypatch.setattr(list_applications, "ROWS_AT_ONCE", 25)
 
     async with storage(database_url) as (jobs, groups, _):
         for group in GROUPS:
@@ -369,19 +375,20 @@ async def test_every_field_sorts_as_it_is_shown(sort: SortKey, database_url: str
 
         for descending in (False, True):
             query = Query(sort=sort, descending=descending)
-            everything = await listing(BOSS, query)
+            everything = await collect(listing(BOSS, query))
             assert sorted(each.job.id for each in everything) == [job.id for job in made]
             values = [shown(each) for each in everything]
             assert values == sorted(values, reverse=descending)
             paged = [
                 each.job.id
                 for start in range(0, 60, 7)
-                for each in await listing(BOSS, replace(query, start=start, length=7))
+                for each in await collect(listing(BOSS, replace(query, start=start, length=7)))
             ]
             if sort not in LIVE_KEYS:
                 assert paged == [each.job.id for each in everything]
             assert sorted(paged) == [job.id for job in made]
-            some = await listing(Identity("ann"), replace(query, states=["RUNNING", "ERROR"], start=2, length=4))
+            some_of_hers = replace(query, states=["RUNNING", "ERROR"], start=2, length=4)
+            some = await collect(listing(Identity("ann"), some_of_hers))
             assert {each.job.spec.owner for each in some} == {"ann"}
             assert {each.job.state for each in some} <= {State.RUNNING, State.ERROR}
             assert len(some) == 4
@@ -393,7 +400,7 @@ async def test_queries_find_jobs_by_what_engines_call_them(database_url: str) ->
             await jobs.add(job)
 
         async def found(**query: Any) -> list[str]:
-            return sorted(job.id for job in await jobs.search(Query(**query)))
+            return sorted(job.id for job in await jobs.numbered(await jobs.search(Query(**query))))
 
         assert await found(application_ids=["app-0007", "j0002"]) == ["j0001", "j0002"]
         assert await found(driver_id="drv-0003") == ["j0001"]
@@ -411,10 +418,10 @@ async def test_a_page_of_many_jobs_reads_only_the_page(tmp_path: Path, database_
         for number in range(30):
             wanted = Spec(f"job {number % 3}", "exec", "ann", number % 2 + 1, ["true"], model=f"m{number % 2}")
             await jobs.add(Job(f"j{number}", wanted, "g", now))
-        page = await jobs.search(Query(start=5, length=10))
+        page = await jobs.numbered(await jobs.search(Query(start=5, length=10)))
         assert [job.id for job in page] == [f"j{number}" for number in range(24, 14, -1)]
         found = Query(owner="ann", search="JOB 2", sort=SortKey.MODEL, descending=False, length=6)
-        assert [job.spec.model for job in await jobs.search(found)] == ["m0"] * 5 + ["m1"]
+        assert [job.spec.model for job in await jobs.numbered(await jobs.search(found))] == ["m0"] * 5 + ["m1"]
         assert await jobs.count(found) == 10
         assert await jobs.count(Query(owner="bob")) == 0
 
@@ -453,7 +460,7 @@ async def test_pages_are_cut_by_an_index(tmp_path: Path, query: Query, index: st
     async with storage(f"sqlite:///{tmp_path / 'plan.sqlite'}") as (_, _, database):
         from sqlalchemy.dialects import sqlite
 
-        statement = application_search.page(query).compile(
+        statement = application_search.numbers(query).compile(
             dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True}
         )
         async with database.session(read_only=True) as session:
@@ -478,8 +485,9 @@ async def test_engines_are_asked_for_a_bounded_time_and_about_a_bounded_number(t
     orphan.group_id = "gone"
     runner = _Facts({"runs": _facts("h", cores=2.0)} | {job.id: _facts("h") for job in many})
     files = JobFiles(tmp_path)
-    describe = DescribeAttempts(runner, files, seconds=0.2)  # type: ignore[arg-type]
-    facts = await describe([waiting, *many, orphan, *running], {"g": InstanceGroup("g", "g", 4)})
+    describe = DescribeAttempts(runner, files)  # type: ignore[arg-type]
+    patience, groups = Patience(seconds=0.2), {"g": InstanceGroup("g", "g", 4)}
+    facts = await describe([waiting, *many, orphan, *running], groups, patience)
     assert runner.asked[:3] == ["hangs", "fails", "runs"]
     assert len(runner.asked) == 3 + MAX_ENDED
     assert facts["runs"].executors[0].cores_used == 2.0
@@ -489,6 +497,11 @@ async def test_engines_are_asked_for_a_bounded_time_and_about_a_bounded_number(t
             str(tmp_path / job_id / "attempt-1" / f"rank-{rank}.out") for rank in range(2)
         ]
     assert "waits" not in facts
+    # The rest of the list has no patience left, neither for those that have ended nor for those that hang.
+    assert (patience.seconds, patience.ended) == (0.0, 0)
+    runner.asked.clear()
+    await describe([*many[:5], running[0]], groups, patience)
+    assert runner.asked == ["hangs"]
 
 
 def replace_state(job: Job, state: State) -> Job:

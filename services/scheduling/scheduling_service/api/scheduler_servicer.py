@@ -93,7 +93,7 @@ class SchedulerServicer(scheduling_pb2_grpc.SchedulerServiceServicer):
         names = chosen_fields(fields, scheduling_pb2.ApplicationDetail)
         user = getpass.getuser()
         with_facts = not FACTS.isdisjoint(names)
-        for application in await self._list_applications(current_identity(), query, with_facts=with_facts):
+        async for application in self._list_applications(current_identity(), query, with_facts=with_facts):
             yield only(application_to_proto(application, user), names)
 
     async def _log(

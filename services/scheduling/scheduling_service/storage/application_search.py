@@ -44,16 +44,13 @@ def _on_sqlite(element: _seconds_between, compiler: Any, **options: Any) -> str:
     return f"(julianday({second}) - julianday({first})) * 86400.0"
 
 
-def page(query: Query) -> sa.Select[Any]:
-    """Rows of the page, in order. The page is cut from keys; whole rows, which are long, are read of the page only."""
-    numbers = sa.select(JOBS.c.sequence).where(matching(query)).order_by(*_order(query)).offset(query.start)
-    if query.length is not None:
-        numbers = numbers.limit(query.length)
-    cut = numbers.subquery("page")
-    return sa.select(JOBS).join(cut, JOBS.c.sequence == cut.c.sequence).order_by(*_order(query))
+def numbers(query: Query) -> sa.Select[Any]:
+    """Sequence numbers of the page, in order. They are cut from short entries; whole rows are read of the page only."""
+    found = sa.select(JOBS.c.sequence).where(matching(query)).order_by(*_order(query)).offset(query.start)
+    return found if query.length is None else found.limit(query.length)
 
 
-def number(query: Query) -> sa.Select[Any]:
+def count(query: Query) -> sa.Select[Any]:
     """How many rows match."""
     return sa.select(sa.func.count()).select_from(JOBS).where(matching(query))
 

@@ -120,14 +120,17 @@ class SqlJobs:
             connection = await session.connection()
             await connection.execute(change, [{"job_id": job.id, "why": storable(job.reason)} for job in jobs])
 
-    async def search(self, query: Query) -> Sequence[Job]:
+    async def search(self, query: Query) -> Sequence[int]:
         async with self._database.session(read_only=True) as session:
-            rows = (await session.execute(application_search.page(query))).mappings().all()
-        return [_job(dict(row)) for row in rows]
+            return list((await session.execute(application_search.numbers(query))).scalars())
+
+    async def numbered(self, numbers: Sequence[int]) -> Sequence[Job]:
+        found = {job.sequence: job for job in await self._select(JOBS.c.sequence.in_(numbers))}
+        return [found[number] for number in numbers if number in found]
 
     async def count(self, query: Query) -> int:
         async with self._database.session(read_only=True) as session:
-            return int((await session.execute(application_search.number(query))).scalar_one())
+            return int((await session.execute(application_search.count(query))).scalar_one())
 
     async def begin(self, job: Job) -> None:
         await self._save(job, job.attempt - 1, result_json="", warning="")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from scheduling_service.domain.attempt_facts import AttemptFacts, ProcessFacts
 from scheduling_service.domain.job import InstanceGroup, Job, State
@@ -12,21 +14,31 @@ from scheduling_service.usecases.ports import RunDirectories, Runner
 
 log = logging.getLogger(__name__)
 
-# Of a list: attempts that are looked at side by side, how long that may take, and how many that have ended are.
+# Attempts that are looked at side by side; how long that may take in a list, and how many that have ended are.
 CONCURRENCY = 16
 SECONDS = 2.0
 MAX_ENDED = 200
 
 
+@dataclass
+class Patience:
+    """What is left for one list."""
+
+    seconds: float = SECONDS
+    ended: int = MAX_ENDED
+
+
 class DescribeAttempts:
-    """Asks the engines, for a bounded time; of those that did not answer, and of the ended ones of a very long list, it
-    tells what rows and directories know: the ranks and their files."""
+    """Asks the engines; of those that there is no patience for, it tells what rows know: the ranks and their files."""
 
-    def __init__(self, runner: Runner, directories: RunDirectories, seconds: float = SECONDS) -> None:
-        self._runner, self._directories, self._seconds = runner, directories, seconds
+    def __init__(self, runner: Runner, directories: RunDirectories) -> None:
+        self._runner, self._directories = runner, directories
 
-    async def __call__(self, jobs: Sequence[Job], groups: Mapping[str, InstanceGroup]) -> Mapping[str, AttemptFacts]:
-        """By job, for those that were started."""
+    async def __call__(
+        self, jobs: Sequence[Job], groups: Mapping[str, InstanceGroup], patience: Patience | None = None
+    ) -> Mapping[str, AttemptFacts]:
+        """By job, for those that were started; takes of `patience` what it needed."""
+        patience = patience or Patience()
         started = [job for job in jobs if job.attempt]
         running = [job for job in started if job.state is State.RUNNING]
         ended = [job for job in started if job.state is not State.RUNNING]
@@ -37,10 +49,13 @@ class DescribeAttempts:
                 return await self._runner.describe(job, groups[job.group_id])
 
         # A group may be gone while jobs that ended there are kept.
-        asked = [job for job in (*running, *ended[:MAX_ENDED]) if job.group_id in groups]
+        asked = [job for job in (*running, *ended[: patience.ended]) if job.group_id in groups]
+        patience.ended -= min(patience.ended, len(ended))
         tasks = {job.id: asyncio.create_task(describe(job)) for job in asked}
         if tasks:
-            await asyncio.wait(tasks.values(), timeout=self._seconds)
+            began = time.monotonic()
+            await asyncio.wait(tasks.values(), timeout=patience.seconds)
+            patience.seconds = max(0.0, patience.seconds - (time.monotonic() - began))
         facts = {job.id: self._from_row(job) for job in started}
         for job_id, task in tasks.items():
             if not task.done():

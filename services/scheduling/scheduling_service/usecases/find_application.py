@@ -23,7 +23,8 @@ class FindApplication:
         With what is known of its processes, None before there are any. 404, or 403 when it is another user's.
         """
         group_id = (await self._groups.find(group)).id if group else None
-        found = await self._jobs.search(Query(named=name, group_id=group_id, length=1)) if name else ()
+        numbers = await self._jobs.search(Query(named=name, group_id=group_id, length=1)) if name else ()
+        found = await self._jobs.numbered(numbers)
         if not found:
             raise not_found("application", name)
         job = found[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 from servicekit.errors import invalid, out_of_range
@@ -10,9 +10,11 @@ from servicekit.identity import Identity
 
 from scheduling_service.domain.attempt_facts import AttemptFacts, ProcessFacts
 from scheduling_service.domain.job import InstanceGroup, Job, State
-from scheduling_service.usecases.describe_attempts import DescribeAttempts
+from scheduling_service.usecases.describe_attempts import DescribeAttempts, Patience
 from scheduling_service.usecases.ports import LIVE_KEYS, Groups, Jobs, Query, SortKey
 from scheduling_service.usecases.waiting_reasons import WaitingReasons
+
+ROWS_AT_ONCE = 200
 
 
 @dataclass(frozen=True)
@@ -75,51 +77,64 @@ class ListApplications:
     def __init__(self, jobs: Jobs, groups: Groups, reasons: WaitingReasons, describe: DescribeAttempts) -> None:
         self._jobs, self._groups, self._reasons, self._describe = jobs, groups, reasons, describe
 
-    async def __call__(self, identity: Identity, query: Query, *, with_facts: bool = True) -> Sequence[Application]:
+    async def __call__(
+        self, identity: Identity, query: Query, *, with_facts: bool = True
+    ) -> AsyncIterator[Application]:
         """The page; 416 when it starts past the end. `query.sort` may be one of `LIVE_KEYS` here."""
         if query.length is not None and query.length < 0:
             raise out_of_range("length", query.length, "0 or more")
         if query.start < 0:
             raise out_of_range("start", query.start, "0 or more")
         query = replace(query, owner=None if identity.is_admin else identity.user)
+        running: Sequence[Application] = ()
         if query.sort in LIVE_KEYS:
-            page = await self._by_what_runs(query)
+            running, numbers = await self._by_what_runs(query)
         else:
-            page = await self._applications(await self._jobs.search(query), with_facts=with_facts)
-        if not page and query.start:
+            numbers = await self._jobs.search(query)
+        if query.start and not running and not numbers:
             total = await self._jobs.count(query)
             if query.start > total:
                 raise out_of_range("start", query.start, f"0 to {total}")
-        return page
+        if query.descending:
+            for application in running:
+                yield application
+        patience = Patience()
+        # Rows are long: a list of all jobs must neither fill the memory nor keep everybody else waiting.
+        for first in range(0, len(numbers), ROWS_AT_ONCE):
+            jobs = await self._jobs.numbered(numbers[first : first + ROWS_AT_ONCE])
+            for application in await self._applications(jobs, patience, with_facts=with_facts):
+                yield application
+        if not query.descending:
+            for application in running:
+                yield application
 
-    async def _applications(self, jobs: Sequence[Job], *, with_facts: bool) -> list[Application]:
+    async def _applications(self, jobs: Sequence[Job], patience: Patience, *, with_facts: bool) -> list[Application]:
         groups = {group.id: group for group in await self._groups.all()}
         reasons = await self._reasons(jobs)
-        facts = await self._describe(jobs, groups) if with_facts else {}
+        facts = await self._describe(jobs, groups, patience) if with_facts else {}
         return [Application(job, reasons[job.id], groups.get(job.group_id), facts.get(job.id)) for job in jobs]
 
-    async def _by_what_runs(self, query: Query) -> list[Application]:
-        """The page by a key that only running jobs have: they come first or last, all others are equal."""
+    async def _by_what_runs(self, query: Query) -> tuple[Sequence[Application], Sequence[int]]:
+        """The page by a key that only running jobs have: those of them that are on it, and the numbers of the others,
+        which are all equal and come behind them, or before them when the order is ascending."""
         wanted = {State(word) for word in query.states} or set(State)
         by_age = replace(query, sort=SortKey.SUBMITTED)
         running: list[Application] = []
         if State.RUNNING in wanted:
             found = await self._jobs.search(replace(by_age, states=[State.RUNNING.value], start=0, length=None))
-            running = await self._applications(found, with_facts=True)
+            patience = Patience()
+            for first in range(0, len(found), ROWS_AT_ONCE):
+                jobs = await self._jobs.numbered(found[first : first + ROWS_AT_ONCE])
+                running += await self._applications(jobs, patience, with_facts=True)
             running.sort(key=lambda each: _live_value(each, query.sort), reverse=query.descending)
         others = replace(by_age, states=sorted(state.value for state in wanted - {State.RUNNING}))
         count = await self._jobs.count(others) if others.states else 0
-        before = len(running) if query.descending else 0
-        start = max(0, query.start - before)
+        before, shift = (len(running), 0) if query.descending else (0, count)
         end = None if query.length is None else query.start + query.length
-        length = None if end is None else max(0, min(end - before, count) - start)
-        rest: list[Application] = []
-        if start < count and length != 0:
-            jobs = await self._jobs.search(replace(others, start=start, length=length))
-            rest = await self._applications(jobs, with_facts=True)
-        shift = 0 if query.descending else count
-        cut = running[max(0, query.start - shift) : None if end is None else max(0, end - shift)]
-        return [*cut, *rest] if query.descending else [*rest, *cut]
+        start = max(0, query.start - before)
+        length = None if end is None else max(0, end - before - start)
+        numbers = await self._jobs.search(replace(others, start=start, length=length)) if count else ()
+        return running[max(0, query.start - shift) : None if end is None else max(0, end - shift)], numbers
 
 
 def _live_value(application: Application, key: SortKey) -> float:

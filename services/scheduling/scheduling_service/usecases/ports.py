@@ -131,8 +131,11 @@ class Jobs(Protocol):
     async def delete(self, job_id: str) -> None:
         """Remove the row."""
 
-    async def search(self, query: Query) -> Sequence[Job]:
-        """The page that `query` asks for."""
+    async def search(self, query: Query) -> Sequence[int]:
+        """Sequence numbers of the page that `query` asks for, in order."""
+
+    async def numbered(self, numbers: Sequence[int]) -> Sequence[Job]:
+        """Jobs of these numbers, a few hundred at most, in their order; those that are gone are left out."""
 
     async def count(self, query: Query) -> int:
         """How many jobs match, the page left aside."""
