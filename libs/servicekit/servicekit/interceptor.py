@@ -142,7 +142,8 @@ class _Call:
                     "when": format_time(utc_now()),
                     "who": identity.user,
                     "what": self._method,
-                    "path": headers.get("x-envoy-original-path", ""),
+                    # What follows is the caller's: tokens, and command lines with passwords.
+                    "path": headers.get("x-envoy-original-path", "").partition("?")[0],
                     "from": headers.get("x-forwarded-for", "") or context.peer(),
                     "result": result,
                     "milliseconds": round(milliseconds, 1),

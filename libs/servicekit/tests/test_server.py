@@ -117,7 +117,8 @@ async def test_every_mutating_call_leaves_an_audit_row(tmp_path: Path, caplog: p
             stub = client.stub(datasets_pb2_grpc.DatasetServiceStub)
             with acting_as(ALICE):
                 await collect(stub.ListDatasets(datasets_pb2.ListDatasetsRequest()))
-                await stub.CreateDataset(datasets_pb2.CreateDatasetRequest(name="d"))
+                path = (("x-envoy-original-path", "/datasets?csrftoken=secret"),)
+                await stub.CreateDataset(datasets_pb2.CreateDatasetRequest(name="d"), metadata=path)
                 with pytest.raises(grpc.aio.AioRpcError):
                     await stub.DeleteDataset(datasets_pb2.DeleteDatasetRequest(name="d"))
     rows = [json.loads(record.message) for record in caplog.records if record.name == "dlmesh.audit"]
@@ -125,6 +126,8 @@ async def test_every_mutating_call_leaves_an_audit_row(tmp_path: Path, caplog: p
         ("alice", "CreateDataset", "OK"),
         ("alice", "DeleteDataset", "ABORTED"),
     ]
+    # Queries hold tokens.
+    assert [row["path"] for row in rows] == ["/datasets", ""]
 
 
 async def test_a_peer_may_restart_in_the_middle(tmp_path: Path) -> None:

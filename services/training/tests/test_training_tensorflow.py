@@ -15,7 +15,7 @@ import pytest
 from recordkit.tfrecord import frame
 from training_service.domain.specs import TrainingSpec
 from training_service.frameworks.registry import framework_named
-from workerkit.tensorflow_cluster import roles
+from workerkit.tensorflow_cluster import roles, server_arguments
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -264,3 +264,13 @@ def test_best_weights(tmp_path: Path, files: list[str], best: str | None) -> Non
     for file in files:
         (tmp_path / file).write_bytes(b"w")
     assert framework_named("TensorFlow").weight_file(tmp_path) == best
+
+
+def test_several_servers_are_the_last_ranks() -> None:
+    hosts = [f"h:{number}" for number in range(4)]
+    cluster, task = roles(hosts, 3, servers=2)
+    assert cluster == {"chief": ["h:0"], "worker": ["h:1"], "ps": ["h:2", "h:3"]}
+    assert task == {"type": "ps", "index": 1}
+    said = [server_arguments(hosts, rank, 2) for rank in (0, 1, 2)]
+    assert [words[1:4:2] for words in said] == [["h:2,h:3", "h:0,h:1"]] * 3
+    assert [words[5::2] for words in said] == [["worker", "0"], ["worker", "1"], ["ps", "0"]]
