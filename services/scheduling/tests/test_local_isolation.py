@@ -73,6 +73,9 @@ async def engine(home: Path) -> AsyncIterator[Engine]:
     made = LocalEngine(home, warm_pool=False)
     await made.open()
     yield made
+    # Nothing of a test that failed goes on.
+    for keeper_file in home.rglob("keeper.json"):
+        await made.stop(keeper_file.parent)
     await made.close()
 
 

@@ -35,6 +35,9 @@ async def engine(tmp_path: Path) -> AsyncIterator[LocalEngine]:
     made = LocalEngine(tmp_path.with_name(f"{tmp_path.name}-home"), warm_pool=False)
     await made.open()
     yield made
+    # Nothing of a test that failed goes on.
+    for keeper_file in tmp_path.rglob("keeper.json"):
+        await made.stop(keeper_file.parent)
     await made.close()
 
 
