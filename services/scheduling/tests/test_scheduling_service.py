@@ -106,6 +106,8 @@ async def test_what_can_never_run_is_refused_with_the_limit(tmp_path: Path) -> N
     async with service(tmp_path) as platform:
         for wanted, says in (
             (spec(tmp_path, "", ranks=3), "1 to 2"),
+            (spec(tmp_path, "", application_name="\N{SNOWMAN}" * 1000), "application_name.*2000 bytes"),
+            (spec(tmp_path, "", model="a\0b"), "model"),
             (spec(tmp_path, "", instance_group="moon"), "local"),
             (jobs_pb2.JobSpec(ranks=1), "command"),
         ):

@@ -12,6 +12,7 @@ from scheduling_service.domain.job import InstanceGroup, Job, Spec
 from scheduling_service.usecases.ports import Groups, Jobs
 
 MAX_PRIORITY = 100
+MAX_TEXT_BYTES = 2000
 MAX_DEPENDENCIES = 100
 
 
@@ -28,6 +29,7 @@ class SubmitJob:
         group = await self._groups.get(instance_group)
         if not spec.command:
             raise invalid("command", "", "a program and its arguments")
+        _check_texts(spec)
         _check_numbers(spec)
         await self._check_room(spec, group)
         await self._check_dependencies(job_id, spec)
@@ -59,6 +61,14 @@ class SubmitJob:
                 raise invalid("after", other, "the id of a job that was submitted before")
             if known[other].spec.owner != spec.owner:
                 raise invalid("after", other, "a job of the same user")
+
+
+def _check_texts(spec: Spec) -> None:
+    for field in ("name", "application_name", "model", "dataset", "framework"):
+        value = getattr(spec, field)
+        # Indexes of PostgreSQL take no longer entries, and it takes no NUL at all; jobs are stored many at once.
+        if len(value.encode()) > MAX_TEXT_BYTES or "\0" in value:
+            raise invalid(field, value, f"at most {MAX_TEXT_BYTES} bytes, none of them 0")
 
 
 def _check_numbers(spec: Spec) -> None:
