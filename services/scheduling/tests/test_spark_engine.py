@@ -482,6 +482,8 @@ def test_the_keeper_of_a_rank_runs_it_once_and_ends_it_when_it_is_told(tmp_path:
         assert subprocess.run(words, start_new_session=True, timeout=20, check=False).returncode == rank.RAN_BEFORE
         (directory / files.END_FILE).write_text('{"grace_seconds": 5}')
         assert first.wait(20) == 0
+        # Also when it is over: a stage that Spark tried again would come then.
+        assert subprocess.run(words, start_new_session=True, timeout=20, check=False).returncode == rank.RAN_BEFORE
     finally:
         first.kill()
         first.wait()
