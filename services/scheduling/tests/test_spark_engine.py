@@ -508,6 +508,29 @@ def test_a_rank_of_an_attempt_that_was_given_up_never_runs(tmp_path: Path) -> No
     assert not (tmp_path / "runs").exists()
 
 
+def test_limits_and_hidden_files_are_kept_as_on_this_machine(tmp_path: Path) -> None:
+    home, directory = tmp_path / "home", tmp_path / "home" / "jobs" / "j1" / "attempt-1"
+    directory.parent.mkdir(parents=True)
+    (home / "secret").write_text("the platform's")
+    program = (
+        "import os, time\n"
+        f"try: open({str(home / 'secret')!r}).read(); print('read it', flush=True)\n"
+        "except OSError: print('hidden', flush=True)\n"
+        "held = bytearray(os.urandom(1 << 20)) * 200\ntime.sleep(600)\n"
+    )
+    limits = {"memory_bytes_per_rank": 64 << 20, "cores_per_rank": 1.0, "working_directory": str(directory.parent)}
+    spark_engine._write_spec(attempt(directory, program, ranks=1, master_url="yarn", **limits), home)
+    (directory / files.HEARTBEAT_FILE).touch()
+    words = [sys.executable, "-S", "-E", str(driver.RANK_PROGRAM), str(directory), json.dumps(PLACE), str(os.getpid())]
+    assert subprocess.run(words, start_new_session=True, timeout=30, check=False).returncode == 0
+    record = files.read(directory / files.rank_file(0))
+    assert record is not None
+    assert record["reason"] == "rank 0 used more than the allowed 64 MiB of memory"
+    assert record["exit_code"] != 0
+    hides = files.places.hiding.supported_abi() > 0
+    assert (directory / "rank-0.out").read_text() == ("hidden\n" if hides else "read it\n")
+
+
 async def test_a_rank_ends_with_all_it_started_when_its_task_is_killed(tmp_path: Path) -> None:
     directory = tmp_path / "a1"
     spark_engine._write_spec(attempt(directory, ranks=1, master_url="yarn"), tmp_path / "home")
