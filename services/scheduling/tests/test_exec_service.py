@@ -431,6 +431,7 @@ import os, pathlib
 model = pathlib.Path(os.environ["RESULT_DIR"], "model")
 (model / "sub").mkdir()
 (model / "sub" / "big").write_bytes(bytes(3_000_000))
+(model / "random").write_bytes(os.urandom(2_000_000))
 (model / "inside").symlink_to("sub/big")
 (model / "outside").symlink_to("/etc/passwd")
 (model / "folder").symlink_to("/etc")
@@ -442,8 +443,13 @@ os.utime(model / "sub" / "big", (0, 0))
     async with service(tmp_path) as platform:
         task, _ = await ended(platform, program)
         with zipfile.ZipFile(io.BytesIO(await result_of(platform, task.id))) as archive:
-            assert sorted(archive.namelist()) == ["caf\\udce9", "inside", "sub/big"]
+            assert sorted(archive.namelist()) == ["caf\\udce9", "inside", "random", "sub/big"]
             assert archive.read("inside") == bytes(3_000_000)
+            # What gets no smaller by packing is not packed, which takes long.
+            packed_sizes = {info.filename: info.compress_size for info in archive.infolist()}
+            assert packed_sizes["random"] == 2_000_000
+            assert packed_sizes["sub/big"] < 100_000
+            assert archive.testzip() is None
         # The platform's own zip is out of reach: a program cannot put a link in its place.
         assert sorted(path.name for path in (tmp_path / "execs" / task.id).iterdir()) == [
             *("code", "fabric", "log", "results", "spec.json")

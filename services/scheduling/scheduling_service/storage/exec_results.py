@@ -8,6 +8,7 @@ import shutil
 import stat
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from workerkit.spool import open_plain_below
 from scheduling_service.storage.exec_folders import RESULTS
 
 COPY_BYTES = 1024 * 1024
+# Weights hardly get smaller, and who waits for gigabytes of them would wait for minutes: the beginning of a file tells.
+SAMPLE_BYTES, WORTHWHILE, COMPRESSION_LEVEL = 256 * 1024, 0.85, 1
 # Where an elastic program keeps what it goes on from; that it has ended, nobody needs it.
 ELASTIC_CHECKPOINTS = ("train", "steps")
 _EARLIEST = time.struct_time((1980, 1, 1, 0, 0, 0, 0, 0, 0))
@@ -88,9 +91,14 @@ def _add(archive: zipfile.ZipFile, folder: Path, path: Path, name: str) -> None:
         facts = os.fstat(file.fileno())
         changed = max(time.gmtime(facts.st_mtime), _EARLIEST)
         entry = zipfile.ZipInfo(name, changed[:6])
-        entry.compress_type = zipfile.ZIP_DEFLATED
-        # Weights hardly get smaller by trying harder.
-        entry._compresslevel = 1  # type: ignore[attr-defined]
+        is_packable = _gets_smaller(file.read(SAMPLE_BYTES))
+        file.seek(0)
+        entry.compress_type = zipfile.ZIP_DEFLATED if is_packable else zipfile.ZIP_STORED
+        entry._compresslevel = COMPRESSION_LEVEL  # type: ignore[attr-defined]
         entry.external_attr = (stat.S_IFREG | stat.S_IMODE(facts.st_mode) & 0o755) << 16
         with archive.open(entry, "w", force_zip64=True) as target:
             shutil.copyfileobj(file, target, COPY_BYTES)
+
+
+def _gets_smaller(sample: bytes) -> bool:
+    return len(zlib.compress(sample, COMPRESSION_LEVEL)) < WORTHWHILE * len(sample)
