@@ -121,6 +121,7 @@ def scheduling_service(home: Path) -> Iterator[Callable[[str, Path], float]]:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     environment = {**os.environ, "DLMESH_HOME": str(home), "DLMESH_SCHEDULING_ADDRESS": address, "DLMESH_SLOTS": "4"}
     (home / "work").mkdir()
+    (home / "address").write_text(address)
     with (home / "service.log").open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "scheduling_service"], env=environment, stdout=output, stderr=output

@@ -14,6 +14,7 @@ from dataset_costs import measure_datasets
 from exec_latency import measure_exec_latency
 from platform_costs import measure_platform
 from report import Row, publish
+from scheduling_costs import measure_scheduling
 from spark_costs import measure_spark
 from training_costs import measure_training
 
@@ -21,6 +22,7 @@ SECTIONS: dict[str, Callable[[], list[Row]]] = {
     "platform": measure_platform,
     "datasets": measure_datasets,
     "training": measure_training,
+    "scheduling": measure_scheduling,
     "spark": measure_spark,
     "exec": measure_exec_latency,
 }

@@ -45,8 +45,10 @@ MAKES_ROOM_FOR_ONE = "needs 1 slot, {} of {} are free; others make room"
          {"f": "shrinks from 3 to 1 rank to make room for X", "e": "shrinks from 3 to 2 ranks to make room for X"},
          {"x": MAKES_ROOM.format(3, 0, 6)}),
         # Never in vain, never below the fewest, never twice.
-        ([waiting("x", 2), gang("e", 2, 1, 2)], 2, {}, {}, {"x": "needs 2 slots at once, 0 of 2 are free; runs next"}),
-        ([waiting("x", 1), gang("e", 1, 1, 2), gang("r", 1)], 2, {}, {}, {"x": "needs 1 slot, 0 of 2 are free; runs next"}),
+        ([waiting("x", 2), gang("e", 2, 1, 2)], 2, {}, {},
+         {"x": "needs 2 slots at once, 0 of 2 are free; runs next"}),
+        ([waiting("x", 1), gang("e", 1, 1, 2), gang("r", 1)], 2, {}, {},
+         {"x": "needs 1 slot, 0 of 2 are free; runs next"}),
         ([waiting("x", 1), gang("e", 2, 1, 2, resizing=True)], 2, {}, {}, {"x": MAKES_ROOM_FOR_ONE.format(0, 2)}),
         ([waiting("x", 1), gang("e", 2, 1, 2), gang("r", 2, leaving=True)], 4, {}, {},
          {"x": MAKES_ROOM_FOR_ONE.format(0, 4)}),

@@ -121,7 +121,8 @@ class Job:
     `current_ranks` and `gpus` (empty without) are those of the newest attempt; `resizing` says that it ends so that the
     next has another number. `sequence` counts submissions. `application_id` and `driver_id` are what the engine calls
     the newest attempt, empty until it has told. `suspending` says that the attempt ends to make room for others,
-    `is_backfill` that it passed one that could not start. `waits_for` are the jobs of `spec.after` that have not finished yet.
+    `is_backfill` that it passed one that could not start. `waits_for` are the jobs of `spec.after` that have not
+    finished yet.
     """
 
     id: str
@@ -213,8 +214,10 @@ class Job:
         self.suspending = True
 
     def resume(self) -> None:
-        """The attempt ended as was wanted: after a resize the next one may start at once, after a suspension the job waits
-        in its place. Neither a failure nor a loss."""
+        """The attempt ended as was wanted, which is neither a failure nor a loss.
+
+        After a resize the next one may start at once, after a suspension the job waits in its place.
+        """
         self._move(State.SUBMITTED)
         self.not_before = None
         if self.suspending:

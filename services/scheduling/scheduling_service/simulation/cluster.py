@@ -5,10 +5,10 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from servicekit.reconcile import Next
 
@@ -21,7 +21,7 @@ BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
 STOP_SECONDS = 1.0
 RESTART_SECONDS = 5.0
 # How often the loop looks when nothing happens: retries, growth and suspension depend on the time.
-IDLE_LOOK_SECONDS = 5.0
+IDLE_LOOK_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,17 @@ class BrokenPromiseError(AssertionError):
 
 @dataclass
 class Outcome:
-    """What became of the jobs, and what the cluster looked like meanwhile. Seconds are those of the imagined clock but
-    for `decision_seconds`, which were really spent on each step of the queue."""
+    """What became of the jobs, and what the cluster looked like meanwhile.
+
+    `load` has, for each moment, the slots that were used and how many jobs waited; `decisions` how many waited at each
+    step of the queue that changed anything, and the seconds that it really took. All others are of the imagined clock.
+    """
 
     slots: int
     jobs: Mapping[str, Job]
     started_at: Mapping[str, float]
-    load: Sequence[tuple[float, int, int]]  # at which second how many slots were used and how many jobs waited
-    decision_seconds: Sequence[float]
+    load: Sequence[tuple[float, int, int]]
+    decisions: Sequence[tuple[int, float]]
     suspensions: int
     resizes: int
 
@@ -67,9 +70,7 @@ class Outcome:
     @property
     def utilization(self) -> float:
         """Part of the slots that was used from the beginning to the end of the last job."""
-        used = sum(
-            held * (later - at) for (at, held, _), (later, _, _) in zip(self.load, self.load[1:], strict=False)
-        )
+        used = sum(held * (later - at) for (at, held, _), (later, _, _) in zip(self.load, self.load[1:], strict=False))
         return used / (self.slots * self.load[-1][0]) if self.load and self.load[-1][0] else 0.0
 
 
@@ -108,9 +109,10 @@ class _RankOutcome:
 
 
 class ImaginedCluster:
-    """Runs a trace to its end; BrokenPromiseError when more is given out than there is, a gang is torn or a job starves.
+    """Runs a trace to its end.
 
-    It is the queue's ports: rows in memory, an engine that computes by looking at the clock.
+    BrokenPromiseError when more is given out than there is, a gang is torn or a job starves. It is the queue's ports:
+    rows in memory, and an engine that computes by looking at the clock.
     """
 
     def __init__(
@@ -144,13 +146,18 @@ class ImaginedCluster:
         self._started_at: dict[str, float] = {}
         self._load: list[tuple[float, int, int]] = []
         self.suspensions = self.resizes = 0
-        self.queue = RunQueue(self, self, self, _NoFiles(), self._now, "simulation", grow_after_seconds)  # type: ignore[arg-type]
+        ports: Any = self  # as much of them as the queue uses
+        self.queue = RunQueue(
+            ports, ports, ports, _NoFiles(), self._now, "simulation", grow_after_seconds, lease_seconds=1e9
+        )
 
-    async def run(self) -> Outcome:
-        """To the end of the last job."""
-        decisions: list[float] = []
+    async def run(self, most_decisions: int = 0) -> Outcome:
+        """To the end of the last job, or for so many decisions."""
+        decisions: list[tuple[int, float]] = []
         coming = 0
         while coming < len(self._arrivals) or self._unended:
+            if most_decisions and len(decisions) >= most_decisions:
+                break
             self._clock = self._next_moment(coming)
             if self._clock > self._patience_seconds:
                 waiting = [job.id for job in self._rows.values() if not job.state.is_final]
@@ -161,15 +168,16 @@ class ImaginedCluster:
             self._end_attempts()
             outlook = Next.AT_ONCE
             while outlook is Next.AT_ONCE:
-                began = time.perf_counter()
+                queued, began = self._unended - len(self._attempts), time.perf_counter()
                 outlook = await self.queue.step()
-                decisions.append(time.perf_counter() - began)
+                if outlook is Next.AT_ONCE:
+                    decisions.append((queued, time.perf_counter() - began))
             self._load.append((self._clock, self._used, self._unended - len(self._attempts)))
         return Outcome(
             self.group.slots, self._rows, self._started_at, self._load, decisions, self.suspensions, self.resizes
         )
 
-    def stop(self, job_id: str) -> None:
+    def ask_to_stop(self, job_id: str) -> None:
         """As a user does."""
         job = self._rows[job_id]
         if not job.state.is_final:
@@ -229,7 +237,8 @@ class ImaginedCluster:
         return [job for job in self._order if not job.state.is_final]
 
     async def news(self, after_sequence: int) -> Sequence[Job]:
-        return [*self._stopping.values(), *self._order[after_sequence:]]
+        late = self._order[after_sequence:]
+        return [*self._stopping.values(), *(job for job in late if not job.state.is_final)]
 
     async def find(self, job_ids: Collection[str]) -> Sequence[Job]:
         return [self._rows[job_id] for job_id in job_ids if job_id in self._rows]
@@ -325,11 +334,20 @@ class ImaginedCluster:
                     raise BrokenPromiseError(f"{self._devices[device]} % of GPU {device} are given out")
 
 
-@dataclass
 class _NoFiles:
     """The queue's RunDirectories."""
 
-    root: Path = field(default_factory=Path)
+    def of(self, job_id: str) -> Path:
+        raise NotImplementedError
+
+    def attempt(self, job: Job) -> Path:
+        raise NotImplementedError
+
+    def open_output(self, job: Job, path: str) -> BinaryIO:
+        raise NotImplementedError
+
+    def remove(self, job_id: str) -> None:
+        raise NotImplementedError
 
     def report(self, job: Job) -> Reported:
         return Reported()

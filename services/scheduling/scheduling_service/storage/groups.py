@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +14,7 @@ from servicekit.database import Database
 from servicekit.errors import already_exists, conflict, in_use, invalid, not_found
 from servicekit.texts import storable
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from scheduling_service.domain.job import InstanceGroup, UserShare
 from scheduling_service.storage.tables import ACTIVE, GROUPS, JOBS, USER_SHARES
@@ -19,6 +22,8 @@ from scheduling_service.storage.tables import ACTIVE, GROUPS, JOBS, USER_SHARES
 # The same on every installation, so that a script may name it.
 LOCAL_ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "dlmesh:instance-group:local"))
 LOCAL_NAME = "local"
+# How old what another process wrote may be.
+STALE_SECONDS = 1.0
 
 
 class SqlGroups:
@@ -26,11 +31,15 @@ class SqlGroups:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # What was read last and when: every submission asks for it, and it hardly ever changes.
+        self._read_at = 0.0
+        self._groups: Sequence[InstanceGroup] = ()
+        self._shares: Mapping[str, Sequence[UserShare]] = {}
 
     async def ensure_local(self, slots: int, gpus: int) -> None:
         """Make the group of this machine, or give it its present size."""
         group = InstanceGroup(LOCAL_ID, LOCAL_NAME, slots, gpus, master_url="local")
-        async with self._database.session() as session:
+        async with self._writing() as session:
             size = {"slots_per_host": slots, "gpus_per_host": gpus}
             result = await session.execute(sa.update(GROUPS).where(GROUPS.c.id == LOCAL_ID).values(**size))
             if isinstance(result, sa.CursorResult) and result.rowcount == 0:
@@ -50,20 +59,40 @@ class SqlGroups:
         raise not_found("instance group", name_or_id)
 
     async def all(self) -> Sequence[InstanceGroup]:
+        await self._read()
+        return self._groups
+
+    async def _read(self) -> None:
+        """Read everything unless that was done a moment ago; what this process writes is read again at once."""
+        now = time.monotonic()
+        if self._read_at and now - self._read_at < STALE_SECONDS:
+            return
         async with self._database.session(read_only=True) as session:
-            rows = (await session.execute(sa.select(GROUPS).order_by(GROUPS.c.name))).mappings().all()
-        return [_group(row) for row in rows]
+            groups = (await session.execute(sa.select(GROUPS).order_by(GROUPS.c.name))).mappings().all()
+            shares = (await session.execute(sa.select(USER_SHARES).order_by(USER_SHARES.c.user))).mappings().all()
+        by_group: dict[str, list[UserShare]] = {}
+        for row in shares:
+            by_group.setdefault(row["group_id"], []).append(UserShare(row["user"], row["weight"], row["max_slots"]))
+        self._groups, self._shares, self._read_at = [_group(row) for row in groups], by_group, now
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[AsyncSession]:
+        try:
+            async with self._database.session() as session:
+                yield session
+        finally:
+            self._read_at = 0.0
 
     async def add(self, group: InstanceGroup) -> None:
         try:
-            async with self._database.session() as session:
+            async with self._writing() as session:
                 await session.execute(sa.insert(GROUPS).values(**_row(group)))
         except IntegrityError:
             raise already_exists("instance group", group.name) from None
 
     async def change(self, name_or_id: str, change: Callable[[InstanceGroup], InstanceGroup]) -> InstanceGroup:
         named = sa.select(GROUPS).where(sa.or_(GROUPS.c.id == name_or_id, GROUPS.c.name == name_or_id))
-        async with self._database.session() as session:
+        async with self._writing() as session:
             row = (await session.execute(named.with_for_update())).mappings().first()
             if row is None:
                 raise not_found("instance group", name_or_id)
@@ -78,7 +107,7 @@ class SqlGroups:
     async def remove(self, group: InstanceGroup) -> None:
         if group.id == LOCAL_ID:
             raise conflict("the group local is this machine and stays; stop it to have nothing started there")
-        async with self._database.session() as session:
+        async with self._writing() as session:
             if await session.scalar(_unfinished(group.id)):
                 raise in_use("instance group", group.name, "jobs that have not ended")
             await session.execute(sa.delete(USER_SHARES).where(USER_SHARES.c.group_id == group.id))
@@ -94,18 +123,16 @@ class SqlGroups:
             return {row.id: row.runs_next for row in await session.execute(query)}
 
     async def shares(self, group_id: str) -> Sequence[UserShare]:
-        query = sa.select(USER_SHARES).where(USER_SHARES.c.group_id == group_id).order_by(USER_SHARES.c.user)
-        async with self._database.session(read_only=True) as session:
-            rows = (await session.execute(query)).mappings().all()
-        return [UserShare(row["user"], row["weight"], row["max_slots"]) for row in rows]
+        await self._read()
+        return self._shares.get(group_id, ())
 
     async def set_share(self, group_id: str, share: UserShare) -> None:
-        async with self._database.session() as session:
+        async with self._writing() as session:
             await session.execute(_of_user(group_id, share.user))
             await session.execute(sa.insert(USER_SHARES).values(group_id=group_id, **asdict(share)))
 
     async def remove_share(self, group_id: str, user: str) -> None:
-        async with self._database.session() as session:
+        async with self._writing() as session:
             result = await session.execute(_of_user(group_id, user))
         if isinstance(result, sa.CursorResult) and result.rowcount == 0:
             raise not_found("share of user", user)

@@ -43,9 +43,11 @@ class RunQueue:
         now: Callable[[], datetime],
         holder: str,
         grow_after_seconds: float = GROW_AFTER_SECONDS,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self._jobs, self._groups, self._runner, self._directories = jobs, groups, runner, directories
         self._now, self._holder, self._grow_after_seconds = now, holder, grow_after_seconds
+        self._lease_seconds = lease_seconds
         self._leads_until: datetime | None = None
         self._ledger: Ledger | None = None
         self._seen_sequence = 0
@@ -79,11 +81,11 @@ class RunQueue:
         if not await self._lead():
             return Next.LATER
         # The lease may have been somebody else's since the last step.
-        ledger = self._ledger or await self._read_news()
+        ledger = await self._read_news() if self._ledger is None else self._ledger
         while self._new_dependents:
-            job = ledger.get(self._new_dependents.pop())
-            if job is not None:
-                await self._look_at_dependencies(ledger, job)
+            dependent = ledger.get(self._new_dependents.pop())
+            if dependent is not None:
+                await self._look_at_dependencies(ledger, dependent)
         changed = False
         while self._homeless:
             await self._give_up(ledger, self._homeless.pop(), "its instance group was deleted")
@@ -103,13 +105,13 @@ class RunQueue:
 
     async def _lead(self) -> bool:
         now = self._now()
-        if self._leads_until is None or now > self._leads_until - timedelta(seconds=LEASE_SECONDS / 2):
-            if not await self._jobs.lead(self._holder, LEASE_SECONDS, now):
+        if self._leads_until is None or now > self._leads_until - timedelta(seconds=self._lease_seconds / 2):
+            if not await self._jobs.lead(self._holder, self._lease_seconds, now):
                 self._leads_until = None
                 return False
             if self._leads_until is None or now > self._leads_until:
                 self._ledger = None
-            self._leads_until = now + timedelta(seconds=LEASE_SECONDS)
+            self._leads_until = now + timedelta(seconds=self._lease_seconds)
         return True
 
     async def _read_news(self) -> Ledger:
