@@ -22,6 +22,12 @@ _Expression = sa.ColumnElement[Any]
 
 # The order of submission, and what is the same for all.
 _BY_AGE = frozenset({SortKey.SUBMITTED, SortKey.TYPE, SortKey.IS_SHARED, SortKey.TUNING})
+_OF_GROUP = frozenset(
+    {
+        *(SortKey.DRIVER_USER, SortKey.EXECUTOR_USER, SortKey.MASTER_URL, SortKey.SCHEDULE, SortKey.MASTER_SERVICE),
+        *(SortKey.GROUP_NAME, SortKey.HISTORY_SERVER_URL),
+    }
+)
 _END_OF_TIME = datetime(9999, 12, 31, tzinfo=UTC)
 
 
@@ -47,6 +53,9 @@ def _on_sqlite(element: _seconds_between, compiler: Any, **options: Any) -> str:
 def numbers(query: Query) -> sa.Select[Any]:
     """Sequence numbers of the page, in order. They are cut from short entries; whole rows are read of the page only."""
     found = sa.select(JOBS.c.sequence).where(matching(query)).order_by(*_order(query)).offset(query.start)
+    if query.sort in _OF_GROUP:
+        # A group may be gone while jobs that ended there are kept.
+        found = found.select_from(JOBS.outerjoin(GROUPS, GROUPS.c.id == JOBS.c.group_id))
     return found if query.length is None else found.limit(query.length)
 
 
@@ -104,7 +113,9 @@ def _duration() -> _Expression:
 @functools.cache
 def _orders() -> Mapping[SortKey, _Expression]:
     own_user = sa.literal(getpass.getuser())
-    user = _of_group(sa.func.coalesce(sa.func.nullif(GROUPS.c.execution_user, ""), own_user))
+    user = sa.case(
+        (GROUPS.c.id.is_(None), ""), else_=sa.func.coalesce(sa.func.nullif(GROUPS.c.execution_user, ""), own_user)
+    )
     done, total = JOBS.c.progress["done"].as_float(), JOBS.c.progress["total"].as_float()
     return {
         SortKey.GROUP_ID: JOBS.c.group_id,
@@ -136,8 +147,7 @@ def _orders() -> Mapping[SortKey, _Expression]:
 
 
 def _of_group(column: _Expression) -> _Expression:
-    # A group may be gone while jobs that ended there are kept.
-    return sa.func.coalesce(sa.select(column).where(GROUPS.c.id == JOBS.c.group_id).scalar_subquery(), "")
+    return sa.func.coalesce(column, "")
 
 
 def _moment(at: datetime) -> _Expression:
