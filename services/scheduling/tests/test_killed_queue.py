@@ -1,7 +1,8 @@
-"""The service is killed around every write and every call of the engine: a resize goes on as if it was not."""
+"""The service is killed around every write and every call of the engine: all goes on as if it was not."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +32,8 @@ class PlayedEngine:
     slots: int
     launched: dict[tuple[str, int], int] = field(default_factory=dict)
     ended: dict[tuple[str, int], Observation] = field(default_factory=dict)
+    # Why what was launched has not begun.
+    starting: str = ""
 
     def due(self, running: Any) -> list[Job]:
         return list(running)
@@ -47,7 +50,9 @@ class PlayedEngine:
         key = (job.id, job.attempt)
         if key in self.ended:
             return self.ended[key]
-        return Observation(Phase.RUNNING if key in self.launched else Phase.UNKNOWN)
+        if key in self.launched:
+            return Observation(Phase.STARTING if self.starting else Phase.RUNNING, self.starting)
+        return Observation(Phase.UNKNOWN)
 
     async def stop(self, job: Job, group: Any) -> None:
         if (job.id, job.attempt) in self.launched:
@@ -109,8 +114,8 @@ class Fate:
 
 
 @pytest.fixture
-async def jobs(tmp_path: Path) -> Any:
-    database = Database(f"sqlite:///{tmp_path}/jobs.sqlite", "scheduling")
+async def jobs(database_url: str) -> Any:
+    database = Database(database_url, "scheduling")
     await database.migrate(MIGRATIONS)
     yield SqlJobs(database)
     await database.close()
@@ -135,12 +140,36 @@ class Service:
         groups = LocalGroup(self._engine.slots)
         return RunQueue(jobs, groups, engine, self._files, lambda: self._clock, "me", grow_after_seconds=5.0)
 
+    def pass_seconds(self, seconds: float) -> None:
+        self._clock += timedelta(seconds=seconds)
+
     async def until(self, **wanted: tuple[State, int]) -> None:
         """Until each job has this state and so many ranks."""
-        for _ in range(20):
-            rows = await self._jobs.find(wanted)
+
+        def so(rows: Sequence[Job]) -> bool:
             found = {job.id: (job.state, job.current_ranks) for job in rows}
-            if found == wanted and all((job.id, job.attempt) in self._engine.launched for job in rows):
+            return found == wanted and all((job.id, job.attempt) in self._engine.launched for job in rows)
+
+        await self._until(so, wanted)
+
+    async def step(self) -> None:
+        await self._loop.step()
+
+    async def until_reason(self, job_id: str, reason: str) -> None:
+        await self._until(lambda rows: rows[0].reason == reason, [job_id])
+
+    async def until_attempt(self, job_id: str, attempt: int) -> None:
+        """Until it is launched for the so-many-th time."""
+        await self._until(lambda rows: (job_id, attempt) in self._engine.launched, [job_id])
+
+    async def until_ended(self, **wanted: State) -> None:
+        """Until each job has this state, launched or not."""
+        await self._until(lambda rows: {job.id: job.state for job in rows} == wanted, wanted)
+
+    async def _until(self, so: Callable[[Sequence[Job]], bool], job_ids: Collection[str]) -> None:
+        for _ in range(20):
+            rows = await self._jobs.find(job_ids)
+            if so(rows):
                 return
             self._clock += timedelta(seconds=2)
             try:
@@ -148,32 +177,100 @@ class Service:
             except KilledError:
                 self.deaths += 1
                 self._loop = self._begin()
-        raise AssertionError(f"{found} instead of {wanted}")
+        raise AssertionError(f"{rows} instead of {job_ids}")
+
+
+async def resized(service: Service, jobs: SqlJobs, engine: PlayedEngine) -> None:
+    await jobs.add(Job("e", spec("E", 2, min_ranks=1), LOCAL_ID, utc_now()))
+    await service.until(e=(State.RUNNING, 2))
+    await jobs.add(Job("x", spec("X", 1), LOCAL_ID, utc_now()))
+    await service.until(e=(State.RUNNING, 1), x=(State.RUNNING, 1))
+    engine.end("x", Phase.FINISHED, 0)
+    await service.until(e=(State.RUNNING, 2), x=(State.FINISHED, 1))
+    engine.end("e", Phase.FINISHED, 0)
+    await service.until(e=(State.FINISHED, 2))
+    await unharmed(jobs, "e", "x")
+
+
+async def suspended(service: Service, jobs: SqlJobs, engine: PlayedEngine) -> None:
+    await jobs.add(Job("e", spec("E", 2, min_ranks=1), LOCAL_ID, utc_now()))
+    await service.until(e=(State.RUNNING, 2))
+    service.pass_seconds(61)
+    await jobs.add(Job("x", replace(spec("X", 2), priority=50), LOCAL_ID, utc_now()))
+    await service.until(e=(State.SUBMITTED, 2), x=(State.RUNNING, 2))
+    engine.end("x", Phase.FINISHED, 0)
+    await service.until(e=(State.RUNNING, 2), x=(State.FINISHED, 2))
+    engine.end("e", Phase.FINISHED, 0)
+    await service.until(e=(State.FINISHED, 2))
+    await unharmed(jobs, "e", "x")
+
+
+async def retried(service: Service, jobs: SqlJobs, engine: PlayedEngine) -> None:
+    await jobs.add(Job("r", replace(spec("R", 1), max_restarts=1), LOCAL_ID, utc_now()))
+    await service.until(r=(State.RUNNING, 1))
+    engine.end("r", Phase.FAILED, 3)
+    await service.until_attempt("r", 2)
+    engine.end("r", Phase.FAILED, 3)
+    await service.until(r=(State.ERROR, 1))
+    (job,) = await jobs.find(["r"])
+    assert (job.attempt, job.program_failures, job.platform_losses) == (2, 2, 0)
+
+
+async def followed(service: Service, jobs: SqlJobs, engine: PlayedEngine) -> None:
+    await jobs.add(Job("a", spec("A", 1), LOCAL_ID, utc_now()))
+    for job_id, other in (("b", "a"), ("c", "b"), ("d", "c")):
+        await jobs.add(Job(job_id, replace(spec(job_id, 1), after=[other]), LOCAL_ID, utc_now(), waits_for=[other]))
+    await service.until(a=(State.RUNNING, 1))
+    engine.end("a", Phase.FINISHED, 0)
+    await service.until(a=(State.FINISHED, 1), b=(State.RUNNING, 1))
+    engine.end("b", Phase.FAILED, 65)
+    await service.until_ended(a=State.FINISHED, b=State.ERROR, c=State.ERROR, d=State.ERROR)
+    assert not {"c", "d"} & {job_id for job_id, _ in engine.launched}
+
+
+async def stopped(service: Service, jobs: SqlJobs, engine: PlayedEngine) -> None:
+    await jobs.add(Job("s", spec("S", 2), LOCAL_ID, utc_now()))
+    await service.until(s=(State.RUNNING, 2))
+    await jobs.add(Job("w", spec("W", 1), LOCAL_ID, utc_now()))
+    await jobs.request_stop("s")
+    await service.until(s=(State.KILLED, 2), w=(State.RUNNING, 1))
+    engine.end("w", Phase.FINISHED, 0)
+    await service.until(w=(State.FINISHED, 1))
+
+
+async def lost(service: Service, jobs: SqlJobs, engine: PlayedEngine) -> None:
+    await jobs.add(Job("m", spec("M", 2), LOCAL_ID, utc_now()))
+    await service.until(m=(State.RUNNING, 2))
+    engine.end("m", Phase.LOST, -9)
+    await service.until_attempt("m", 2)
+    engine.end("m", Phase.FINISHED, 0)
+    await service.until(m=(State.FINISHED, 2))
+    (job,) = await jobs.find(["m"])
+    assert (job.attempt, job.program_failures, job.platform_losses) == (2, 0, 1)
+
+
+async def unharmed(jobs: SqlJobs, *job_ids: str) -> None:
+    for job in await jobs.find(job_ids):
+        assert (job.program_failures, job.platform_losses) == (0, 0)
 
 
 @pytest.mark.slow
-async def test_a_resize_survives_a_kill_anywhere(tmp_path: Path, jobs: SqlJobs) -> None:
+@pytest.mark.parametrize("what_happens", [resized, suspended, retried, followed, stopped, lost])
+async def test_every_job_ends_as_undisturbed_wherever_the_service_is_killed(
+    tmp_path: Path, jobs: SqlJobs, what_happens: Callable[[Service, SqlJobs, PlayedEngine], Awaitable[None]]
+) -> None:
     deaths = 0
     for kill_at in range(1, 200):
         engine = PlayedEngine(slots=2)
         service = Service(jobs, engine, tmp_path / "jobs", kill_at)
-        await jobs.add(Job("e", spec("E", 2, min_ranks=1), LOCAL_ID, utc_now()))
-        await service.until(e=(State.RUNNING, 2))
-        await jobs.add(Job("x", spec("X", 1), LOCAL_ID, utc_now()))
-        await service.until(e=(State.RUNNING, 1), x=(State.RUNNING, 1))
-        engine.end("x", Phase.FINISHED, 0)
-        await service.until(e=(State.RUNNING, 2), x=(State.FINISHED, 1))
-        engine.end("e", Phase.FINISHED, 0)
-        await service.until(e=(State.FINISHED, 2))
-        (job,) = await jobs.find(["e"])
-        assert (job.program_failures, job.platform_losses) == (0, 0)
-        for job_id in ("e", "x"):
+        await what_happens(service, jobs, engine)
+        for job_id in "abcdemrswx":
             await jobs.delete(job_id)
         deaths += service.deaths
         if not service.deaths:
             break
     assert deaths == kill_at - 1
-    assert deaths > 30
+    assert deaths > 10
 
 
 async def test_a_gang_that_is_resized_before_it_came_to_be_starts_all_the_same(tmp_path: Path, jobs: SqlJobs) -> None:
@@ -236,3 +333,21 @@ async def test_jobs_that_ran_before_the_migration_keep_their_slots(tmp_path: Pat
     (job,) = await SqlJobs(database).active()
     assert (job.current_ranks, job.resizing, job.spec.is_elastic) == (3, False, False)
     await database.close()
+
+
+async def test_what_takes_long_to_begin_says_why_and_runs_from_when_it_did(tmp_path: Path, jobs: SqlJobs) -> None:
+    engine = PlayedEngine(slots=2)
+    service = Service(jobs, engine, tmp_path / "jobs", 0)
+    await jobs.add(Job("e", spec("E", 2, min_ranks=1), LOCAL_ID, utc_now()))
+    await service.until(e=(State.RUNNING, 2))
+    (launched,) = await jobs.find(["e"])
+    engine.starting = "Spark has no room for the driver"
+    await service.until_reason("e", "(Spark has no room for the driver)")
+    service.pass_seconds(30)
+    await service.step()
+    engine.starting = ""
+    await service.until_reason("e", "")
+    (begun,) = await jobs.find(["e"])
+    assert begun.attempt_started_at is not None
+    assert launched.attempt_started_at is not None
+    assert (begun.attempt_started_at - launched.attempt_started_at).total_seconds() >= 30

@@ -29,7 +29,9 @@ def needs_reason(job: Job) -> bool:
 
 def reason_of(job: Job, runs_next: str) -> str:
     """Why a job waits, or ended as it did; `runs_next` is the name of the job that runs next in its group, if any."""
-    return why_it_waits(job.reason, job.attempt, runs_next) if job.state is State.SUBMITTED else job.reason
+    reason = why_it_waits(job.reason, job.attempt, runs_next) if job.state is State.SUBMITTED else job.reason
+    # What a first attempt waits for stands behind nothing.
+    return reason[1:-1] if reason.startswith("(") and reason.endswith(")") else reason
 
 
 def why_it_waits(reason: str, attempt: int, runs_next: str) -> str:

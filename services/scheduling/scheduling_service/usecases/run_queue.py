@@ -22,6 +22,8 @@ LEASE_SECONDS = 10.0
 TAIL_LINES = 20
 # How long an elastic gang runs, and slots stay free, before it grows: a restart costs seconds.
 GROW_AFTER_SECONDS = 5.0
+# An attempt that has not begun after this long is one that waits for its engine.
+SLOW_START_SECONDS = 2.0
 # How old what is known of groups and of progress may be.
 GROUPS_SECONDS = 1.0
 PROGRESS_SECONDS = 1.0
@@ -56,6 +58,8 @@ class RunQueue:
         # By group: since when nobody waits and a slot is free.
         self._idle_since: dict[str, datetime] = {}
         self._runs_next: dict[str, str] = {}
+        # Attempts that take long to begin.
+        self._starting: set[str] = set()
         # Jobs whose dependencies were not looked at yet.
         self._new_dependents: list[str] = []
         # Jobs that came in the moment in which their group was deleted.
@@ -205,8 +209,7 @@ class RunQueue:
                 await self._after_the_end(ledger, job)
                 return True
             case "STARTING" | "RUNNING":
-                if (seen.application_id, seen.driver_id) != (job.application_id, job.driver_id):
-                    job.application_id, job.driver_id = seen.application_id, seen.driver_id
+                if self._note_observed(job, seen):
                     await self._save(ledger, job)
                 if job.stop_requested or job.resizing:
                     await self._runner.stop(job, group)
@@ -216,10 +219,34 @@ class RunQueue:
         await self._after_the_end(ledger, job)
         return True
 
+    def _note_observed(self, job: Job, seen: Any) -> bool:
+        """What the engine calls it, why it has not begun, and when it did; False when the row says all of it."""
+        changed = False
+        if (seen.application_id, seen.driver_id) != (job.application_id, job.driver_id):
+            job.application_id, job.driver_id = seen.application_id, seen.driver_id
+            changed = True
+        if seen.phase.name == "STARTING":
+            if seen.reason and not job.resizing:
+                changed |= job.wait(seen.reason)
+            if self._seconds_of_attempt(job) > SLOW_START_SECONDS:
+                self._starting.add(job.id)
+        elif job.id in self._starting:
+            # From here on it counts how long it has run.
+            self._starting.discard(job.id)
+            job.attempt_started_at = self._now()
+            if not job.resizing:
+                job.wait("")
+            changed = True
+        return changed
+
+    def _seconds_of_attempt(self, job: Job) -> float:
+        return (self._now() - (job.attempt_started_at or self._now())).total_seconds()
+
     async def _settle(self, job: Job, seen: Any) -> None:
         # Facts that could not be pushed while we were away lie in the spool.
         await self._jobs.report(job.id, job.attempt, await asyncio.to_thread(self._directories.report, job))
         now = self._now()
+        self._starting.discard(job.id)
         job.ranks = [Rank(row.rank, row.pid, row.exit_code) for row in seen.ranks]
         job.application_id = seen.application_id or job.application_id
         job.driver_id = seen.driver_id or job.driver_id
