@@ -191,9 +191,10 @@ class Job:
         """Say what it waits for, behind why there is another attempt if there is one; True when that is news. Nothing
         when the reason is empty."""
         before = self.reason
-        self.reason = (
-            " ".join(part for part in (self._cause, f"({reason})") if part != "()") if self.attempt else reason
-        )
+        if self.attempt:
+            self.reason = " ".join(part for part in (self._cause, f"({reason})" if reason else "") if part)
+        else:
+            self.reason = reason
         return before != self.reason
 
     @property
