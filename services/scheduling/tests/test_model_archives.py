@@ -187,6 +187,22 @@ def test_a_zip_that_lies_about_its_size(tmp_path: Path) -> None:
         unpacked(tmp_path, bytes(data))
 
 
+def test_a_zip_whose_member_has_no_name(tmp_path: Path) -> None:
+    data = bytearray(zip_of(("a", b"x")))
+    at = data.index(b"PK\x01\x02")
+    data[at + 46] = 0
+    with pytest.raises(ServiceError, match="control characters"):
+        unpacked(tmp_path, bytes(data))
+
+
+def test_a_zip_whose_members_lie_before_it(tmp_path: Path) -> None:
+    data = bytearray(zip_of(("a", b"x")))
+    at = data.index(b"PK\x05\x06") + 16
+    data[at : at + 4] = (0xFFFFFF0).to_bytes(4, "little")
+    with pytest.raises(ServiceError, match="damaged"):
+        unpacked(tmp_path, bytes(data))
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 @given(st.integers(0, 2047), st.integers(0, 255), st.booleans())
 def test_one_wrong_byte_is_an_archive_or_a_refusal(tmp_path: Path, at: int, value: int, is_zip: bool) -> None:

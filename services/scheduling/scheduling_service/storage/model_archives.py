@@ -6,6 +6,8 @@ looked at. Limits hold for what comes out, whatever the archive says of itself.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gzip
 import os
 import shutil
@@ -310,16 +312,28 @@ def _check_tar_member(member: tarfile.TarInfo) -> None:
         raise refused(member.name, f"paths that stay inside of the upload ({error})") from error
 
 
+@contextlib.contextmanager
+def _reading_zip(name: str) -> Iterator[None]:
+    """400 for what the module makes of a damaged zip, at `name`."""
+    try:
+        yield
+    except _ZIP_ERRORS as error:
+        raise _damaged(name, error) from error
+    except OSError as error:
+        # Offsets before the begin of the file; other errors are the disk's.
+        if error.errno != errno.EINVAL:
+            raise
+        raise _damaged(name, error) from error
+
+
 class _ZipMembers(Iterator[_Member]):
     def __init__(self, file: BinaryIO, limits: ArchiveLimits) -> None:
         self._limits = limits
         self._packed_bytes = os.fstat(file.fileno()).st_size
         self._unpacked_bytes = 0
         self._check_directory(file)
-        try:
+        with _reading_zip(""):
             self._archive = zipfile.ZipFile(file)
-        except _ZIP_ERRORS as error:
-            raise _damaged("", error) from error
         self._infos = iter(self._archive.infolist())
 
     def __next__(self) -> _Member:
@@ -336,20 +350,16 @@ class _ZipMembers(Iterator[_Member]):
         self._unpacked_bytes += info.file_size
         if self._unpacked_bytes > max(RATIO_FROM_BYTES, self._limits.ratio * self._packed_bytes):
             raise refused(name, f"at most {self._limits.ratio} bytes out of each byte of the archive")
-        if info.is_dir():
+        if name.endswith("/"):
             return _Member(name, True, False, None)
-        try:
+        with _reading_zip(name):
             content = self._archive.open(info)
-        except _ZIP_ERRORS as error:
-            raise _damaged(name, error) from error
         return _Member(name, False, bool(mode & 0o111), _ZipContent(content, info))  # type: ignore[arg-type]
 
     def _check_directory(self, file: BinaryIO) -> None:
         """Its list of members is read whole."""
-        try:
+        with _reading_zip(""):
             end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
-        except _ZIP_ERRORS as error:
-            raise _damaged("", error) from error
         # Its size in bytes; a member takes 46 and its name.
         if end and end[5] > self._limits.members * (46 + self._limits.path_bytes):
             raise refused("archive", f"at most {self._limits.members} members")
@@ -363,7 +373,5 @@ class _ZipContent:
         self._content, self._name = content, info.orig_filename
 
     def read(self, size: int) -> bytes:
-        try:
+        with _reading_zip(self._name):
             return self._content.read(size)
-        except _ZIP_ERRORS as error:
-            raise _damaged(self._name, error) from error
