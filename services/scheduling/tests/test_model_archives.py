@@ -149,6 +149,8 @@ def sparse() -> bytes:
         (zip_of(*((f"f{number}", b"") for number in range(30))), "at most 20 members"),
         (zip_of(("a", b"x" * 3000))[:-30], "damaged"),
     ],
+    # Archives hold the time at which they were made.
+    ids=lambda value: value if isinstance(value, str) else "archive",
 )
 def test_what_is_refused(tmp_path: Path, data: bytes, says: str) -> None:
     with pytest.raises(ServiceError, match=says) as caught:
