@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -202,6 +203,22 @@ async def test_temporary_files_work_where_the_home_lies_below_tmp(home: Path, ro
     ways = {"file": "(tempfile.NamedTemporaryFile().write(b'x'), tempfile.gettempdir())"}
     found = await tried(engine, home, ways, environment=environment)
     assert f"{room}/dlmesh-rank-" in found["file"]
+    assert list(room.glob("dlmesh-rank-*")) == []
+
+
+@with_landlock
+async def test_temporary_files_go_though_their_keeper_was_killed(home: Path, room: Path) -> None:
+    engine = LocalEngine(home, warm_pool=False)
+    environment = {"PATH": os.environ["PATH"], "TMPDIR": str(room)}
+    wanted = attempt(home, "import time; time.sleep(600)", environment=environment)
+    await engine.launch(wanted)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not (wanted.directory / "ranks.json").exists():
+            await asyncio.sleep(0.02)
+        assert len(list(room.glob("dlmesh-rank-*"))) == 1
+        os.kill((await engine.observe(wanted.directory)).keeper_pid, signal.SIGKILL)
+        while (await engine.observe(wanted.directory)).phase is not Phase.LOST:
+            await asyncio.sleep(0.02)
     assert list(room.glob("dlmesh-rank-*")) == []
 
 

@@ -112,6 +112,8 @@ class LocalEngine(Engine):
                 mark = f"DLMESH_JOB_DIR={directory}"
                 left = await asyncio.to_thread(processes.left_behind, keeper["session"], mark)
                 processes.send_signal(left, signal.SIGKILL)
+            if temporary := (_read(directory / RANKS_FILE) or {}).get("temporary"):
+                await asyncio.to_thread(shutil.rmtree, temporary, ignore_errors=True)
             return Observation(Phase.LOST, "the process that kept the ranks went without a word")
         try:
             written = (directory / SPEC_FILE).stat().st_mtime

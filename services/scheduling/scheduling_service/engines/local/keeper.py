@@ -159,7 +159,9 @@ class _Gang:
         started = [processes.start_time(self.pids[rank]) for rank in range(ranks)]
         rows = [{"rank": rank, "pid": self.pids[rank], "start_time": started[rank]} for rank in range(ranks)]
         group = self.places.group and str(self.places.group)
-        write_json(self.directory / RANKS_FILE, {"ranks": rows, "group": group}, durable=False)
+        temporary = self.places.temporary and str(self.places.temporary)
+        facts = {"ranks": rows, "group": group, "temporary": temporary}
+        write_json(self.directory / RANKS_FILE, facts, durable=False)
 
     def _watch(self, started_at: float) -> None:
         """Until all ranks have ended, one failed, a stop was asked for, or a limit was passed."""
