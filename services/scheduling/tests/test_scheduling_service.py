@@ -428,11 +428,13 @@ async def test_a_warning_lasts_over_a_restart_of_the_service_and_belongs_to_its_
 async def test_ranks_see_no_secrets_of_the_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DLMESH_ADMIN_PASSWORD", "hunter2")
     monkeypatch.setenv("DLMESH_DATABASE_URL", "postgresql://u:p@h/d")
+    monkeypatch.setenv("PGPASSWORD", "swordfish")
     async with service(tmp_path) as platform:
         await submit(platform, "j1", spec(tmp_path, "import os; open('seen', 'w').write(repr(dict(os.environ)))"))
         await until(platform, "j1", "FINISHED")
     seen = (tmp_path / "data" / "seen").read_text()
     assert "DLMESH_JOB_TOKEN" in seen
     assert "hunter2" not in seen
+    assert "swordfish" not in seen
     assert "postgresql://" not in seen
     assert SECRET not in seen

@@ -316,7 +316,7 @@ class InstanceGroup:
 @dataclass(frozen=True)
 class UserShare:
     """What a user may have of a group: of two users with jobs waiting, one with twice the weight is given twice the
-    slots, and holds `max_slots` at once at most; 0 is unlimited."""
+    slots, and holds `max_slots` at once at most; 0 is what the group says for everybody."""
 
     user: str
     weight: float = 1.0

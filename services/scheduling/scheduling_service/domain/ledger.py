@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 
 from scheduling_service.domain.backlog import Backlog
@@ -127,6 +127,16 @@ class Ledger:
         for job in jobs:
             self.put(job)
         return True
+
+    def forget_groups_but(self, known: Collection[str]) -> list[Job]:
+        """Forget groups that are gone; the jobs that they had."""
+        gone = self._groups.keys() - known
+        jobs = [entry.job for entry in self._entries.values() if entry.job.group_id in gone]
+        for job in jobs:
+            self.drop(job.id)
+        for group_id in gone:
+            del self._groups[group_id]
+        return jobs
 
     def put(self, job: Job) -> None:
         """Note a job as it stands now."""

@@ -16,8 +16,9 @@ from workerkit.spool import open_plain, open_plain_below, read_report, warning_o
 from scheduling_service.domain.job import InstanceGroup, Job, Progress, Reported
 from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation
 
-# What ranks do not inherit of our environment: settings and passwords of the platform, and how its interpreter is run.
-WITHHELD_PREFIX = "DLMESH_"
+# What ranks do not inherit of our environment: settings and passwords of the platform and of its database (PGPASSWORD and
+# its like), and how its interpreter is run.
+WITHHELD_PREFIXES = ("DLMESH_", "PG")
 WITHHELD = ("PYTHONSAFEPATH",)
 # Programs of the platform's own, which publish what they make where users may not write.
 KINDS_OF_OURS = ("import",)
@@ -95,7 +96,9 @@ class EngineRunner:
         self._engines, self._files, self._secret, self._peers = engines, files, secret, peers
         self._data_roots = data_roots
         self._inherited = {
-            key: value for key, value in environ.items() if not key.startswith(WITHHELD_PREFIX) and key not in WITHHELD
+            key: value
+            for key, value in environ.items()
+            if not key.startswith(WITHHELD_PREFIXES) and key not in WITHHELD
         }
 
     async def launch(self, job: Job, group: InstanceGroup) -> None:

@@ -141,8 +141,10 @@ class RunQueue:
         return ledger
 
     async def _read_groups(self, ledger: Ledger) -> None:
-        for group in await self._groups.all():
+        groups = await self._groups.all()
+        for group in groups:
             ledger.set_group(group, await self._groups.shares(group.id))
+        self._homeless += ledger.forget_groups_but({group.id for group in groups})
         self._groups_read_at = self._now()
 
     def _note(self, ledger: Ledger, rows: Sequence[Job]) -> None:
