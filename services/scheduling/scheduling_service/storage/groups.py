@@ -35,6 +35,7 @@ class SqlGroups:
         self._read_at = 0.0
         self._groups: Sequence[InstanceGroup] = ()
         self._shares: Mapping[str, Sequence[UserShare]] = {}
+        self._runs_next: Mapping[str, str] = {}
 
     async def ensure_local(self, slots: int, gpus: int) -> None:
         """Make the group of this machine, or give it its present size."""
@@ -74,6 +75,7 @@ class SqlGroups:
         for row in shares:
             by_group.setdefault(row["group_id"], []).append(UserShare(row["user"], row["weight"], row["max_slots"]))
         self._groups, self._shares, self._read_at = [_group(row) for row in groups], by_group, now
+        self._runs_next = {row["id"]: row["runs_next"] for row in groups if row["runs_next"]}
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[AsyncSession]:
@@ -114,13 +116,12 @@ class SqlGroups:
             await session.execute(sa.delete(GROUPS).where(GROUPS.c.id == group.id))
 
     async def set_runs_next(self, group_id: str, name: str) -> None:
-        async with self._database.session() as session:
+        async with self._writing() as session:
             await session.execute(sa.update(GROUPS).where(GROUPS.c.id == group_id).values(runs_next=storable(name)))
 
     async def runs_next(self) -> Mapping[str, str]:
-        query = sa.select(GROUPS.c.id, GROUPS.c.runs_next).where(GROUPS.c.runs_next != "")
-        async with self._database.session(read_only=True) as session:
-            return {row.id: row.runs_next for row in await session.execute(query)}
+        await self._read()
+        return self._runs_next
 
     async def shares(self, group_id: str) -> Sequence[UserShare]:
         await self._read()
