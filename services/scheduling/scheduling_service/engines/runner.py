@@ -16,8 +16,8 @@ from workerkit.spool import open_plain, open_plain_below, read_report, warning_o
 from scheduling_service.domain.job import InstanceGroup, Job, Progress, Reported
 from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation
 
-# What ranks do not inherit of our environment: settings and passwords of the platform and of its database (PGPASSWORD and
-# its like), and how its interpreter is run.
+# What ranks do not inherit of our environment: settings and passwords of the platform and of its database (PGPASSWORD),
+# and how its interpreter is run.
 WITHHELD_PREFIXES = ("DLMESH_", "PG")
 WITHHELD = ("PYTHONSAFEPATH",)
 # Programs of the platform's own, which publish what they make where users may not write.
