@@ -131,6 +131,8 @@ class Ledger:
     def forget_groups_but(self, known: Collection[str]) -> list[Job]:
         """Forget groups that are gone; the jobs that they had."""
         gone = self._groups.keys() - known
+        if not gone:
+            return []
         jobs = [entry.job for entry in self._entries.values() if entry.job.group_id in gone]
         for job in jobs:
             self.drop(job.id)
