@@ -477,9 +477,9 @@ def test_every_job_ends_exactly_once_whatever_is_killed(place: Place) -> None:
         finally:
             over.set()
         streaming.result()
-    for job in stream.planned.values():
-        if job.kind == "endless" and not job.is_stopped:
-            stream.stop(job)
+    for planned in stream.planned.values():
+        if planned.kind == "endless" and not planned.is_stopped:
+            stream.stop(planned)
     deadline = time.monotonic() + scene.end_seconds
     while stream.unfinished:
         late = [(job.id, job.state, job.attempt, job.reason) for job in service.jobs(stream.unfinished)]

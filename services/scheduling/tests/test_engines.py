@@ -377,6 +377,33 @@ async def test_ranks_and_their_children_die_with_their_keeper_and_the_attempt_is
     assert await stranger.wait() == -signal.SIGKILL
 
 
+async def test_an_attempt_is_lost_only_when_nothing_of_it_runs_any_more(tmp_path: Path) -> None:
+    engine = make_engine("local", home=tmp_path / "home", warm_pool=False)
+    directory = tmp_path / "a1"
+    # Children that the kernel needs some time to end.
+    program = (
+        "import os, time\nheld = bytearray(os.urandom(1 << 20)) * 50\n"
+        "for _ in range(10):\n"
+        "    if os.fork() == 0: os.setsid(); held[::4096] = bytes(len(held) // 4096); break\n"
+        "os.write(os.open('pids', os.O_WRONLY | os.O_CREAT | os.O_APPEND), b'%d\\n' % os.getpid())\n"
+        "time.sleep(600)\n"
+    )
+    environment = {"PATH": os.environ["PATH"], "DLMESH_JOB_DIR": str(directory)}
+    await engine.launch(attempt(directory, program, environment=environment))
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while len(pids := lines_of(tmp_path / "pids")) < 11:
+            await asyncio.sleep(0.02)
+    os.kill((await engine.observe(directory)).keeper_pid, signal.SIGKILL)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while (await engine.observe(directory)).phase is not Phase.LOST:
+            pass
+    assert [pid for pid in pids if processes.start_time(int(pid)) is not None] == []
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
 RUNS = "open('runs', 'a').write('x')"
 
 

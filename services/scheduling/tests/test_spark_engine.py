@@ -566,6 +566,39 @@ def test_a_driver_is_gone_when_its_heartbeat_stands_still(tmp_path: Path) -> Non
     assert files.GONE_SECONDS > files.FENCE_SECONDS + rank.ORPHAN_GRACE_SECONDS + rank.LEFTOVER_GRACE_SECONDS
 
 
+async def test_an_attempt_is_lost_only_when_keepers_of_other_hosts_have_ended_their_ranks(
+    engine: SparkEngine, tmp_path: Path
+) -> None:
+    directory = tmp_path / "a1"
+    spark_engine._write_spec(attempt(directory, ranks=1, master_url="yarn"), tmp_path / "home")
+    here = rank.identity(os.getpid())
+    (directory / files.DRIVER_FILE).write_text(json.dumps({**here, "driver_id": "d"}))
+    record = {"rank": 0, "pid": 7, "keeper": {**here, "boot_id": "another"}, "ended": False, "lost": False}
+    (directory / files.rank_file(0)).write_text(json.dumps(record))
+    # The driver's lock is free, and it was one of this host.
+    seen = await engine.observe(directory)
+    assert (seen.phase, seen.reason) == (Phase.STARTING, spark_engine.ENDING)
+    assert (await engine.observe(directory)).phase is Phase.STARTING
+    (directory / files.rank_file(0)).write_text(json.dumps({**record, "ended": True}))
+    assert (await engine.observe(directory)).phase is Phase.LOST
+
+
+async def test_a_lost_attempt_is_not_waited_for_longer_than_its_ranks_can_run(
+    engine: SparkEngine, tmp_path: Path
+) -> None:
+    directory = tmp_path / "a1"
+    spark_engine._write_spec(attempt(directory, ranks=1, master_url="yarn"), tmp_path / "home")
+    record = {"rank": 0, "pid": 7, "keeper": {"boot_id": "another"}, "ended": False}
+    (directory / files.rank_file(0)).write_text(json.dumps(record))
+    assert spark_engine._seal(directory, Phase.LOST, "the driver went without a word", ranks=[])
+    assert (await engine.observe(directory)).phase is Phase.STARTING
+    (directory / files.HEARTBEAT_FILE).touch()
+    assert (await engine.observe(directory)).phase is Phase.STARTING
+    long_ago = time.time() - files.GONE_SECONDS
+    os.utime(directory / files.HEARTBEAT_FILE, (long_ago, long_ago))
+    assert (await engine.observe(directory)).phase is Phase.LOST
+
+
 @pytest.mark.parametrize("how", ["a pipe", "no JSON", "nothing of ours", "a link"])
 async def test_a_program_that_replaces_the_records_of_its_attempt_holds_up_nobody(
     engine: SparkEngine, tmp_path: Path, how: str

@@ -38,6 +38,8 @@ from scheduling_service.engines.local.keeper import (
 log = logging.getLogger(__name__)
 
 START_SECONDS = 15.0
+# How long a look at an attempt may wait for what was killed to go.
+ORPHAN_SECONDS = 1.0
 POOL_RESTART_SECONDS = 2.0
 # Of the home.
 PRIVATE_FOLDERS = ("db", "log", "run")
@@ -105,15 +107,8 @@ class LocalEngine(Engine):
             self._launched.discard(directory)
             if alive:
                 return Observation(Phase.RUNNING, keeper_pid=keeper["pid"])
-            if keeper["boot_id"] == processes.boot_id() and keeper.get("group"):
-                await asyncio.to_thread(cgroups.remove, Path(keeper["group"]))
-            if keeper["boot_id"] == processes.boot_id() and "session" in keeper:
-                # The ranks died with the keeper; what they had started did not, and the next attempt needs its place.
-                mark = f"DLMESH_JOB_DIR={directory}"
-                left = await asyncio.to_thread(processes.left_behind, keeper["session"], mark)
-                processes.send_signal(left, signal.SIGKILL)
-            if temporary := (_read(directory / RANKS_FILE) or {}).get("temporary"):
-                await asyncio.to_thread(shutil.rmtree, temporary, ignore_errors=True)
+            if keeper["boot_id"] == processes.boot_id() and await asyncio.to_thread(_end_orphans, directory, keeper):
+                return Observation(Phase.RUNNING, "what the ranks had started is being ended")
             return Observation(Phase.LOST, "the process that kept the ranks went without a word")
         try:
             written = (directory / SPEC_FILE).stat().st_mtime
@@ -247,6 +242,22 @@ def _spawn_keeper(directory: Path) -> int:
         ],
         setsid=True,
     )
+
+
+def _end_orphans(directory: Path, keeper: Mapping[str, Any]) -> bool:
+    """Kill what a keeper that is gone left; True until there was nothing, for the next attempt needs its place.
+
+    The ranks die with the keeper, but that takes the kernel a moment; what they had started does not.
+    """
+    if keeper.get("group"):
+        cgroups.remove(Path(keeper["group"]))
+    if "session" not in keeper:
+        return False
+    rows = (_read(directory / RANKS_FILE) or {}).get("ranks", ())
+    left = {row["pid"] for row in rows if row["start_time"] and processes.start_time(row["pid"]) == row["start_time"]}
+    left.update(processes.left_behind(keeper["session"], f"DLMESH_JOB_DIR={directory}"))
+    processes.end(left, ORPHAN_SECONDS)
+    return bool(left)
 
 
 def _is_locked(directory: Path) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -77,6 +78,17 @@ def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def end(pids: Iterable[int], patience_seconds: float) -> None:
+    """Kill each and wait until they have gone, though not for ever: the kernel may hold one up."""
+    started = {pid: start_time(pid) for pid in pids}
+    send_signal(started, signal.SIGKILL)
+    deadline = time.monotonic() + patience_seconds
+    while any(start is not None and start_time(pid) == start for pid, start in started.items()):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.005)
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -34,6 +34,7 @@ FORGOTTEN_SECONDS = 20.0
 # Kubernetes and YARN tell us nothing: a driver that has not come for so long will not.
 START_SECONDS = 900.0
 THREADS = 4
+ENDING = "what the attempt had started is being ended"
 
 
 @dataclass
@@ -103,10 +104,10 @@ class SparkEngine(Engine):
         # Read after looking whether the driver lives: it writes the outcome before it ends.
         outcome = files.read(directory / files.OUTCOME_FILE)
         if outcome is not None:
+            # What died with Spark's processes may have left something that the next attempt must not meet.
+            if outcome.get("state") == Phase.LOST.value and await asyncio.to_thread(_is_ending, directory):
+                return Observation(Phase.STARTING, ENDING, **names)
             self._watched.pop(directory, None)
-            if outcome.get("state") == Phase.LOST.value:
-                # What died with Spark's processes may have left something that the next attempt must not meet.
-                await asyncio.to_thread(rank.sweep, directory)
             return _settled(outcome, names)
         spec = files.read(directory / files.SPEC_FILE)
         if driver is not None:
@@ -194,9 +195,10 @@ class SparkEngine(Engine):
         reason = "the driver went without a word"
         if not _seal(directory, Phase.LOST, reason, ranks=_ranks(directory, spec)):
             return Observation(Phase.STARTING, **names)
-        # The keepers see the outcome and end their ranks; those of this host, and what they left behind, end now.
-        await asyncio.to_thread(rank.sweep, directory)
         self._spawn(self._kill(directory))
+        # The keepers see the outcome and end their ranks; the attempt is over when they have.
+        if await asyncio.to_thread(_is_ending, directory):
+            return Observation(Phase.STARTING, ENDING, **names)
         return _settled(files.read(directory / files.OUTCOME_FILE) or {}, names)
 
     async def _launched(self, attempt: Attempt, watched: _Watched) -> None:
@@ -350,6 +352,30 @@ def _ranks(directory: Path, spec: dict[str, Any]) -> list[dict[str, Any]]:
         {"rank": number, "pid": record.get("pid", 0), "exit_code": record.get("exit_code")}
         for number, record in enumerate(records)
     ]
+
+
+def _is_ending(directory: Path) -> bool:
+    """Kill what a lost attempt left on this host; True until there was nothing, here and, as far as keepers of other
+    hosts say so in time, there."""
+    if rank.sweep(directory):
+        return True
+    try:
+        beat_at = (directory / files.HEARTBEAT_FILE).stat().st_mtime
+    except OSError:
+        beat_at = (directory / files.OUTCOME_FILE).stat().st_mtime
+    # Later than that no keeper runs a rank, whether it sees our files or not.
+    return 0 <= time.time() - beat_at < files.GONE_SECONDS and any(
+        record.get("ended") is False and not _is_of_this_boot(record) for record in _rank_records(directory)
+    )
+
+
+def _rank_records(directory: Path) -> list[dict[str, Any]]:
+    return [files.read(path) or {} for path in directory.glob("rank-*.json")]
+
+
+def _is_of_this_boot(record: dict[str, Any]) -> bool:
+    who = record.get("keeper")
+    return isinstance(who, dict) and who.get("boot_id") == processes.boot_id()
 
 
 def _settled(outcome: dict[str, Any], names: dict[str, Any]) -> Observation:

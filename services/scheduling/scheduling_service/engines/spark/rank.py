@@ -31,6 +31,8 @@ else:  # run as a file, without importing the package
 TICK_SECONDS, MEASURE_SECONDS, FENCE_TICK_SECONDS = 0.1, 2.0, 1.0
 ORPHAN_GRACE_SECONDS, LEFTOVER_GRACE_SECONDS = 3.0, 1.0
 MEETING_SECONDS = 120.0
+# How long a look may wait for what was killed to go.
+SWEEP_SECONDS = 1.0
 RAN_BEFORE = 3
 _AWAITED = {signal.SIGCHLD, signal.SIGTERM}
 
@@ -274,9 +276,11 @@ class Usage:
         return {"cores_used": round(cores, 2), "memory_mb": usage.memory_bytes(pids, found) / 2**20}
 
 
-def sweep(directory: Path) -> None:
-    """Kill what an attempt that is lost has left on this host, itself excepted."""
-    processes.send_signal(processes.left_behind(-1, f"DLMESH_JOB_DIR={directory}"), signal.SIGKILL)
+def sweep(directory: Path) -> bool:
+    """Kill what an attempt that is lost has left on this host, itself excepted; False when there was nothing."""
+    left = processes.left_behind(-1, f"DLMESH_JOB_DIR={directory}")
+    processes.end(left, SWEEP_SECONDS)
+    return bool(left)
 
 
 def identity(pid: int) -> dict[str, Any]:
