@@ -8,6 +8,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -507,6 +509,12 @@ async def test_warm_ranks_start_fast_and_behave_like_fresh_interpreters(tmp_path
         assert (await until(engine, survivor, *ENDED)).phase is Phase.STOPPED
     finally:
         await engine.close()
+
+
+def test_a_warm_pool_whose_service_was_killed_before_it_came_ends_at_once(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "scheduling_service.engines.local.zygote", str(tmp_path / "warm"), str(os.getppid())]
+    assert subprocess.run(words, timeout=30, check=False).returncode == 1
+    assert not (tmp_path / "warm").exists()
 
 
 @pytest.mark.parametrize(

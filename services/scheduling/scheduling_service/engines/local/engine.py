@@ -202,7 +202,7 @@ class LocalEngine(Engine):
             log_path.parent.mkdir(parents=True, exist_ok=True)
             with log_path.open("ab") as output:
                 self._pool = subprocess.Popen(  # noqa: ASYNC220
-                    [sys.executable, "-m", "scheduling_service.engines.local.zygote", address],
+                    [sys.executable, "-m", "scheduling_service.engines.local.zygote", address, str(os.getpid())],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,

@@ -1,7 +1,7 @@
 """The warm pool: a process that has torch and DeepSpeed imported and forks keepers and ranks that need not import them.
 
-`python -m scheduling_service.engines.local.zygote SOCKET`: answers one line for each attempt directory it is sent. It
-never touches CUDA or starts OpenMP threads, because neither survives a fork. What it forks outlives it.
+`python -m scheduling_service.engines.local.zygote SOCKET PARENT`: answers one line for each attempt directory it is
+sent. It never touches CUDA or starts OpenMP threads, because neither survives a fork. What it forks outlives it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ WARM_MODULES = (
 )
 
 
-def serve(address: Path) -> None:
-    """Import, then fork on request until the parent ends."""
-    service = os.getppid()
+def serve(address: Path, service: int) -> None:
+    """Import, then fork on request until the parent, which has the pid `service`, ends."""
+    # As the parent says, not as we see it: it may have been killed before we came to look.
     processes.die_with_parent(service)
     _import_everything()
     # Objects that live now are never collected, so their pages stay shared with what is forked.
@@ -170,4 +170,4 @@ def _exit_code(code: Any) -> int:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), int(sys.argv[2]))
