@@ -47,6 +47,7 @@ class SchedulingProcess:
         self._channel = grpc.insecure_channel(self._address, options=again)
         self._jobs = jobs_pb2_grpc.JobServiceStub(self._channel)
         self._groups = scheduling_pb2_grpc.InstanceGroupServiceStub(self._channel)
+        self._execs = scheduling_pb2_grpc.ExecServiceStub(self._channel)
         self.log = home / "service.log"
 
     @property
@@ -81,6 +82,14 @@ class SchedulingProcess:
         """As an administrator."""
         request = scheduling_pb2.CreateInstanceGroupRequest(group=settings)
         self._call(lambda **how: self._groups.CreateInstanceGroup(request, **how), Identity("Admin", is_admin=True))
+
+    def start_exec(self, request: scheduling_pb2.StartExecRequest) -> scheduling_pb2.ExecDetail:
+        """As a user, with a body of one piece; called again when it was cut off, so for a service that stays."""
+        return self._call(lambda **how: self._execs.StartExec(iter([request]), **how), Identity("alice"))
+
+    def exec_state(self, task_id: str) -> str:
+        request = scheduling_pb2.GetExecRequest(id=task_id)
+        return str(self._call(lambda **how: self._execs.GetExec(request, **how), Identity("alice")).state)
 
     def submit(self, job_id: str, spec: jobs_pb2.JobSpec) -> jobs_pb2.Job:
         request = jobs_pb2.SubmitJobRequest(job_id=job_id, spec=spec)
