@@ -72,7 +72,7 @@ class PlayedEngine:
 class LocalGroup:
     slots: int
 
-    async def all(self) -> list[InstanceGroup]:
+    async def all(self, *, fresh: bool = False) -> list[InstanceGroup]:
         return [InstanceGroup(LOCAL_ID, "local", self.slots)]
 
     async def shares(self, group_id: str) -> list[Any]:
@@ -351,3 +351,52 @@ async def test_what_takes_long_to_begin_says_why_and_runs_from_when_it_did(tmp_p
     assert begun.attempt_started_at is not None
     assert launched.attempt_started_at is not None
     assert (begun.attempt_started_at - launched.attempt_started_at).total_seconds() >= 30
+
+
+async def test_what_cannot_be_launched_pauses_and_ends_in_the_end(tmp_path: Path, jobs: SqlJobs) -> None:
+    engine = PlayedEngine(slots=2)
+    service = Service(jobs, engine, tmp_path / "jobs", 0)
+    launch = engine.launch
+
+    async def refuse(job: Job, group: Any) -> None:
+        raise OSError("no room for its files")
+
+    engine.launch = refuse  # type: ignore[method-assign]
+    await jobs.add(Job("u", spec("U", 2), LOCAL_ID, utc_now()))
+    reason = "it could not be launched: no room for its files; started again"
+    await service.until_reason("u", reason)
+    engine.launch = launch  # type: ignore[method-assign]
+    await service.until(u=(State.RUNNING, 2))
+    (job,) = await jobs.find(["u"])
+    assert job.program_failures == 0
+    assert job.platform_losses >= 1
+
+
+async def test_those_that_wait_for_a_job_start_though_its_end_went_wrong_once(tmp_path: Path, jobs: SqlJobs) -> None:
+    engine = PlayedEngine(slots=2)
+    service = Service(jobs, engine, tmp_path / "jobs", 0)
+    await jobs.add(Job("a", spec("A", 1), LOCAL_ID, utc_now()))
+    await jobs.add(Job("b", replace(spec("B", 1), after=["a"]), LOCAL_ID, utc_now(), waits_for=["a"]))
+    await service.until(a=(State.RUNNING, 1))
+    save, went_wrong = jobs.save, []
+
+    async def save_and_fail_once(job: Job) -> None:
+        await save(job)
+        if job.id == "a" and not went_wrong:
+            went_wrong.append(job)
+            raise OSError("database is locked")
+
+    jobs.save = save_and_fail_once  # type: ignore[method-assign]
+    engine.end("a", Phase.FINISHED, 0)
+    await service.until(a=(State.FINISHED, 1), b=(State.RUNNING, 1))
+    assert went_wrong
+
+
+async def test_a_stop_of_both_kills_who_waits_for_whom(tmp_path: Path, jobs: SqlJobs) -> None:
+    service = Service(jobs, PlayedEngine(slots=2), tmp_path / "jobs", 0)
+    await jobs.add(Job("a", spec("A", 1), LOCAL_ID, utc_now()))
+    await jobs.add(Job("b", replace(spec("B", 1), after=["a"]), LOCAL_ID, utc_now(), waits_for=["a"]))
+    await service.until(a=(State.RUNNING, 1))
+    await jobs.request_stop("a")
+    await jobs.request_stop("b")
+    await service.until_ended(a=State.KILLED, b=State.KILLED)

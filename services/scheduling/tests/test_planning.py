@@ -99,6 +99,19 @@ def test_what_no_longer_fits_the_group_holds_nobody_up() -> None:
     assert decided.reasons == {"big": "needs 8 slots at once, lab has 4"}
 
 
+def test_what_went_for_a_resize_and_no_longer_fits_holds_nobody_up_either() -> None:
+    decided = decide([waiting("big", 8, 4, resizing=True), waiting("a", 1)], 2)
+    assert starts(decided) == {"a": 1}
+    assert decided.reasons == {"big": "needs 4 slots at once, lab has 2"}
+
+
+def test_who_wants_more_gpus_than_a_host_has_now_holds_nobody_up() -> None:
+    jobs = [waiting("g", 1, gpus_per_rank=4), waiting("h", 1, gpus_per_rank=2)]
+    decided = decide(jobs, 8, gpus=2, hosts=2)
+    assert starts(decided) == {"h": 1}
+    assert "lab has GPUs for 0 ranks" in decided.reasons["g"]
+
+
 class TestBackfill:
     """Those behind the first that cannot start."""
 
@@ -135,6 +148,13 @@ class TestBackfill:
         late = waiting("late", 4)
         assert not decide([passed, late], 4).suspend
         assert not decide([passed, blocked, gang("r", 1)], 4).suspend
+
+    def test_no_elastic_one_passes_who_only_waits_until_others_have_run_long_enough(self) -> None:
+        young = gang("e", 1, 1, 2, backfill=True, ran=10.0)
+        blocked = waiting("b", 2)
+        young.sequence = blocked.sequence + 1
+        # In 50 s e gives way; were f to take the other slot now, b would wait for f next, and so for ever.
+        assert starts(decide([young, blocked, waiting("f", 2, 1)], 2)) == {}
 
     def test_a_gang_that_has_just_begun_is_not_suspended(self) -> None:
         passed = gang("e", 2, 1, 4, backfill=True, ran=59.9)

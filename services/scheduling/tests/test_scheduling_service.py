@@ -294,7 +294,7 @@ async def test_a_silent_job_is_restarted_and_one_that_fills_the_disk_is_not(tmp_
     [
         ("min_ranks", 2, "0 to 1"),
         ("min_ranks", -1, "0 to 1"),
-        ("max_silent_seconds", float("nan"), "0 or more"),
+        ("max_silent_seconds", float("nan"), "0 to 315360000"),
         ("max_disk_bytes", -1, "0 or more"),
         ("gpu_percentage", 101, "0 to 100"),
         ("gpus_per_rank", -1, "0 or more"),

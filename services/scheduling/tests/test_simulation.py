@@ -57,6 +57,40 @@ def test_a_large_gang_starts_no_later_than_promised_however_many_small_ones_pass
     assert any(outcome.started_at[f"{number:04}"] < 900.0 for number in range(2, 50))
 
 
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_short_elastic_jobs_do_not_keep_a_gang_waiting(policy: str) -> None:
+    gang = rigid(0, 2, 100.0, at=30.0)
+    elastic = Spec("e", "training", "ann", 2, ("x",), min_ranks=1)
+    stream = [Arrival(number * 20.0, f"{number:04}", elastic, 50.0) for number in range(1, 400)]
+    outcome = simulate(group(2, policy=policy), [gang, *stream])
+    assert outcome.wait_seconds("0000") <= 300.0
+
+
+def test_a_long_chain_falls_whole() -> None:
+    first = replace(rigid(0, 1, 1.0), failures=1)
+    chain = [
+        replace(arrival, spec=replace(arrival.spec, after=(f"{number - 1:04}",)))
+        for number, arrival in ((number, rigid(number, 1, 1.0)) for number in range(1, 1500))
+    ]
+    outcome = simulate(group(4), [first, *chain])
+    assert {job.state for job in outcome.jobs.values()} == {State.ERROR}
+
+
+def test_a_row_that_no_ledger_takes_ends_and_holds_up_nobody() -> None:
+    cluster = ImaginedCluster(group(2), [rigid(0, 1, 10.0), rigid(1, 1, 10.0)])
+    submit = cluster._submit
+
+    def broken(arrival: Arrival) -> None:
+        submit(arrival)
+        cluster._rows["0000"].created_at = None  # type: ignore[assignment]
+
+    cluster._submit = broken  # type: ignore[method-assign]
+    jobs = asyncio.run(cluster.run()).jobs
+    assert jobs["0000"].state is State.ERROR
+    assert jobs["0000"].reason.startswith("it cannot be queued")
+    assert jobs["0001"].state is State.FINISHED
+
+
 def test_under_fifo_without_limits_nobody_passes_anybody() -> None:
     mix = Mix(jobs=300, slots=16, load=1.5, elastic_part=0.0, limited_part=0.0, failing_part=0.0)
     outcome = simulate(group(16, policy="fifo"), draw(mix, 3))

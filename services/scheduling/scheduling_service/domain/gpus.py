@@ -10,6 +10,13 @@ WHOLE = 100
 Placement = Sequence[Sequence[int]]
 
 
+def most_ranks(hosts: int, per_host: int, per_rank: int, share: int = WHOLE) -> int | None:
+    """How many such ranks all devices take when nobody has any; None when they need none."""
+    if not per_rank:
+        return None
+    return hosts * (per_host // per_rank if share == WHOLE else per_host * (WHOLE // share))
+
+
 class Gpus:
     """The devices of a group's hosts and how much of each, in per cent, is free.
 

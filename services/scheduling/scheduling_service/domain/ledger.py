@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from scheduling_service.domain.backlog import Backlog
 from scheduling_service.domain.gpus import Gpus
@@ -177,9 +177,10 @@ class Ledger:
             self._drop_running(group, job, entry)
         elif entry.place == "dependent":
             for other in entry.waits_for:
-                del self._waiting_for[other][job_id]
-                if not self._waiting_for[other]:
-                    del self._waiting_for[other]
+                waiting = self._waiting_for.get(other, {})
+                waiting.pop(job_id, None)
+                if not waiting:
+                    self._waiting_for.pop(other, None)
         elif entry.place == "paused":
             group.paused -= 1
         elif entry.place == "returning":
@@ -206,8 +207,8 @@ class Ledger:
             entry.giving = True
             insort(group.giving, (job.sequence, job.id))
         if job.spec.max_seconds and job.attempt_started_at:
-            end = job.attempt_started_at + timedelta(seconds=job.spec.max_seconds + job.spec.grace_seconds)
-            entry.end = (end.timestamp(), job.id)
+            end = job.attempt_started_at.timestamp() + job.spec.max_seconds + job.spec.grace_seconds
+            entry.end = (end, job.id)
             insort(group.ends, entry.end)
 
     @staticmethod

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
 
-from scheduling_service.domain.gpus import WHOLE, Placement
+from scheduling_service.domain.gpus import WHOLE, Placement, most_ranks
 from scheduling_service.domain.job import Job
 from scheduling_service.domain.ledger import GroupLedger
 
@@ -101,15 +101,17 @@ class _Planning:
         return Plan(sized, self._resize, self._suspend, self._reasons, name_of(first) if first else "")
 
     def _in_order(self) -> Iterator[Job]:
-        yield from sorted(self._ledger.returning.values(), key=lambda job: job.sequence)
+        for job in sorted(self._ledger.returning.values(), key=lambda job: job.sequence):
+            if self._can_ever_fit(job):
+                yield job
         order = self._ledger.backlog.in_order(self._holdings)
         for job in order:
             needed = job.spec.fewest_ranks
             owner = job.spec.owner
             left = self._holdings.left(owner)
-            if needed > self._group.slots:
-                self._reasons[job.id] = f"{_needs(needed)}, {self._group.name} has {self._group.slots}"
-            elif needed > left:
+            if not self._can_ever_fit(job):
+                continue
+            if needed > left:
                 held = self._holdings.slots[owner]
                 self._reasons[job.id] = f"{_needs(needed)}, {owner} holds {held} of {held + int(left)} allowed"
                 if needed <= held + left:
@@ -117,6 +119,18 @@ class _Planning:
                     order.skip_owner()
             else:
                 yield job
+
+    def _can_ever_fit(self, job: Job) -> bool:
+        """False, with the reason, for what the group has become too small for: it holds up nobody."""
+        needed, group = job.spec.fewest_ranks, self._group
+        if needed > group.slots:
+            self._reasons[job.id] = f"{_needs(needed)}, {group.name} has {group.slots}"
+            return False
+        most = most_ranks(group.hosts, group.gpus_per_host, self._per_rank(job), job.spec.gpu_share)
+        if most is not None and needed > most:
+            self._reasons[job.id] = f"{self._gpus_wanted(job)}, {group.name} has GPUs for {_ranks(most)}"
+            return False
+        return True
 
     def _admit(self, order: Iterator[Job]) -> Job | None:
         """Take all that fit when the elastic gangs give what they can; the first that does not, if any."""
@@ -141,14 +155,14 @@ class _Planning:
             self._admitted.append(job)
         return None
 
-    def _victims(self, claimant: Job) -> list[Job]:
+    def _victims(self, claimant: Job, settled_seconds: float = SUSPEND_AFTER_SECONDS) -> list[Job]:
         """Elastic gangs that may be suspended for it, those that passed others and the youngest first."""
         victims = [
             gang
             for gang in self._giving
             if not gang.is_leaving
             and gang.id not in self._suspend
-            and _settled_seconds(gang, self._now) >= SUSPEND_AFTER_SECONDS
+            and _settled_seconds(gang, self._now) >= settled_seconds
             and self._yields(gang, claimant)
         ]
         return sorted(victims, key=lambda gang: (not gang.is_backfill, -gang.sequence))
@@ -242,6 +256,10 @@ class _Planning:
         if left <= 0:
             return
         starts_at, extra = self._shadow(blocker, left)
+        # Those that give way to it will have run long enough soon: were others to take their place meanwhile, it would
+        # wait for ever.
+        yielding = sum(gang.spec.fewest_ranks for gang in self._victims(blocker, settled_seconds=0.0))
+        elastic_may = blocker.spec.fewest_ranks > self._room + yielding
         for _, job in zip(range(LOOK_AHEAD), order, strict=False):
             needed = job.spec.fewest_ranks
             if needed > left:
@@ -253,9 +271,10 @@ class _Planning:
             if self._per_rank(blocker) and not self._per_rank(job):
                 # It waits for devices, not for slots.
                 spares = spares or left - needed >= blocker.spec.fewest_ranks
-            if not (ends_before or spares or job.spec.is_elastic) or not self._place(job, needed):
+            gives_way = job.spec.is_elastic and elastic_may
+            if not (ends_before or spares or gives_way) or not self._place(job, needed):
                 continue
-            if not ends_before and not job.spec.is_elastic:
+            if not ends_before and not gives_way:
                 extra = max(0, extra - needed)
             left -= needed
             self._hold(job, needed)

@@ -219,7 +219,7 @@ class ImaginedCluster:
 
     # The queue's Groups.
 
-    async def all(self) -> Sequence[InstanceGroup]:
+    async def all(self, *, fresh: bool = False) -> Sequence[InstanceGroup]:
         return [self.group]
 
     async def shares(self, group_id: str) -> Sequence[UserShare]:

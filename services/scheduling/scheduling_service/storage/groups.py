@@ -59,7 +59,9 @@ class SqlGroups:
                 return group
         raise not_found("instance group", name_or_id)
 
-    async def all(self) -> Sequence[InstanceGroup]:
+    async def all(self, *, fresh: bool = False) -> Sequence[InstanceGroup]:
+        if fresh:
+            self._read_at = 0.0
         await self._read()
         return self._groups
 

@@ -153,8 +153,8 @@ class Groups(Protocol):
     async def find(self, name_or_id: str) -> InstanceGroup:
         """As `get`, but 404 when unknown, also for an empty text."""
 
-    async def all(self) -> Sequence[InstanceGroup]:
-        """Every group, by name."""
+    async def all(self, *, fresh: bool = False) -> Sequence[InstanceGroup]:
+        """Every group, by name; what another process wrote a moment ago only when `fresh`."""
 
     async def add(self, group: InstanceGroup) -> None:
         """409 when the name is taken."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from servicekit.reconcile import Next
 
-from scheduling_service.domain.job import Job, Rank, State
+from scheduling_service.domain.job import InstanceGroup, Job, Rank, State
 from scheduling_service.domain.ledger import GroupLedger, Ledger
 from scheduling_service.domain.planning import Plan, Start, name_of, plan
 from scheduling_service.usecases.ports import Groups, Jobs, RunDirectories, Runner
@@ -22,6 +23,7 @@ LEASE_SECONDS = 10.0
 TAIL_LINES = 20
 # How long an elastic gang runs, and slots stay free, before it grows: a restart costs seconds.
 GROW_AFTER_SECONDS = 5.0
+GROUP_DELETED = "its instance group was deleted"
 # An attempt that has not begun after this long is one that waits for its engine.
 SLOW_START_SECONDS = 2.0
 # How old what is known of groups and of progress may be.
@@ -63,7 +65,8 @@ class RunQueue:
         # Jobs whose dependencies were not looked at yet.
         self._new_dependents: list[str] = []
         # Jobs that came in the moment in which their group was deleted.
-        self._homeless: list[Job] = []
+        # Those that no ledger takes, and why.
+        self._homeless: list[tuple[Job, str]] = []
 
     def forget_groups(self) -> None:
         """Groups or shares were changed: the next step reads them."""
@@ -92,13 +95,18 @@ class RunQueue:
                 await self._look_at_dependencies(ledger, dependent)
         changed = False
         while self._homeless:
-            await self._give_up(ledger, self._homeless.pop(), "its instance group was deleted")
+            await self._give_up(ledger, *self._homeless.pop())
         for job in [*self._to_tend(ledger)]:
+            if ledger.get(job.id) is not job:
+                # It fell with one that it waited for.
+                continue
             try:
                 changed |= await self._tend(ledger, job)
             except Exception:
-                # One bad job must not hold up the queue. What its row says now is read again.
+                # One bad job must not hold up the queue. What its row says now is read again, and those that wait for
+                # it look at it themselves: it may have ended before it went wrong.
                 log.exception("job %s could not be tended", job.id)
+                self._new_dependents += [other.id for other in ledger.waiting_for(job.id)]
                 await self._read_again(ledger, job)
         ledger.wake_paused(self._now())
         for group in ledger.groups:
@@ -122,7 +130,7 @@ class RunQueue:
         ledger, now = self._ledger, self._now()
         if ledger is None:
             ledger = Ledger()
-            await self._read_groups(ledger)
+            await self._read_groups(ledger, fresh=True)
             self._seen_sequence = 0
             self._runs_next = {}
             self._homeless = []
@@ -136,15 +144,17 @@ class RunQueue:
             await self._read_groups(ledger)
         news = await self._jobs.news(self._seen_sequence)
         if any(not ledger.knows_group(row.group_id) for row in news):
-            await self._read_groups(ledger)
+            # Another process may have made it a moment ago.
+            await self._read_groups(ledger, fresh=True)
         self._note(ledger, news)
         return ledger
 
-    async def _read_groups(self, ledger: Ledger) -> None:
-        groups = await self._groups.all()
+    async def _read_groups(self, ledger: Ledger, *, fresh: bool = False) -> None:
+        groups = await self._groups.all(fresh=fresh)
         for group in groups:
             ledger.set_group(group, await self._groups.shares(group.id))
-        self._homeless += ledger.forget_groups_but({group.id for group in groups})
+        gone = ledger.forget_groups_but({group.id for group in groups})
+        self._homeless += [(job, GROUP_DELETED) for job in gone]
         self._groups_read_at = self._now()
 
     def _note(self, ledger: Ledger, rows: Sequence[Job]) -> None:
@@ -152,9 +162,15 @@ class RunQueue:
             self._seen_sequence = max(self._seen_sequence, row.sequence)
             known = ledger.get(row.id)
             if not ledger.knows_group(row.group_id):
-                self._homeless.append(row)
+                self._homeless.append((row, GROUP_DELETED))
             elif known is None:
-                ledger.put(row)
+                try:
+                    ledger.put(row)
+                except Exception as error:
+                    # Whatever is wrong with it, the others must not wait for it.
+                    log.exception("job %s cannot be queued", row.id)
+                    self._homeless.append((row, f"it cannot be queued: {error!r}"))
+                    continue
                 if row.waits_for:
                     self._new_dependents.append(row.id)
             elif row.stop_requested and not known.stop_requested:
@@ -197,7 +213,7 @@ class RunQueue:
             case "UNKNOWN":
                 # The row said RUNNING and then we were killed: launch now what was decided then.
                 if not (job.stop_requested or job.resizing):
-                    await self._runner.launch(job, group)
+                    await self._launch_again(ledger, job, group)
                     return True
                 # A launch that was under way must not come late.
                 await self._runner.stop(job, group)
@@ -220,6 +236,21 @@ class RunQueue:
         self._put(ledger, job)
         await self._after_the_end(ledger, job)
         return True
+
+    async def _launch_again(self, ledger: Ledger, job: Job, group: InstanceGroup) -> None:
+        """Launch what was decided before; what cannot be launched pauses as one that the platform lost."""
+        try:
+            await self._runner.launch(job, group)
+        except Exception as error:
+            log.exception("job %s could not be launched", job.id)
+            # Nothing of it may come late.
+            await self._runner.stop(job, group)
+            if (await self._runner.observe(job, group)).phase.name in ("STARTING", "RUNNING"):
+                return
+            now = self._now()
+            job.lose(f"it could not be launched: {error}", self._retry_at(job, now), now)
+            await self._save(ledger, job)
+            await self._after_the_end(ledger, job)
 
     def _note_observed(self, job: Job, seen: Any) -> bool:
         """What the engine calls it, why it has not begun, and when it did; False when the row says all of it."""
@@ -293,6 +324,8 @@ class RunQueue:
             if other.state.is_final:
                 await self._follow(ledger, job, other)
             if job.state.is_final:
+                await self._after_the_end(ledger, job)
+            if job.state.is_final or job.stop_requested:
                 return
         if job.waits_for:
             names = ", ".join(name_of(other) for other in found.values() if other.id in job.waits_for)
@@ -300,23 +333,30 @@ class RunQueue:
                 await self._save(ledger, job)
 
     async def _after_the_end(self, ledger: Ledger, job: Job) -> None:
-        if job.state.is_final:
-            for follower in ledger.waiting_for(job.id):
-                await self._follow(ledger, follower, job)
+        """Those that wait for it may start, or fall with it one after the other, however long their chain is."""
+        ended = deque([job])
+        while ended:
+            job = ended.popleft()
+            if job.state.is_final:
+                for follower in ledger.waiting_for(job.id):
+                    await self._follow(ledger, follower, job)
+                    ended.append(follower)
 
     async def _follow(self, ledger: Ledger, job: Job, ended: Job) -> None:
-        if ended.state is not State.FINISHED:
-            await self._give_up(ledger, job, f"{name_of(ended)}, which it waits for, ended as {ended.state}")
+        if job.stop_requested:
+            # Its own stop settles it.
             return
-        job.finished_before(ended.id)
-        if not job.waits_for:
-            job.wait("")
+        if ended.state is State.FINISHED:
+            job.finished_before(ended.id)
+            if not job.waits_for:
+                job.wait("")
+        else:
+            job.give_up(f"{name_of(ended)}, which it waits for, ended as {ended.state}", self._now())
         await self._save(ledger, job)
 
     async def _give_up(self, ledger: Ledger, job: Job, reason: str) -> None:
         job.give_up(reason, self._now())
         await self._save(ledger, job)
-        # Those behind it fall one after the other.
         await self._after_the_end(ledger, job)
 
     async def _decide(self, ledger: Ledger, group: GroupLedger) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
-from servicekit.errors import invalid
+from servicekit.errors import ServiceError, invalid
 
-from scheduling_service.domain.gpus import Gpus
+from scheduling_service.domain.gpus import most_ranks
 from scheduling_service.domain.job import InstanceGroup, Job, Spec
 from scheduling_service.usecases.ports import Groups, Jobs
 
 MAX_PRIORITY = 100
+# Ten years.
+MAX_SECONDS = 315_360_000
 MAX_TEXT_BYTES = 2000
 MAX_DEPENDENCIES = 100
 
@@ -26,6 +29,19 @@ class SubmitJob:
         """The stored job; 400 when it can never run."""
         if not job_id or not job_id.isalnum() or len(job_id) > 64:
             raise invalid("job_id", job_id, "1 to 64 letters and digits")
+        spec = replace(spec, after=list(dict.fromkeys(spec.after)))
+        try:
+            group = await self._check(job_id, spec, instance_group)
+        except ServiceError:
+            # Submitted again, after its group or a quota became smaller.
+            if known := await self._jobs.find([job_id]):
+                return known[0]
+            raise
+        job = await self._jobs.add(Job(job_id, spec, group.id, self._now(), waits_for=spec.after))
+        self._wake()
+        return job
+
+    async def _check(self, job_id: str, spec: Spec, instance_group: str) -> InstanceGroup:
         group = await self._groups.get(instance_group)
         if not spec.command:
             raise invalid("command", "", "a program and its arguments")
@@ -33,9 +49,7 @@ class SubmitJob:
         _check_numbers(spec)
         await self._check_room(spec, group)
         await self._check_dependencies(job_id, spec)
-        job = await self._jobs.add(Job(job_id, spec, group.id, self._now(), waits_for=spec.after))
-        self._wake()
-        return job
+        return group
 
     async def _check_room(self, spec: Spec, group: InstanceGroup) -> None:
         needed = spec.fewest_ranks
@@ -46,10 +60,10 @@ class SubmitJob:
         if quota and needed > quota:
             raise invalid("clusterSize", needed, f"1 to {quota}, the quota of {spec.owner} in {group.name!r}")
         if group.gpus:
-            fitting = Gpus(group.hosts, group.gpus_per_host).place(needed, spec.gpus_of_rank, spec.gpu_share)
-            if len(fitting) < needed:
+            most = most_ranks(group.hosts, group.gpus_per_host, spec.gpus_of_rank, spec.gpu_share)
+            if most is not None and most < needed:
                 of = f"{group.gpus_per_host} GPUs of each host" if group.hosts > 1 else f"{group.gpus} GPUs"
-                has = f"what fits on the {of} of instance group {group.name!r}: {len(fitting)} such ranks"
+                has = f"what fits on the {of} of instance group {group.name!r}: {most} such ranks"
                 raise invalid("clusterSize", needed, has)
 
     async def _check_dependencies(self, job_id: str, spec: Spec) -> None:
@@ -76,9 +90,15 @@ def _check_numbers(spec: Spec) -> None:
         raise invalid("clusterSize", spec.ranks, "1 or more")
     if not 0 <= spec.min_ranks <= spec.ranks:
         raise invalid("min_ranks", spec.min_ranks, f"0 to {spec.ranks}, the most ranks")
-    for field, value in (
-        ("max_seconds", spec.max_seconds),
+    for field, seconds in (
+        ("maxSeconds", spec.max_seconds),
         ("max_silent_seconds", spec.max_silent_seconds),
+        ("grace_seconds", spec.grace_seconds),
+    ):
+        if not 0 <= seconds <= MAX_SECONDS:
+            raise invalid(field, seconds, f"0 to {MAX_SECONDS}")
+    for field, value in (
+        ("max_restarts", spec.max_restarts),
         ("max_disk_bytes", spec.max_disk_bytes),
         ("gpus_per_rank", spec.gpus_per_rank),
         ("memory_bytes_per_rank", spec.memory_bytes_per_rank),
