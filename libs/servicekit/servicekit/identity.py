@@ -82,7 +82,7 @@ def acting_as(identity: Identity) -> Iterator[Identity]:
 
 
 def job_token(secret: str, job_id: str) -> str:
-    """The token with which a worker of `job_id` reports, and with which it can do nothing else."""
+    """The token with which a worker of `job_id` reports; the interceptor refuses it everywhere else."""
     return hmac.new(secret.encode(), f"job:{job_id}".encode(), hashlib.sha256).hexdigest()
 
 

@@ -15,7 +15,7 @@ from google.protobuf import any_pb2, descriptor_pool
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from servicekit.errors import Code, ServiceError
+from servicekit.errors import Code, ServiceError, forbidden
 from servicekit.identity import Identity, acting_as, identity_from_headers
 from servicekit.times import format_time, utc_now
 
@@ -28,6 +28,13 @@ OPEN_SERVICES = (
     "grpc.health.v1.Health",
     "grpc.reflection.v1alpha.ServerReflection",
     "envoy.service.auth.v3.Authorization",
+)
+# All that the token of a job is good for: programs of users hold it, and it never expires. Each asks require_job.
+METHODS_OF_WORKERS = frozenset(
+    {
+        "/dlmesh.scheduling.v1.JobService/ReportJob",
+        "/dlmesh.training.v1.MetricService/RecordMetrics",
+    }
 )
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
@@ -91,6 +98,7 @@ class _Call:
         identity = await self._identify(context)
         with acting_as(identity):
             try:
+                _check_worker(identity, self._method)
                 _check_readable(request)
                 response = await self._behaviour(request, context)
             except ServiceError as error:
@@ -110,6 +118,7 @@ class _Call:
         identity = await self._identify(context)
         with acting_as(identity):
             try:
+                _check_worker(identity, self._method)
                 _check_readable(request)
                 async for response in self._behaviour(request, context):
                     yield response
@@ -150,6 +159,11 @@ class _Call:
                 }
             )
         )
+
+
+def _check_worker(identity: Identity, method: str) -> None:
+    if identity.job_id is not None and method not in METHODS_OF_WORKERS:
+        raise forbidden("a job's token is for reports of the job's workers only")
 
 
 def _check_readable(request: Any) -> None:

@@ -39,7 +39,9 @@ async def service(home: Path, database_url: str | None = None, slots: int = 4) -
     local = LocalSettings(slots=slots, gpus=0, warm_pool=False, grow_after_seconds=0.0)
     async with running(build(settings, local=local), settings) as client:
         yield SimpleNamespace(
-            execs=client.stub(scheduling_pb2_grpc.ExecServiceStub), jobs=client.stub(jobs_pb2_grpc.JobServiceStub)
+            execs=client.stub(scheduling_pb2_grpc.ExecServiceStub),
+            jobs=client.stub(jobs_pb2_grpc.JobServiceStub),
+            port=client.port,
         )
 
 
@@ -242,6 +244,23 @@ async def test_ranks_see_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert "hunter2" not in output
         assert "postgresql" not in output
         assert [name for name in names if "TOKEN" in name or "SECRET" in name] == ["DLMESH_JOB_TOKEN"]
+
+
+async def test_a_jobs_token_starts_no_tasks(tmp_path: Path) -> None:
+    async with service(tmp_path) as platform:
+        task, output = await ended(platform, "import os\nprint(os.environ['DLMESH_JOB_TOKEN'])")
+        worker = (("x-dlmesh-job", task.id), ("x-dlmesh-job-token", output.strip()))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{platform.port}") as channel:
+            stub = scheduling_pb2_grpc.ExecServiceStub(channel)
+            requests = iter(requests_of(None, arguments="--exec-start PyTorch --user-cmd -- sleep 2"))
+            for call in (
+                stub.StartExec(requests, metadata=worker),
+                stub.GetExec(scheduling_pb2.GetExecRequest(id=task.id), metadata=worker),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError, match="reports of the job's workers") as caught:
+                    await call
+                assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert left_behind(tmp_path) == [task.id]
 
 
 async def test_tasks_are_private(tmp_path: Path) -> None:
