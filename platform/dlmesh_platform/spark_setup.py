@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -119,7 +120,10 @@ def _compile(library: Path) -> None:
             content = given.read(entry)
             made.writestr(entry.filename, content)
             if entry.filename.endswith(".py"):
-                code = compile(content, f"{library.name}/{entry.filename}", "exec", dont_inherit=True)
+                with warnings.catch_warnings():
+                    # Of Spark's own code, in which nobody here can mend them.
+                    warnings.simplefilter("ignore", SyntaxWarning)
+                    code = compile(content, f"{library.name}/{entry.filename}", "exec", dont_inherit=True)
                 # Unchecked: the source lies beside it and is never changed.
                 header = importlib.util.MAGIC_NUMBER + (0b01).to_bytes(4, "little") + bytes(8)
                 made.writestr(f"{entry.filename}c", header + marshal.dumps(code))
