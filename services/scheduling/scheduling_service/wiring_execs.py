@@ -80,7 +80,7 @@ def build_execs(
         start,
         find,
         ListExecs(execs),
-        StopExec(find, stop),
+        StopExec(execs, find, submit, stop),
         DeleteExec(execs, find, loop.wake),
         DeleteAllExecs(execs, loop.wake),
         ReadExecLog(find, jobs, DiskExecLogs(files, root)),

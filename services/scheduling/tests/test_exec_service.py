@@ -217,6 +217,8 @@ async def test_a_command_needs_no_program(tmp_path: Path) -> None:
         (None, START, {}, "file: ''"),
         (part(b"x"), START, {"priority": 101}, "priority: 101"),
         (part(b"x"), START, {"max_seconds": -1.0}, "maxSeconds: -1"),
+        (part(b"x"), START, {"max_seconds": 315_360_001.0}, "maxSeconds: .*0 to 315360000"),
+        (part(b"x"), START, {"max_seconds": float("inf")}, "maxSeconds: inf"),
         (part(b"x"), START, {"max_seconds": float("nan")}, "maxSeconds: nan"),
         (part(b"x"), START, {"after": "gone"}, "after: 'gone'"),
     ],

@@ -29,7 +29,7 @@ class DiskExecFolders:
         self._root, self._limits, self._orphan_seconds = root, limits, orphan_seconds
 
     def open_draft(self, task_id: str) -> Path:
-        draft = self._root / f"{_DRAFT}{task_id}"
+        draft = self._draft(task_id)
         draft.mkdir(parents=True)
         return draft
 
@@ -71,16 +71,21 @@ class DiskExecFolders:
     def folder(self, task_id: str) -> Path:
         return self._root / task_id
 
+    def _draft(self, task_id: str) -> Path:
+        return self._root / f"{_DRAFT}{task_id}"
+
     def publish(self, draft: Path, task_id: str, spec: ExecSpec) -> None:
-        (draft / RESULTS / "model").mkdir(parents=True)
-        (draft / LOG).mkdir()
+        # Never with the draft itself: one that is gone would come back without its program.
+        for path in (draft / RESULTS, draft / RESULTS / "model", draft / LOG):
+            path.mkdir()
         spec.write(draft / SPEC)
         for folder in (draft / RESULTS, draft):
             sync_folder(folder)
         draft.rename(self.folder(task_id))
         sync_folder(self._root)
 
-    def discard(self, draft: Path) -> None:
+    def discard(self, task_id: str) -> None:
+        draft = self._draft(task_id)
         if draft.exists():
             remove_folder(draft)
 

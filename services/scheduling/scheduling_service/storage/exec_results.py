@@ -9,13 +9,14 @@ import stat
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from servicekit.errors import sendable
 from workerkit.spool import open_plain_below
 
-from scheduling_service.storage.exec_folders import RESULTS
+from scheduling_service.storage.exec_folders import ORPHAN_SECONDS, RESULTS
 
 COPY_BYTES = 1024 * 1024
 # Weights hardly get smaller, and who waits for gigabytes of them would wait for minutes: the beginning of a file tells.
@@ -29,8 +30,8 @@ class DiskExecResults:
     """`usecases.exec_ports.ExecResults`: the zip files lie in `packed`, where programs do not come, not beside what
     they wrote in `execs`. Blocking; OSError for a disk in trouble."""
 
-    def __init__(self, execs: Path, packed: Path) -> None:
-        self._execs, self._packed = execs, packed
+    def __init__(self, execs: Path, packed: Path, orphan_seconds: float = ORPHAN_SECONDS) -> None:
+        self._execs, self._packed, self._orphan_seconds = execs, packed, orphan_seconds
 
     def pack(self, task_id: str, *, is_elastic: bool) -> Path:
         """The zip of what an ended task left in its results; made by the first call, whole or not at all.
@@ -59,6 +60,17 @@ class DiskExecResults:
         """Remove the zip, and what a kill left of one."""
         for path in [self._packed / f"{task_id}.zip", *self._packed.glob(f".{task_id}.*")]:
             path.unlink(missing_ok=True)
+
+    def orphans(self) -> Sequence[str]:
+        """Of zips and drafts that are old: one whose task was removed while it was packed is nobody's."""
+        now = time.time()
+        found = set()
+        for path in self._packed.iterdir() if self._packed.is_dir() else ():
+            with suppress(FileNotFoundError):
+                if now - path.lstat().st_mtime >= self._orphan_seconds:
+                    # ID.zip or .ID.PID.RANDOM
+                    found.add(path.name.removeprefix(".").partition(".")[0])
+        return sorted(found)
 
 
 def _files(root: Path, is_elastic: bool) -> Iterator[tuple[Path, str]]:

@@ -99,15 +99,18 @@ class SqlExecs:
         async with self._database.session(read_only=True) as session:
             return list((await session.execute(query)).scalars())
 
+    async def task(self, task_id: str) -> ExecTask | None:
+        query = sa.select(EXECS).where(EXECS.c.id == task_id, EXECS.c.is_hidden.is_(False))
+        async with self._database.session(read_only=True) as session:
+            row = (await session.execute(query)).mappings().one_or_none()
+        return None if row is None else _task(row)
+
     async def without_job(self) -> Sequence[ExecTask]:
         joined = EXECS.outerjoin(JOBS, JOBS.c.id == EXECS.c.id)
         query = sa.select(EXECS).select_from(joined).where(JOBS.c.id.is_(None), EXECS.c.is_hidden.is_(False))
         async with self._database.session(read_only=True) as session:
             rows = (await session.execute(query.order_by(EXECS.c.created_at))).mappings().all()
-        return [
-            ExecTask(row["id"], row["owner"], row["group_id"], row["arguments"], Spec(**row["spec"]), row["created_at"])
-            for row in rows
-        ]
+        return [_task(row) for row in rows]
 
     async def known(self, task_ids: Sequence[str]) -> set[str]:
         found: set[str] = set()
@@ -120,6 +123,11 @@ class SqlExecs:
     async def remove(self, task_id: str) -> None:
         async with self._database.session() as session:
             await session.execute(sa.delete(EXECS).where(EXECS.c.id == task_id))
+
+
+def _task(row: sa.RowMapping) -> ExecTask:
+    spec = Spec(**row["spec"])
+    return ExecTask(row["id"], row["owner"], row["group_id"], row["arguments"], spec, row["created_at"])
 
 
 def _view(row: sa.RowMapping) -> ExecView:

@@ -35,6 +35,9 @@ class Execs(Protocol):
     async def hidden(self) -> Sequence[str]:
         """Ids of those that wait to be removed."""
 
+    async def task(self, task_id: str) -> ExecTask | None:
+        """The task as it was asked for."""
+
     async def without_job(self) -> Sequence[ExecTask]:
         """Those whose submission was cut off."""
 
@@ -81,8 +84,8 @@ class ExecFolders(Protocol):
     def publish(self, draft: Path, task_id: str, spec: ExecSpec) -> None:
         """Give the draft its name, with `spec` in it; durable when this returns."""
 
-    def discard(self, draft: Path) -> None:
-        """Remove a draft; nothing when it was published."""
+    def discard(self, task_id: str) -> None:
+        """Remove the task's draft; nothing when it was published."""
 
     def remove(self, task_id: str) -> None:
         """Remove the task's folder; nothing when it is gone."""
@@ -165,3 +168,7 @@ class ExecResults(Protocol):
 
     def remove(self, task_id: str) -> None:
         """Remove it; nothing when there is none. Blocking."""
+
+    def orphans(self) -> Sequence[str]:
+        """Ids of tasks that have one, or a part of one, which is old enough to be nobody's unless there is a row.
+        Blocking."""

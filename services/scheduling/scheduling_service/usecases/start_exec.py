@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 from servicekit.errors import Code, ServiceError, invalid, renamed
@@ -29,11 +29,13 @@ from scheduling_service.usecases.exec_ports import (
     Upload,
 )
 from scheduling_service.usecases.ports import Groups, Jobs
+from scheduling_service.usecases.submit_job import MAX_DEPENDENCIES, MAX_PRIORITY, MAX_SECONDS
 
-MAX_AFTER = 1000
+Made = TypeVar("Made")
+
 MOST_UNPACKED_AT_ONCE = 2
 # What the queue says of a job, and what its submitter knows it as.
-_FIELDS = {"clusterSize": "numWorker", "min_ranks": "numWorker", "sigid": "sigName", "max_seconds": "maxSeconds"}
+_FIELDS = {"clusterSize": "numWorker", "min_ranks": "numWorker", "sigid": "sigName"}
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class StartExec:
         self._unpacking = asyncio.Semaphore(MOST_UNPACKED_AT_ONCE)
 
     async def __call__(self, request: ExecRequest, upload: Upload) -> ExecView:
+        request = replace(request, after=list(dict.fromkeys(request.after)))
         try:
             checked = await self._check(request)
         except ServiceError:
@@ -103,20 +106,32 @@ class StartExec:
             raise
         task_id = uuid4().hex
         self._in_flight.ids.add(task_id)
-        draft = await asyncio.to_thread(self._folders.open_draft, task_id)
         try:
+            draft = await _in_thread(self._folders.open_draft, task_id)
             saved = await upload.save(draft / "upload")
             if saved is None and not checked.arguments.command:
                 raise invalid("file", "", "a part with the program, or a tar of its folder")
             async with self._unpacking:
-                await asyncio.to_thread(self._folders.unpack, draft, saved, checked.arguments)
-            spec, job_spec = await asyncio.to_thread(self._freeze, task_id, draft, request, checked)
+                await _in_thread(self._folders.unpack, draft, saved, checked.arguments)
+            spec, job_spec = await _in_thread(self._freeze, task_id, draft, request, checked)
             task = ExecTask(task_id, job_spec.owner, checked.group.id, checked.arguments.shown, job_spec, self._now())
-            # A client that goes away now has a task all the same, or none: nothing in between.
-            return await asyncio.shield(self._commit(draft, task, spec))
+        except BaseException:
+            await asyncio.shield(self._discard(task_id))
+            raise
+        # A client that goes away now has a task all the same, or none: nothing in between.
+        return await asyncio.shield(self._publish(draft, task, spec))
+
+    async def _publish(self, draft: Path, task: ExecTask, spec: ExecSpec) -> ExecView:
+        try:
+            return await self._commit(draft, task, spec)
         finally:
+            await self._discard(task.id)
+
+    async def _discard(self, task_id: str) -> None:
+        try:
             # A draft that was published has another name.
-            await asyncio.shield(asyncio.to_thread(self._folders.discard, draft))
+            await asyncio.to_thread(self._folders.discard, task_id)
+        finally:
             self._in_flight.ids.discard(task_id)
 
     async def _check(self, request: ExecRequest) -> _Checked:
@@ -130,16 +145,17 @@ class StartExec:
             )
             if not data.is_dir():
                 raise invalid("--cs-datastore-meta data_path", arguments.data_path, "a folder")
-        if not 0 <= request.max_seconds < math.inf:
-            raise invalid("maxSeconds", request.max_seconds, "0 or more; 0 is unlimited")
-        if not -100 <= request.priority <= 100:
-            raise invalid("priority", request.priority, "-100 to 100")
-        if len(request.after) > MAX_AFTER:
-            raise invalid("after", f"{len(request.after)} ids", f"at most {MAX_AFTER}")
-        identity = current_identity()
+        # What the queue says, too: before the upload is received.
+        if not 0 <= request.max_seconds <= MAX_SECONDS:
+            raise invalid("maxSeconds", request.max_seconds, f"0 to {MAX_SECONDS}; 0 is unlimited")
+        if not -MAX_PRIORITY <= request.priority <= MAX_PRIORITY:
+            raise invalid("priority", request.priority, f"{-MAX_PRIORITY} to {MAX_PRIORITY}")
+        if len(request.after) > MAX_DEPENDENCIES:
+            raise invalid("after", f"{len(request.after)} ids", f"at most {MAX_DEPENDENCIES}")
+        owner = current_identity().user
         found = {job.id: job for job in await self._jobs.find(request.after)} if request.after else {}
         for job_id in request.after:
-            if job_id not in found or not identity.may_access(found[job_id].spec.owner):
+            if job_id not in found or found[job_id].spec.owner != owner:
                 raise invalid("after", job_id, "ids of tasks of yours, separated by commas")
         return _Checked(arguments, framework, group, data)
 
@@ -243,3 +259,14 @@ class StartExec:
         return view or ExecView(
             task.id, task.owner, task.group_id, "", "", "", task.arguments, task.created_at, state="KILLED"
         )
+
+
+async def _in_thread(call: Callable[..., Made], *arguments: object) -> Made:
+    """As `asyncio.to_thread`, but over when the thread is, also for a client that went away: its draft is removed then,
+    and nothing may write there any more."""
+    work = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.gather(work, return_exceptions=True)
+        raise

@@ -59,10 +59,17 @@ class TendExecs:
         return Next.LATER if all(left) and self._is_complete else Next.SOON
 
     async def _complete(self) -> None:
-        tasks = [task for task in await self._execs.without_job() if task.id not in self._in_flight.ids]
-        for task in tasks:
-            await self._repeat(task)
-        self._is_complete = not self._in_flight.ids
+        # Before it is looked: what goes wrong meanwhile says so again.
+        self._is_complete = True
+        try:
+            for task in await self._execs.without_job():
+                if task.id in self._in_flight.ids:
+                    self._is_complete = False
+                else:
+                    await self._repeat(task)
+        except BaseException:
+            self._is_complete = False
+            raise
 
     async def _repeat(self, task: ExecTask) -> None:
         try:
@@ -75,7 +82,10 @@ class TendExecs:
             await self._execs.hide(task.id)
 
     async def _removed(self, task_id: str) -> bool:
-        """False while it has to be stopped first."""
+        """False while it is being started, or has to be stopped first."""
+        if task_id in self._in_flight.ids:
+            # Its job comes in this moment, and would be left without task and files.
+            return False
         try:
             await self._stop(task_id)
         except ServiceError as error:
@@ -96,12 +106,16 @@ class TendExecs:
         return True
 
     async def _remove_orphans(self) -> None:
-        names = await asyncio.to_thread(self._folders.orphans)
-        known = await self._execs.known(names)
-        for name in names:
-            if name in known or name.removeprefix(".draft-") in self._in_flight.ids:
-                continue
-            try:
-                await asyncio.to_thread(self._folders.remove, name)
-            except OSError:
-                log.exception("%s cannot be removed yet", name)
+        for names_of, remove in (
+            (self._folders.orphans, self._folders.remove),
+            (self._results.orphans, self._results.remove),
+        ):
+            names = await asyncio.to_thread(names_of)
+            known = await self._execs.known(names)
+            for name in names:
+                if name in known or name.removeprefix(".draft-") in self._in_flight.ids:
+                    continue
+                try:
+                    await asyncio.to_thread(remove, name)
+                except OSError:
+                    log.exception("%s cannot be removed yet", name)
