@@ -250,11 +250,13 @@ class Scene(ABC):
         last = until + 180
         while is_wanted() and (time.monotonic() < until or due):
             assert time.monotonic() < last, f"no {due} to kill"
-            name = self.dice.choice(due) if due else self.dice.choice([*kinds, "service", "service"])
+            name = self.dice.choice(due) if due else self.dice.choice([*kinds, "service"])
             time.sleep(self.dice.choice(self.pauses))
             self.unfinished = stream.unfinished
             if kinds[name]():
                 self.kills[name] += 1
+                # Shown when the test fails, beside the times of the evidence.
+                print(f"{time.time():.3f} killed: {name}")
                 if name in due:
                     due.remove(name)
 
@@ -270,7 +272,7 @@ class Scene(ABC):
         """Of jobs that have not ended: those that run or are about to, in any order."""
         for job_id in self.dice.sample(self.unfinished, len(self.unfinished)):
             for directory in (self.home / "jobs" / job_id).glob("attempt-*"):
-                if not (directory / "outcome.json").exists():
+                if not (kept(directory) / "outcome.json").exists():
                     yield job_id, directory
 
     def kill_one(self, what: str, find: Callable[[Path], list[psutil.Process]], how: Sequence[signal.Signals]) -> bool:
@@ -324,12 +326,17 @@ class LocalScene(Scene):
         return False
 
 
+def kept(directory: Path) -> Path:
+    """Where the keepers of an attempt say what they do."""
+    return directory.with_name(f"keeper-{directory.name}")
+
+
 def keeper_of(directory: Path) -> list[psutil.Process]:
-    return alive(read(directory / "keeper.json"))
+    return alive(read(kept(directory) / "keeper.json"))
 
 
 def local_ranks_of(directory: Path) -> list[psutil.Process]:
-    return [process for row in read(directory / "ranks.json").get("ranks", ()) for process in alive(row)]
+    return [process for row in read(kept(directory) / "ranks.json").get("ranks", ()) for process in alive(row)]
 
 
 class SparkScene(Scene):
@@ -359,8 +366,10 @@ class SparkScene(Scene):
         kill = [signal.SIGKILL]
         return {
             "service": self.kill_service,
-            "driver": lambda: one("driver", lambda path: alive(read(path / "driver.json")), kill),
-            "JVM of a driver": lambda: one("JVM", lambda path: alive(read(path / "driver.json").get("jvm", {})), kill),
+            "driver": lambda: one("driver", lambda path: alive(read(kept(path) / "driver.json")), kill),
+            "JVM of a driver": lambda: one(
+                "JVM", lambda path: alive(read(kept(path) / "driver.json").get("jvm", {})), kill
+            ),
             "executor": lambda: one("executor", executors_of, kill),
             "keeper": lambda: one("keeper", spark_keepers_of, [signal.SIGKILL, signal.SIGTERM]),
             "rank": lambda: one("rank", spark_ranks_of, kill),
@@ -383,7 +392,7 @@ class SparkScene(Scene):
 
 
 def spark_records(directory: Path) -> list[dict[str, Any]]:
-    return [record for path in directory.glob("rank-?.json") if not (record := read(path)).get("ended", True)]
+    return [record for path in kept(directory).glob("rank-?.json") if not (record := read(path)).get("ended", True)]
 
 
 def spark_keepers_of(directory: Path) -> list[psutil.Process]:
