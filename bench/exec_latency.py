@@ -87,6 +87,7 @@ def in_turns(
 def run_job(folder: Path, submit: Callable[[str, Path], float], job_id: str, program: Path) -> Launched:
     """Submit it and read when it printed."""
     directory = folder / "jobs" / job_id / "attempt-1"
+    records = directory.with_name("keeper-attempt-1")
     began = time.time()
     answered = submit(job_id, program)
     deadline = began + START_SECONDS
@@ -94,8 +95,8 @@ def run_job(folder: Path, submit: Callable[[str, Path], float], job_id: str, pro
         # Looked for outside of the timed path: the program prints the time of its print.
         with contextlib.suppress(OSError, ValueError):
             printed = float((directory / "rank-0.out").read_text())
-            keeper = (directory / "keeper.json").stat().st_mtime
-            while not (directory / "outcome.json").exists():
+            keeper = (records / "keeper.json").stat().st_mtime
+            while not (records / "outcome.json").exists():
                 time.sleep(0.005)
             # The queue settles the job, as it does for people who send one after the other.
             time.sleep(0.15)

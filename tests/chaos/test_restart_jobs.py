@@ -97,7 +97,7 @@ class Room:
 
     def kept(self) -> Iterator[Path]:
         """Attempts that have a keeper, which has not said how they ended."""
-        for path in (self.home / "jobs").glob("*/attempt-*/keeper.json"):
+        for path in (self.home / "jobs").glob("*/keeper-attempt-*/keeper.json"):
             if not path.with_name("outcome.json").exists():
                 yield path
 

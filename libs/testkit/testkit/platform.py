@@ -75,7 +75,8 @@ def attempts_of(platform: RunningPlatform, run: Mapping[str, Any]) -> list[Path]
 
 def ranks_of(platform: RunningPlatform, run: Mapping[str, Any]) -> list[psutil.Process]:
     """The ranks of the newest attempt, the first one first."""
-    keeper = json.loads((attempts_of(platform, run)[-1] / "keeper.json").read_text())
+    newest = attempts_of(platform, run)[-1]
+    keeper = json.loads((newest.with_name(f"keeper-{newest.name}") / "keeper.json").read_text())
     return psutil.Process(keeper["pid"]).children()
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scheduling_service.engines.base import Attempt, Engine, Observation, Phase
-from scheduling_service.engines.local import accounts, hiding
+from scheduling_service.engines import outcomes
+from scheduling_service.engines.base import Attempt, Engine, Observation, Phase, RankOutcome
+from scheduling_service.engines.local import accounts, hiding, processes, records
 from scheduling_service.engines.local.engine import LocalEngine, pool_environment, warm_socket
-from scheduling_service.engines.local.keeper import write_json
 
 ENDED = (Phase.FINISHED, Phase.FAILED, Phase.STOPPED, Phase.LOST)
 DEADLINE_SECONDS = 20
@@ -76,7 +76,7 @@ async def engine(home: Path) -> AsyncIterator[Engine]:
     yield made
     # Nothing of a test that failed goes on.
     for keeper_file in home.rglob("keeper.json"):
-        await made.stop(keeper_file.parent)
+        await made.stop(keeper_file.parent.with_name(keeper_file.parent.name.removeprefix("keeper-")))
     await made.close()
 
 
@@ -213,7 +213,7 @@ async def test_temporary_files_go_though_their_keeper_was_killed(home: Path, roo
     wanted = attempt(home, "import time; time.sleep(600)", environment=environment)
     await engine.launch(wanted)
     async with asyncio.timeout(DEADLINE_SECONDS):
-        while not (wanted.directory / "ranks.json").exists():
+        while not (records.folder(wanted.directory) / "ranks.json").exists():
             await asyncio.sleep(0.02)
         assert len(list(room.glob("dlmesh-rank-*"))) == 1
         os.kill((await engine.observe(wanted.directory)).keeper_pid, signal.SIGKILL)
@@ -231,6 +231,135 @@ async def test_a_data_root_anywhere_in_the_home_is_reached_but_not_the_home(engi
     assert (found["data"], found["secret"][:15]) == ("'seen'", "PermissionError")
 
 
+@with_landlock
+async def test_a_rank_cannot_write_what_its_keeper_and_the_service_believe(engine: Engine, home: Path) -> None:
+    """With them it could have the service, from which nothing is hidden, end any process and open any file."""
+    kept, job = home / "jobs" / "j1" / "keeper-attempt-1", home / "jobs" / "j1"
+    names = ("spec.json", "keeper.json", "keeper.lock", "ranks.json", "outcome.json", "keeper.log")
+    ways = {
+        **{f"write {name}": f"open('{kept}/{name}', 'r+')" for name in names},
+        **{f"make {name}": f"open('{kept}/{name}', 'w')" for name in names},
+        **{f"link {name}": f"os.symlink('{home}/db/training.sqlite', '{kept}/new-{name}')" for name in names},
+        **{f"remove {name}": f"os.remove('{kept}/{name}')" for name in names},
+        "move": f"os.rename('{kept}', '{kept}-2')",
+        "next": f"os.mkdir('{job}/keeper-attempt-2')",
+    }
+    found = await tried(engine, home, ways)
+    # What is not there yet can be neither opened nor removed.
+    assert {name: said for name, said in found.items() if "PermissionError" not in said} == {
+        name: said for name, said in found.items() if "FileNotFoundError" in said and name.endswith("outcome.json")
+    }
+    assert (home / "db" / "training.sqlite").read_text() == "hidden"
+
+
+async def test_a_gang_that_would_work_where_its_records_lie_is_refused(engine: Engine, home: Path) -> None:
+    for folder in (home / "jobs", home / "jobs" / "j1"):
+        folder.mkdir(exist_ok=True)
+        directory = home / "jobs" / "j1" / f"attempt-{folder.name}"
+        seen = await run(engine, attempt(home, "", working_directory=str(folder), directory=directory))
+        assert (seen.phase, seen.final, "it holds what their keeper records" in seen.reason) == (
+            Phase.FAILED,
+            True,
+            True,
+        )
+
+
+def test_a_lock_is_not_emptied_and_a_link_in_its_place_not_followed(tmp_path: Path) -> None:
+    precious, link = tmp_path / "scheduling.db", tmp_path / "keeper.lock"
+    precious.write_text("precious")
+    assert not records.is_locked(precious)
+    link.symlink_to(precious)
+    assert not records.is_locked(link)
+    assert (precious.read_text(), link.is_symlink()) == ("precious", False)
+
+
+@pytest.mark.parametrize("content", ["nonsense", "{}", '{"pid": "x", "start_time": 1, "boot_id": "b"}', "[" * 9000])
+@pytest.mark.parametrize("name", ["keeper.json", "outcome.json"])
+async def test_records_that_are_none_of_ours_end_the_job(engine: Engine, home: Path, name: str, content: str) -> None:
+    directory = home / "jobs" / "j1" / "attempt-1"
+    (records.make(directory) / name).write_text(content)
+    (records.folder(directory) / "spec.json").write_text("{}")
+    await engine.stop(directory)
+    seen = await engine.observe(directory)
+    assert (seen.phase, seen.final, seen.reason) == (Phase.FAILED, True, outcomes.NOT_OURS)
+    assert (await engine.describe(directory)).executors == ()
+
+
+async def test_records_of_ranks_that_are_none_of_ours_hold_up_nobody(engine: Engine, home: Path) -> None:
+    directory = home / "jobs" / "j1" / "attempt-1"
+    ended = {"pid": 4194303, "start_time": 1, "boot_id": processes.boot_id(), "session": 4194303}
+    ended |= {"group": str(home / "db"), "temporary": str(home / "db")}
+    (records.make(directory) / "keeper.json").write_text(json.dumps(ended))
+    (records.folder(directory) / "ranks.json").write_text('{"ranks": [1, {"rank": 0, "pid": "y"}, {"rank": 0}]}')
+    assert (await engine.observe(directory)).phase is Phase.LOST
+    assert [path.name for path in (home / "db").iterdir()] == ["training.sqlite"]
+
+
+async def test_a_program_that_runs_on_after_its_keepers_record_is_gone_is_ended_by_a_stop(
+    engine: Engine, home: Path
+) -> None:
+    directory = home / "jobs" / "j1" / "attempt-1"
+    environment = {"PATH": os.environ["PATH"], "DLMESH_JOB_DIR": str(directory)}
+    await engine.launch(attempt(home, "import time; print(1, flush=True); time.sleep(600)", environment=environment))
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not (directory / "rank-0.out").exists() or not (directory / "rank-0.out").read_text():
+            await asyncio.sleep(0.02)
+        (records.folder(directory) / "keeper.json").write_text("nonsense")
+        assert (await engine.observe(directory)).phase is Phase.RUNNING
+        while (await engine.observe(directory)).phase is Phase.RUNNING:
+            await engine.stop(directory)
+            await asyncio.sleep(0.02)
+    seen = await engine.observe(directory)
+    assert (seen.phase, seen.reason) == (Phase.FAILED, "rank 0 was ended by SIGKILL")
+
+
+async def test_an_attempt_runs_as_long_as_its_keeper_whatever_its_outcome_says(engine: Engine, home: Path) -> None:
+    directory = home / "jobs" / "j1" / "attempt-1"
+    alive = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "boot_id": processes.boot_id()}
+    said: dict[str, Any] = {"state": "finished", "reason": "", "failed_rank": None, "ranks": []}
+    (records.make(directory) / "keeper.json").write_text(json.dumps(alive))
+    (records.folder(directory) / "outcome.json").write_text(json.dumps(said))
+    assert (await engine.observe(directory)).phase is Phase.RUNNING
+    (records.folder(directory) / "keeper.json").write_text(json.dumps({**alive, "boot_id": "another"}))
+    assert (await engine.observe(directory)).phase is Phase.FINISHED
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": "running"},
+        {"state": ["finished"]},
+        {"reason": 1},
+        {"failed_rank": "0"},
+        {"failed_rank": True},
+        {"final": "no"},
+        {"ranks": None},
+        {"ranks": [{"rank": 0, "pid": "y", "exit_code": 0}]},
+        {"ranks": [{"rank": 0, "pid": 1 << 40, "exit_code": 0}]},
+        {"ranks": [{"rank": 0, "pid": 7, "exit_code": 1 << 40}]},
+        {"ranks": [{"rank": -1, "pid": 7, "exit_code": 0}]},
+    ],
+)
+def test_an_outcome_of_another_form_is_none_of_ours(change: dict[str, Any]) -> None:
+    whole = {"state": "failed", "reason": "r", "failed_rank": 0, "ranks": [{"rank": 0, "pid": 7, "exit_code": None}]}
+    assert outcomes.observation_of(whole).ranks == (RankOutcome(0, 7, None),)
+    assert outcomes.observation_of({**whole, **change}, driver_id="d") == outcomes.not_ours(driver_id="d")
+
+
+def test_what_a_record_says_can_be_kept() -> None:
+    said: dict[str, Any] = {
+        "state": "failed",
+        "reason": "\ud800\0" + "r" * 9000,
+        "failed_rank": None,
+        "ranks": [],
+        "id": "\ud800" * 999,
+    }
+    assert outcomes.observation_of(said).reason.startswith("\ufffd\ufffdrrr")
+    assert len(outcomes.observation_of(said).reason) == outcomes.REASON_CHARACTERS
+    assert outcomes.name_of(said, "id") == "\ufffd" * outcomes.NAME_CHARACTERS
+    assert outcomes.name_of({"id": 1}, "id") == outcomes.name_of(None, "id") == ""
+
+
 async def test_a_link_in_place_of_an_output_leads_nowhere(engine: Engine, home: Path) -> None:
     """The keeper, from which nothing is hidden, opens it."""
     wanted = attempt(home, "print()", ranks=2)
@@ -242,7 +371,13 @@ async def test_a_link_in_place_of_an_output_leads_nowhere(engine: Engine, home: 
 
 
 def test_the_warm_pool_is_told_no_secret() -> None:
-    environ = {"DLMESH_ADMIN_PASSWORD": "a", "DLMESH_DATABASE_URL": "b", "DLMESH_SUPERVISED_HOME": "/h", "PATH": "/bin"}
+    environ = {
+        "PGPASSWORD": "p",
+        "DLMESH_ADMIN_PASSWORD": "a",
+        "DLMESH_DATABASE_URL": "b",
+        "DLMESH_SUPERVISED_HOME": "/h",
+        "PATH": "/bin",
+    }
     assert pool_environment(environ) == {"DLMESH_SUPERVISED_HOME": "/h", "PATH": "/bin", "DLMESH_WARM_POOL": "1"}
 
 
@@ -299,7 +434,7 @@ async def test_ranks_run_as_their_user_with_what_it_needs(engine: Engine, home: 
         "secret": f"open('{home}/secret').read()",
         "database": f"open('{home}/db/training.sqlite').read()",
         "others": f"os.listdir('{home}/jobs/other/attempt-1')",
-        "spec": "open(os.environ['DLMESH_JOB_DIR'] + '/spec.json').read()",
+        "spec": "open(os.environ['DLMESH_JOB_DIR'] + '/../keeper-attempt-1/spec.json').read()",
         "root": "os.setuid(0)",
         "parent": "os.kill(os.getppid(), 9)",
         "tie": "[ctypes.CDLL(None).prctl(2, ctypes.byref(it), 0, 0, 0) or it.value for it in [ctypes.c_int()]][0]",
@@ -330,12 +465,12 @@ async def test_ranks_run_as_their_user_with_what_it_needs(engine: Engine, home: 
         assert "PermissionError" in found[name], (name, found[name])
     # Neither a link nor a second name has made a file elsewhere the user's.
     assert (home / "secret").stat().st_uid == 0
-    assert (directory / "outcome.json").stat().st_uid == 0
+    assert (records.folder(directory) / "outcome.json").stat().st_uid == 0
 
 
 FORGES = """
 import json, os, time
-folder = os.environ['DLMESH_JOB_DIR']
+folder = os.environ['DLMESH_JOB_DIR'] + '/../keeper-attempt-1'
 found = {}
 for name in ('spec.json', 'keeper.json', 'keeper.lock', 'outcome.json', 'ranks.json'):
     for what, way in (('write', lambda path: open(path, 'r+')), ('remove', os.remove),
@@ -369,9 +504,8 @@ async def test_a_rank_of_another_user_cannot_forge_its_outcome(engine: Engine, h
         while not (work / "found.json").exists():
             await asyncio.sleep(0.02)
     found = json.loads((work / "found.json").read_text())
-    # Only where there is nothing yet may it put something of its own, which nobody believes.
-    assert [name for name, worked in found.items() if worked and not name.startswith("outcome.json")] == []
-    assert found["outcome.json replace"]
+    assert [name for name, worked in found.items() if worked] == []
+    assert len(found) == 15
     assert (await engine.observe(directory)).phase is Phase.RUNNING
     (work / "go").touch()
     seen = await run(engine, wanted)
@@ -422,7 +556,7 @@ async def test_an_interpreter_that_the_user_cannot_read_is_named(
 def test_what_is_written_whole_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("as it was")
     (tmp_path / "file").symlink_to("target")
-    write_json(tmp_path / "file", {"a": 1}, mode=0o600)
+    records.write(tmp_path / "file", {"a": 1}, mode=0o600)
     assert (tmp_path / "target").read_text() == "as it was"
     assert json.loads((tmp_path / "file").read_text()) == {"a": 1}
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600

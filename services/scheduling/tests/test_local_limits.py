@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from scheduling_service.engines.base import Attempt, Observation, Phase
-from scheduling_service.engines.local import cgroups, keeper, processes, usage, watches
+from scheduling_service.engines.local import cgroups, keeper, processes, records, usage, watches
 from scheduling_service.engines.local.cores import Cores
 from scheduling_service.engines.local.descriptions import Descriptions, ask_nvidia_smi
 from scheduling_service.engines.local.engine import LocalEngine
@@ -37,7 +37,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[LocalEngine]:
     yield made
     # Nothing of a test that failed goes on.
     for keeper_file in tmp_path.rglob("keeper.json"):
-        await made.stop(keeper_file.parent)
+        await made.stop(keeper_file.parent.with_name(keeper_file.parent.name.removeprefix("keeper-")))
     await made.close()
 
 
@@ -109,7 +109,7 @@ async def test_memory_that_forks_share_counts_once(engine: LocalEngine, tmp_path
     directory = tmp_path / "a1"
     await engine.launch(attempt(directory, program, memory_bytes_per_rank=140 * MIB))
     await until((tmp_path / "took").exists)
-    (rank,) = json.loads((directory / "ranks.json").read_text())["ranks"]
+    (rank,) = json.loads((records.folder(directory) / "ranks.json").read_text())["ranks"]
     found = usage.snapshot()
     assert found.resident_bytes(found.tree(rank["pid"])) > 200 * MIB
     watch = watches.Memory(140 * MIB)
@@ -254,6 +254,7 @@ def test_the_kernels_kill_names_the_rank_and_the_group_goes(
     group = fake_hierarchy(tmp_path)[2] / "dlmesh-j1-1"
     directory = tmp_path / "a1"
     directory.mkdir()
+    records.make(directory)
     spec = {
         "job_id": "j1",
         "attempt": 1,
@@ -278,7 +279,7 @@ def test_the_kernels_kill_names_the_rank_and_the_group_goes(
 
     monkeypatch.setattr(keeper.signal, "sigtimedwait", lambda *_: time.sleep(0.01))
     monkeypatch.setattr(keeper.processes, "descendants", lambda _: [])
-    outcome = keeper._Gang(directory, spec, start, Places(directory, spec), group).run()
+    outcome = keeper._Gang(directory, spec, start, Places(directory, spec), group, None).run()
     assert outcome["state"] == "failed"
     assert outcome["reason"] == "rank 1 used more than the allowed 8 GiB of memory"
     assert (outcome["failed_rank"], outcome["final"]) == (1, False)
@@ -295,7 +296,7 @@ async def test_the_group_of_a_keeper_that_was_killed_goes(
     ended = await asyncio.create_subprocess_exec("true")
     await ended.wait()
     facts = {"pid": ended.pid, "start_time": 1, "boot_id": processes.boot_id(), "group": str(group)}
-    (directory / "keeper.json").write_text(json.dumps(facts))
+    (records.make(directory) / "keeper.json").write_text(json.dumps(facts))
     assert (await engine.observe(directory)).phase is Phase.LOST
     assert [path.name for path in base.iterdir() if path.is_dir()] == ["main"]
 
@@ -321,9 +322,9 @@ async def test_a_description_holds_what_ranks_take_with_all_they_started(engine:
     assert 0.0 < busy.cores_used <= 1.2
     assert (idle.cores_used < busy.cores_used, idle.memory_mb > 1) == (True, True)
     assert (facts.driver.id, facts.driver.cores_used < 0.5, facts.driver.memory_mb > 1) == ("keeper", True, True)
-    keeper_pid = json.loads((directory / "keeper.json").read_text())["pid"]
+    keeper_pid = json.loads((records.folder(directory) / "keeper.json").read_text())["pid"]
     assert facts.driver.container_id == str(keeper_pid)
-    pids = [row["pid"] for row in json.loads((directory / "ranks.json").read_text())["ranks"]]
+    pids = [row["pid"] for row in json.loads((records.folder(directory) / "ranks.json").read_text())["ranks"]]
     assert [rank.container_id for rank in facts.executors] == [str(pid) for pid in pids]
     assert [rank.host for rank in facts.executors] == [facts.driver.host] * 2 == [os.uname().nodename] * 2
     await engine.stop(directory)

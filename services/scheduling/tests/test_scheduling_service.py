@@ -143,7 +143,7 @@ async def test_a_restarted_service_adopts_what_runs_and_settles_what_ended_meanw
         async with asyncio.timeout(DEADLINE_SECONDS):
             while not (tmp_path / "data" / "up").exists() or not (tmp_path / "data" / "up2").exists():
                 await asyncio.sleep(0.02)
-    outcome = tmp_path / "jobs" / "ends" / "attempt-1" / "outcome.json"
+    outcome = tmp_path / "jobs" / "ends" / "keeper-attempt-1" / "outcome.json"
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not outcome.exists():
             await asyncio.sleep(0.02)
@@ -159,7 +159,7 @@ async def test_a_lost_gang_is_started_again_without_counting_as_a_failure(tmp_pa
     program = "import os, time\nif os.environ['DLMESH_JOB_ATTEMPT'] == '1': open('up', 'w'); time.sleep(600)"
     async with service(tmp_path) as platform:
         await submit(platform, "j1", spec(tmp_path, program))
-        keeper = tmp_path / "jobs" / "j1" / "attempt-1" / "keeper.json"
+        keeper = tmp_path / "jobs" / "j1" / "keeper-attempt-1" / "keeper.json"
         async with asyncio.timeout(DEADLINE_SECONDS):
             while not (tmp_path / "data" / "up").exists():
                 await asyncio.sleep(0.02)

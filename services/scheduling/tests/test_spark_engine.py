@@ -26,6 +26,7 @@ import pytest
 from dlmesh_platform.spark_cluster import SparkCluster
 from scheduling_service.domain.job import InstanceGroup
 from scheduling_service.engines.base import Attempt, Observation, Phase
+from scheduling_service.engines.local import records
 from scheduling_service.engines.registry import make_engine
 from scheduling_service.engines.spark import driver, files, rank, submission
 from scheduling_service.engines.spark import engine as spark_engine
@@ -298,7 +299,7 @@ async def test_a_stop_before_the_driver_came_is_final_and_takes_the_submission_b
     await heard(master, "kill/driver-20260101000000-1")
     assert len(master.calls("create")) == 1
     assert await asyncio.to_thread(late_driver, directory) == 0
-    assert not (directory / files.DRIVER_FILE).exists()
+    assert not (records.folder(directory) / files.DRIVER_FILE).exists()
     assert (await engine.observe(directory)).phase is Phase.STOPPED
 
 
@@ -313,9 +314,9 @@ async def test_a_launch_that_was_cut_off_is_repeated_and_a_second_driver_does_no
     await heard(master, "create")
     assert (await engine.observe(directory)).phase is Phase.STARTING
     # The driver of the launch that was cut off has come, and ends again: the second finds its file.
-    (directory / files.DRIVER_FILE).write_text("{}")
+    (records.folder(directory) / files.DRIVER_FILE).write_text("{}")
     assert await asyncio.to_thread(late_driver, directory) == 0
-    assert not (directory / files.OUTCOME_FILE).exists()
+    assert not (records.folder(directory) / files.OUTCOME_FILE).exists()
 
 
 @pytest.mark.parametrize(
@@ -381,7 +382,7 @@ def test_the_secrets_of_a_job_and_of_the_platform_are_in_no_setting(tmp_path: Pa
     assert "spark.executor.resource.gpu.amount" not in settings
     assert (tmp_path / "a1").is_dir() is False
     spark_engine._write_spec(wanted, tmp_path)
-    assert (tmp_path / "a1" / "spec.json").stat().st_mode & 0o777 == 0o600
+    assert (records.folder(tmp_path / "a1") / "spec.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_options_of_a_group_are_sparks_and_add_to_the_flags_of_java(tmp_path: Path) -> None:
@@ -390,7 +391,7 @@ def test_options_of_a_group_are_sparks_and_add_to_the_flags_of_java(tmp_path: Pa
     flags = settings["spark.driver.extraJavaOptions"]
     assert flags.startswith("-XX:TieredStopAtLevel=1 ")
     assert flags.endswith(" -Dx=1")
-    assert f"'-Ddlmesh.log={tmp_path}/a b/driver.err'" in flags
+    assert f"'-Ddlmesh.log={tmp_path}/keeper-a b/driver.err'" in flags
     assert settings["spark.driver.cores"] == "1"
 
 
@@ -480,14 +481,14 @@ def test_the_keeper_of_a_rank_runs_it_once_and_ends_it_when_it_is_told(tmp_path:
         while not (tmp_path / "runs").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         assert subprocess.run(words, start_new_session=True, timeout=20, check=False).returncode == rank.RAN_BEFORE
-        (directory / files.END_FILE).write_text('{"grace_seconds": 5}')
+        (records.folder(directory) / files.END_FILE).write_text('{"grace_seconds": 5}')
         assert first.wait(20) == 0
         # Also when it is over: a stage that Spark tried again would come then.
         assert subprocess.run(words, start_new_session=True, timeout=20, check=False).returncode == rank.RAN_BEFORE
     finally:
         first.kill()
         first.wait()
-    record = files.read(directory / files.rank_file(0))
+    record = records.read(records.folder(directory) / files.rank_file(0))
     assert record is not None
     assert (record["ended"], record["exit_code"], record["lost"]) == (True, -signal.SIGTERM, False)
     assert (tmp_path / "runs").read_text() == "x"
@@ -502,7 +503,7 @@ def test_a_rank_of_an_attempt_that_was_given_up_never_runs(tmp_path: Path) -> No
     assert spark_engine._seal(directory, Phase.LOST, "the driver went without a word", ranks=[])
     words = [sys.executable, "-S", "-E", str(driver.RANK_PROGRAM), str(directory), json.dumps(PLACE), str(os.getpid())]
     assert subprocess.run(words, timeout=20, check=False).returncode == 0
-    record = files.read(directory / files.rank_file(0))
+    record = records.read(records.folder(directory) / files.rank_file(0))
     assert record is not None
     assert (record["ended"], record["pid"]) == (True, 0)
     assert not (tmp_path / "runs").exists()
@@ -518,12 +519,12 @@ def test_limits_and_hidden_files_are_kept_as_on_this_machine(tmp_path: Path) -> 
         "except OSError: print('hidden', flush=True)\n"
         "held = bytearray(os.urandom(1 << 20)) * 200\ntime.sleep(600)\n"
     )
-    limits = {"memory_bytes_per_rank": 64 << 20, "cores_per_rank": 1.0, "working_directory": str(directory.parent)}
+    limits = {"memory_bytes_per_rank": 64 << 20, "cores_per_rank": 1.0, "working_directory": str(directory)}
     spark_engine._write_spec(attempt(directory, program, ranks=1, master_url="yarn", **limits), home)
-    (directory / files.HEARTBEAT_FILE).touch()
+    (records.folder(directory) / files.HEARTBEAT_FILE).touch()
     words = [sys.executable, "-S", "-E", str(driver.RANK_PROGRAM), str(directory), json.dumps(PLACE), str(os.getpid())]
     assert subprocess.run(words, start_new_session=True, timeout=30, check=False).returncode == 0
-    record = files.read(directory / files.rank_file(0))
+    record = records.read(records.folder(directory) / files.rank_file(0))
     assert record is not None
     assert record["reason"] == "rank 0 used more than the allowed 64 MiB of memory"
     assert record["exit_code"] != 0
@@ -534,7 +535,7 @@ def test_limits_and_hidden_files_are_kept_as_on_this_machine(tmp_path: Path) -> 
 async def test_a_rank_ends_with_all_it_started_when_its_task_is_killed(tmp_path: Path) -> None:
     directory = tmp_path / "a1"
     spark_engine._write_spec(attempt(directory, ranks=1, master_url="yarn"), tmp_path / "home")
-    (directory / files.HEARTBEAT_FILE).touch()
+    (records.folder(directory) / files.HEARTBEAT_FILE).touch()
     task = (
         "import os, subprocess, sys; words = sys.argv[1:] + [str(os.getpid())]\n"
         "subprocess.Popen(words, start_new_session=True).wait()"
@@ -546,7 +547,7 @@ async def test_a_rank_ends_with_all_it_started_when_its_task_is_killed(tmp_path:
     await process.wait()
     await gone(*pids)
     async with asyncio.timeout(20):
-        while not (record := files.read(directory / files.rank_file(0)) or {}).get("ended"):
+        while not (record := records.read(records.folder(directory) / files.rank_file(0)) or {}).get("ended"):
             await asyncio.sleep(0.02)
     assert (record["lost"], record["exit_code"]) == (True, -signal.SIGTERM)
     assert record["reason"] == "Spark ended the task of the rank"
@@ -555,11 +556,12 @@ async def test_a_rank_ends_with_all_it_started_when_its_task_is_killed(tmp_path:
 def test_a_driver_is_gone_when_its_heartbeat_stands_still(tmp_path: Path) -> None:
     keeper = rank._Rank(tmp_path, {"environment": {}}, rank.Place(0, 0, 1, 0, "h", "c"))
     now = time.monotonic()
-    (tmp_path / files.HEARTBEAT_FILE).write_text("1")
+    beat = records.make(tmp_path) / files.HEARTBEAT_FILE
+    beat.write_text("1")
     assert not keeper._driver_is_gone(now)
     assert not keeper._driver_is_gone(now + files.FENCE_SECONDS - 1)
     # The clock of the file's host does not count, only that the file changes.
-    os.utime(tmp_path / files.HEARTBEAT_FILE, (1, 1))
+    os.utime(beat, (1, 1))
     assert not keeper._driver_is_gone(now + files.FENCE_SECONDS + 1)
     assert keeper._driver_is_gone(now + 2 * files.FENCE_SECONDS + 2)
     # The ranks are over before the attempt is given up and its next one may start.
@@ -572,14 +574,14 @@ async def test_an_attempt_is_lost_only_when_keepers_of_other_hosts_have_ended_th
     directory = tmp_path / "a1"
     spark_engine._write_spec(attempt(directory, ranks=1, master_url="yarn"), tmp_path / "home")
     here = rank.identity(os.getpid())
-    (directory / files.DRIVER_FILE).write_text(json.dumps({**here, "driver_id": "d"}))
+    (records.folder(directory) / files.DRIVER_FILE).write_text(json.dumps({**here, "driver_id": "d"}))
     record = {"rank": 0, "pid": 7, "keeper": {**here, "boot_id": "another"}, "ended": False, "lost": False}
-    (directory / files.rank_file(0)).write_text(json.dumps(record))
+    (records.folder(directory) / files.rank_file(0)).write_text(json.dumps(record))
     # The driver's lock is free, and it was one of this host.
     seen = await engine.observe(directory)
     assert (seen.phase, seen.reason) == (Phase.STARTING, spark_engine.ENDING)
     assert (await engine.observe(directory)).phase is Phase.STARTING
-    (directory / files.rank_file(0)).write_text(json.dumps({**record, "ended": True}))
+    (records.folder(directory) / files.rank_file(0)).write_text(json.dumps({**record, "ended": True}))
     assert (await engine.observe(directory)).phase is Phase.LOST
 
 
@@ -589,13 +591,15 @@ async def test_a_lost_attempt_is_not_waited_for_longer_than_its_ranks_can_run(
     directory = tmp_path / "a1"
     spark_engine._write_spec(attempt(directory, ranks=1, master_url="yarn"), tmp_path / "home")
     record = {"rank": 0, "pid": 7, "keeper": {"boot_id": "another"}, "ended": False}
-    (directory / files.rank_file(0)).write_text(json.dumps(record))
+    (records.folder(directory) / files.rank_file(0)).write_text(json.dumps(record))
     assert spark_engine._seal(directory, Phase.LOST, "the driver went without a word", ranks=[])
     assert (await engine.observe(directory)).phase is Phase.STARTING
-    (directory / files.HEARTBEAT_FILE).touch()
+    (records.folder(directory) / files.HEARTBEAT_FILE).touch()
     assert (await engine.observe(directory)).phase is Phase.STARTING
-    long_ago = time.time() - files.GONE_SECONDS
-    os.utime(directory / files.HEARTBEAT_FILE, (long_ago, long_ago))
+    # The clock of the file's host does not count, only that the file changes.
+    os.utime(records.folder(directory) / files.HEARTBEAT_FILE, (1, 1))
+    assert (await engine.observe(directory)).phase is Phase.STARTING
+    engine._watched[directory].beat_at -= files.GONE_SECONDS
     assert (await engine.observe(directory)).phase is Phase.LOST
 
 
@@ -607,17 +611,19 @@ async def test_a_program_that_replaces_the_records_of_its_attempt_holds_up_nobod
     spark_engine._write_spec(attempt(directory, master_url="yarn"), tmp_path / "home")
     secret = tmp_path / "secret"
     secret.write_text("the platform's")
-    (directory / files.DRIVER_FILE).write_text(json.dumps({**rank.identity(os.getpid()), "driver_id": "d"}))
+    (records.folder(directory) / files.DRIVER_FILE).write_text(
+        json.dumps({**rank.identity(os.getpid()), "driver_id": "d"})
+    )
     for name in (files.OUTCOME_FILE, files.LOCK_FILE, files.rank_file(0), files.STOP_FILE):
         match how:
             case "a pipe":
-                os.mkfifo(directory / name)
+                os.mkfifo(records.folder(directory) / name)
             case "no JSON":
-                (directory / name).write_text("{" * 5000)
+                (records.folder(directory) / name).write_text("{" * 5000)
             case "nothing of ours":
-                (directory / name).write_text('{"state": "odd"}')
+                (records.folder(directory) / name).write_text('{"state": "odd"}')
             case _:
-                (directory / name).symlink_to(secret)
+                (records.folder(directory) / name).symlink_to(secret)
     async with asyncio.timeout(10):
         seen = await engine.observe(directory)
         await engine.stop(directory)

@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from servicekit.folders import remove_folder
 from servicekit.identity import job_token
 from workerkit.spool import open_plain, open_plain_below, read_report, warning_of
 
 from scheduling_service.domain.job import InstanceGroup, Job, Progress, Reported
 from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation
+from scheduling_service.engines.environment import inherited
 
-# What ranks do not inherit of our environment: settings and passwords of the platform and of its database (PGPASSWORD),
-# and how its interpreter is run.
-WITHHELD_PREFIXES = ("DLMESH_", "PG")
-WITHHELD = ("PYTHONSAFEPATH",)
 # Programs of the platform's own, which publish what they make where users may not write.
 KINDS_OF_OURS = ("import",)
 NO_GPU = "no GPU in this group, runs on CPU slots"
@@ -58,7 +55,7 @@ class JobFiles:
         return open_plain_below(self.of(job.id), Path(path))
 
     def remove(self, job_id: str) -> None:
-        shutil.rmtree(self.of(job_id), ignore_errors=True)
+        remove_folder(self.of(job_id))
 
 
 def last_lines(path: Path, lines: int) -> str:
@@ -95,11 +92,7 @@ class EngineRunner:
     ) -> None:
         self._engines, self._files, self._secret, self._peers = engines, files, secret, peers
         self._data_roots = data_roots
-        self._inherited = {
-            key: value
-            for key, value in environ.items()
-            if not key.startswith(WITHHELD_PREFIXES) and key not in WITHHELD
-        }
+        self._inherited = inherited(environ)
 
     async def launch(self, job: Job, group: InstanceGroup) -> None:
         spec = job.spec
@@ -119,7 +112,8 @@ class EngineRunner:
                 warm=spec.warm,
                 max_silent_seconds=spec.max_silent_seconds,
                 max_disk_bytes=spec.max_disk_bytes,
-                gpus=job.gpus or None,
+                # None when it asked for none: it sees none of the machine's then.
+                gpus=job.gpus,
                 warning=NO_GPU if spec.gpus_of_rank and not job.gpus else "",
                 name=spec.application_name or spec.name,
                 memory_bytes_per_rank=spec.memory_bytes_per_rank,

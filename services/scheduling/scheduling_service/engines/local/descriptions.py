@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from scheduling_service.domain.attempt_facts import AttemptFacts, ProcessFacts
-from scheduling_service.engines.local import processes, usage
+from scheduling_service.engines.local import processes, records, usage
+from scheduling_service.engines.local.keeper import LOG_FILE
 
 # A page of applications is one look.
 LOOK_SECONDS = 0.5
@@ -55,12 +56,13 @@ class Descriptions:
     ) -> AttemptFacts:
         """From the files of an attempt, as far as there are any; blocks for some milliseconds."""
         with self._lock:
-            has_ended = outcome is not None or keeper is None or keeper["boot_id"] != processes.boot_id()
+            known = records.process_of(keeper)
+            has_ended = outcome is not None or known is None or known.boot_id != processes.boot_id()
             found = usage.Snapshot({}, {}) if has_ended else self._look()
-            host = (outcome or {}).get("host") or (keeper or {}).get("host") or host
-            log = str(directory / "keeper.log")
+            host = str((outcome or {}).get("host") or (keeper or {}).get("host") or host)
+            log = str(records.folder(directory) / LOG_FILE)
             group = (ranks or {}).get("group")
-            rows = {row["rank"]: row for row in (outcome or ranks or {}).get("ranks", ())}
+            rows = {row["rank"]: row for row in records.rows_of(outcome or ranks)}
             executors = []
             # What ranks left behind hangs from the keeper and counts with nobody.
             for rank in range(spec.get("ranks", 0)):
@@ -82,8 +84,8 @@ class Descriptions:
                         gpu_utilization=gpu_utilization,
                     )
                 )
-            pid = (keeper or {}).get("pid", 0)
-            alone = self._tree(found, pid, (keeper or {}).get("start_time")) & {pid}
+            pid = known.pid if known else 0
+            alone = self._tree(found, pid, known.start_time if known else None) & {pid}
             driver = ProcessFacts(
                 "keeper",
                 host=host,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -19,20 +18,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workerkit.spool import open_plain
+from servicekit.folders import remove_folder
 
 from scheduling_service.domain.job import InstanceGroup
-from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation, Phase, RankOutcome
-from scheduling_service.engines.local import cgroups, group_rules, hiding, processes
+from scheduling_service.engines import outcomes
+from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation, Phase
+from scheduling_service.engines.environment import inherited
+from scheduling_service.engines.local import cgroups, group_rules, hiding, places, processes, records
 from scheduling_service.engines.local.descriptions import Descriptions
 from scheduling_service.engines.local.keeper import (
     KEEPER_FILE,
     LOCK_FILE,
+    LOG_FILE,
     OUTCOME_FILE,
     RANKS_FILE,
     SPEC_FILE,
-    take,
-    write_json,
 )
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ POOL_RESTART_SECONDS = 2.0
 PRIVATE_FOLDERS = ("db", "log", "run")
 # By it a supervisor finds what is left of one that was killed.
 POOL_MARKS = ("DLMESH_SUPERVISED_HOME",)
+ENDING = "what the ranks had started is being ended"
 KEEPER_PROGRAM = Path(__file__).with_name("keeper.py")
 
 
@@ -85,7 +86,8 @@ class LocalEngine(Engine):
 
     async def launch(self, attempt: Attempt) -> None:
         directory = attempt.directory
-        if (directory / KEEPER_FILE).exists() or (directory / OUTCOME_FILE).exists():
+        kept = records.folder(directory)
+        if (kept / KEEPER_FILE).exists() or (kept / OUTCOME_FILE).exists():
             return
         await asyncio.to_thread(self._write_spec, attempt)
         self._launched.add(directory)
@@ -95,43 +97,51 @@ class LocalEngine(Engine):
 
     async def observe(self, directory: Path) -> Observation:
         self._reap()
-        keeper = _read(directory / KEEPER_FILE)
-        alive = keeper is not None and is_same_process(keeper["pid"], keeper["start_time"], keeper["boot_id"])
-        # Read after looking whether the keeper lives: it writes the outcome before it ends.
-        outcome = _read(directory / OUTCOME_FILE)
-        if outcome is not None:
-            ranks = tuple(RankOutcome(row["rank"], row["pid"], row["exit_code"]) for row in outcome["ranks"])
-            phase, final = Phase(outcome["state"]), outcome.get("final", False)
-            return Observation(phase, outcome["reason"], ranks, outcome["failed_rank"], final=final)
-        if keeper is not None:
+        kept = records.folder(directory)
+        record = records.read(kept / KEEPER_FILE)
+        keeper = records.process_of(record)
+        if keeper is not None and is_alive(keeper):
+            # Also when it has written the outcome: it is about to end.
             self._launched.discard(directory)
-            if alive:
-                return Observation(Phase.RUNNING, keeper_pid=keeper["pid"])
-            if keeper["boot_id"] == processes.boot_id() and await asyncio.to_thread(_end_orphans, directory, keeper):
-                return Observation(Phase.RUNNING, "what the ranks had started is being ended")
+            return Observation(Phase.RUNNING, keeper_pid=keeper.pid)
+        # Read after looking whether the keeper lives: it writes the outcome before it ends.
+        if (kept / OUTCOME_FILE).exists():
+            self._launched.discard(directory)
+            return outcomes.observation_of(records.read(kept / OUTCOME_FILE) or {})
+        if record is not None and keeper is not None:
+            self._launched.discard(directory)
+            if keeper.boot_id == processes.boot_id() and await asyncio.to_thread(_end_orphans, directory, record):
+                return Observation(Phase.RUNNING, ENDING)
             return Observation(Phase.LOST, "the process that kept the ranks went without a word")
+        if (kept / KEEPER_FILE).exists():
+            return await asyncio.to_thread(_observe_unknown, directory)
         try:
-            written = (directory / SPEC_FILE).stat().st_mtime
+            written = (kept / SPEC_FILE).stat().st_mtime
         except FileNotFoundError:
             return Observation(Phase.UNKNOWN)
-        if directory not in self._launched and not _is_locked(directory):
+        if directory not in self._launched and not records.is_locked(kept / LOCK_FILE):
             # Of a process that was killed before or while it started the keeper. To launch again is safe either way.
             return Observation(Phase.UNKNOWN)
-        reason = "the process that keeps the ranks did not start; see keeper.log"
+        reason = f"the process that keeps the ranks did not start; see {LOG_FILE}"
         if time.time() - written >= START_SECONDS and _seal(directory, Phase.LOST, reason):
             return Observation(Phase.LOST, reason)
         return Observation(Phase.STARTING)
 
     async def stop(self, directory: Path) -> None:
-        keeper = _read(directory / KEEPER_FILE)
-        if keeper and is_same_process(keeper["pid"], keeper["start_time"], keeper["boot_id"]):
-            processes.send_signal([keeper["pid"]], signal.SIGTERM)
-        elif keeper is None and (directory / SPEC_FILE).exists():
+        kept = records.folder(directory)
+        keeper = records.process_of(records.read(kept / KEEPER_FILE))
+        if keeper is not None:
+            if is_alive(keeper):
+                processes.send_signal([keeper.pid], signal.SIGTERM)
+        elif (kept / KEEPER_FILE).exists():
+            # It cannot be told; when its ranks have ended it ends by itself.
+            await asyncio.to_thread(_end_marked, directory)
+        elif (kept / SPEC_FILE).exists():
             _seal(directory, Phase.STOPPED, "stopped before it was started")
 
     async def describe(self, directory: Path) -> AttemptFacts:
-        files = [_read(directory / name) for name in (SPEC_FILE, KEEPER_FILE, RANKS_FILE, OUTCOME_FILE)]
-        spec, *others = files
+        kept = records.folder(directory)
+        spec, *others = (records.read(kept / name) for name in (SPEC_FILE, KEEPER_FILE, RANKS_FILE, OUTCOME_FILE))
         return await asyncio.to_thread(
             self._descriptions.describe, directory, socket.gethostname(), spec or {}, *others
         )
@@ -146,6 +156,7 @@ class LocalEngine(Engine):
 
     def _write_spec(self, attempt: Attempt) -> None:
         attempt.directory.mkdir(parents=True, exist_ok=True)
+        kept = records.make(attempt.directory)
         spec = {
             "job_id": attempt.job_id,
             "attempt": attempt.number,
@@ -166,7 +177,7 @@ class LocalEngine(Engine):
             "data_roots": [str(root) for root in attempt.data_roots],
         }
         # The environment holds the job's token.
-        write_json(attempt.directory / SPEC_FILE, spec, mode=0o600)
+        records.write(kept / SPEC_FILE, spec, mode=0o600)
 
     async def _launch_warm(self, directory: Path) -> bool:
         """Hand the attempt to the warm pool; False when it is not there or does not answer."""
@@ -223,9 +234,9 @@ def warm_socket(home: Path) -> Path:
 
 def pool_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """What the warm pool sees of our environment. Ranks see it, too, as that of the process that they are forks of."""
-    kept = {name: value for name, value in environ.items() if not name.startswith("DLMESH_") or name in POOL_MARKS}
+    marks = {name: environ[name] for name in POOL_MARKS if name in environ}
     # One mark at least: by it we find what a killed keeper left behind.
-    return {**kept, "DLMESH_WARM_POOL": "1"}
+    return {**inherited(environ), **marks, "DLMESH_WARM_POOL": "1"}
 
 
 def _spawn_keeper(directory: Path) -> int:
@@ -237,54 +248,61 @@ def _spawn_keeper(directory: Path) -> int:
         {},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(directory / "keeper.log"), append, 0o644),
+            (os.POSIX_SPAWN_OPEN, 1, str(records.folder(directory) / LOG_FILE), append, 0o644),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
         setsid=True,
     )
 
 
-def _end_orphans(directory: Path, keeper: Mapping[str, Any]) -> bool:
-    """Kill what a keeper that is gone left; True until there was nothing, for the next attempt needs its place.
+def _observe_unknown(directory: Path) -> Observation:
+    """An attempt whose keeper's record was replaced: given up once the keeper and what it started are gone."""
+    if records.is_locked(records.folder(directory) / LOCK_FILE) or _end_marked(directory):
+        return Observation(Phase.RUNNING, ENDING)
+    return outcomes.not_ours()
 
-    The ranks die with the keeper, but that takes the kernel a moment; what they had started does not.
-    """
-    if keeper.get("group"):
-        cgroups.remove(Path(keeper["group"]))
-    if "session" not in keeper:
-        return False
-    rows = (_read(directory / RANKS_FILE) or {}).get("ranks", ())
-    left = {row["pid"] for row in rows if row["start_time"] and processes.start_time(row["pid"]) == row["start_time"]}
-    left.update(processes.left_behind(keeper["session"], f"DLMESH_JOB_DIR={directory}"))
+
+def _end_marked(directory: Path) -> bool:
+    """Kill what says that it is of the attempt; True until there was nothing."""
+    left = processes.left_behind(-1, f"DLMESH_JOB_DIR={directory}")
     processes.end(left, ORPHAN_SECONDS)
     return bool(left)
 
 
-def _is_locked(directory: Path) -> bool:
-    with (directory / LOCK_FILE).open("w") as lock:
-        return not take(lock)
+def _end_orphans(directory: Path, record: Mapping[str, Any]) -> bool:
+    """Kill what a keeper that is gone left; True until there was nothing, for the next attempt needs its place.
+
+    The ranks die with the keeper, but that takes the kernel a moment; what they had started does not.
+    """
+    group, session, temporary = (record.get(key) for key in ("group", "session", "temporary"))
+    if isinstance(group, str) and Path(group).name.startswith("dlmesh-"):
+        cgroups.remove(Path(group))
+    if not records.is_pid(session):
+        return False
+    rows = map(records.process_of, records.rows_of(records.read(records.folder(directory) / RANKS_FILE)))
+    left = {row.pid for row in rows if row and row.start_time and processes.start_time(row.pid) == row.start_time}
+    left.update(processes.left_behind(session, f"DLMESH_JOB_DIR={directory}"))
+    processes.end(left, ORPHAN_SECONDS)
+    if not left and isinstance(temporary, str) and places.is_temporary(Path(temporary)):
+        with contextlib.suppress(OSError):
+            remove_folder(Path(temporary))
+    return bool(left)
 
 
 def _seal(directory: Path, phase: Phase, reason: str) -> bool:
     """End an attempt that has no keeper, so that one that comes late does nothing; False when it has one."""
-    with (directory / LOCK_FILE).open("w") as lock:
-        if not take(lock) or (directory / KEEPER_FILE).exists() or (directory / OUTCOME_FILE).exists():
+    kept = records.folder(directory)
+    with records.open_lock(kept / LOCK_FILE) as lock:
+        if not records.take(lock) or (kept / KEEPER_FILE).exists() or (kept / OUTCOME_FILE).exists():
             return False
-        write_json(directory / OUTCOME_FILE, {"state": phase.value, "reason": reason, "failed_rank": None, "ranks": []})
+        outcome: dict[str, Any] = {"state": phase.value, "reason": reason, "failed_rank": None, "ranks": []}
+        records.write(kept / OUTCOME_FILE, outcome)
         return True
 
 
-def is_same_process(pid: int, start_time: int, boot_id: str) -> bool:
-    """True while the process that was started then, in this boot, is alive."""
-    return boot_id == processes.boot_id() and processes.start_time(pid) == start_time
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """What we wrote ourselves: a rank with a user of its own may have put something in its place."""
-    try:
-        with open_plain(path) as file:
-            if os.fstat(file.fileno()).st_uid == os.geteuid():
-                return json.loads(file.read())
-    except OSError:
-        pass
-    return None
+def is_alive(process: records.Process) -> bool:
+    """Whether the process that was started then, in this boot, runs."""
+    started = process.start_time
+    return (
+        process.boot_id == processes.boot_id() and started is not None and processes.start_time(process.pid) == started
+    )

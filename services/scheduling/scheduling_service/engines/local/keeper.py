@@ -7,8 +7,6 @@ ranks die with it (PR_SET_PDEATHSIG). Standard library only, so that it starts i
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import signal
 import socket
@@ -17,21 +15,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 if __package__:
-    from scheduling_service.engines.local import accounts, cgroups, places, processes, watches
+    from scheduling_service.engines.local import accounts, cgroups, places, processes, records, watches
 else:  # run as a file, without importing the package
     sys.path.insert(0, str(Path(__file__).parent))
     import accounts  # type: ignore[import-not-found,no-redef]
     import cgroups  # type: ignore[import-not-found,no-redef]
     import places  # type: ignore[import-not-found,no-redef]
     import processes  # type: ignore[import-not-found,no-redef]
+    import records  # type: ignore[import-not-found,no-redef]
     import watches  # type: ignore[import-not-found,no-redef]
 
+# Of the attempt's records.
 SPEC_FILE, KEEPER_FILE, OUTCOME_FILE, LOCK_FILE = "spec.json", "keeper.json", "outcome.json", "keeper.lock"
-# The pids of the ranks while they run.
-RANKS_FILE = "ranks.json"
+# The pids of the ranks while they run; what the keeper itself says.
+RANKS_FILE, LOG_FILE = "ranks.json", "keeper.log"
 FAILURE_GRACE_SECONDS = 3.0
 LEFTOVER_GRACE_SECONDS = 1.0
 TICK_SECONDS = 1.0
@@ -39,39 +39,23 @@ TICK_SECONDS = 1.0
 StartRank = Callable[[dict[str, Any], int, dict[str, str], places.Places], int]
 
 
-def write_json(path: Path, value: Any, *, durable: bool = True, mode: int = 0o644) -> None:
-    """Replace `path` whole."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "w") as file:
-        file.write(json.dumps(value))
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def take(lock: TextIO) -> bool:
-    """Whether this process has the lock of an attempt now; the end of the process or of the file gives it back."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def keep(directory: Path, start_rank: StartRank) -> None:
-    """Run the attempt described in `directory`/spec.json to its end.
+    """Run the attempt of `directory`, as its records describe it, to its end.
 
     A second keeper of an attempt does nothing, nor does one that comes after the attempt was given up.
     """
-    lock = (directory / LOCK_FILE).open("w")
-    while not take(lock):
+    kept = records.folder(directory)
+    lock = records.open_lock(kept / LOCK_FILE)
+    while not records.take(lock):
         # Another keeper, which says so soon, or the engine, which only looks.
-        if (directory / KEEPER_FILE).exists():
+        if (kept / KEEPER_FILE).exists():
             return
         time.sleep(0.02)
-    if (directory / KEEPER_FILE).exists() or (directory / OUTCOME_FILE).exists():
+    if (kept / KEEPER_FILE).exists() or (kept / OUTCOME_FILE).exists():
         return
+    spec = records.read(kept / SPEC_FILE)
+    if spec is None:
+        raise FileNotFoundError(kept / SPEC_FILE)
     processes.adopt_orphans()
     # Signals are waited for, not handled: no race between looking and sleeping.
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
@@ -79,12 +63,12 @@ def keep(directory: Path, start_rank: StartRank) -> None:
         signal.signal(number, signal.SIG_IGN)
     me = os.getpid()
     identity = {"pid": me, "start_time": processes.start_time(me), "boot_id": processes.boot_id()}
-    spec = json.loads((directory / SPEC_FILE).read_text())
-    group = _group(spec)
-    facts = {**identity, "session": os.getsid(0), "host": socket.gethostname(), "group": group and str(group)}
-    write_json(directory / KEEPER_FILE, facts)
-    outcome = _Gang(directory, spec, start_rank, places.Places(directory, spec), group).run()
-    write_json(directory / OUTCOME_FILE, outcome)
+    group, temporary = _group(spec), places.temporary_of(spec)
+    # Said before it is made: who comes after us removes it.
+    left = {"group": group and str(group), "temporary": temporary and str(temporary)}
+    records.write(kept / KEEPER_FILE, {**identity, "session": os.getsid(0), "host": socket.gethostname(), **left})
+    outcome = _Gang(directory, spec, start_rank, places.Places(directory, spec), group, temporary).run()
+    records.write(kept / OUTCOME_FILE, outcome)
 
 
 _AWAITED = {signal.SIGCHLD, signal.SIGTERM}
@@ -105,6 +89,7 @@ class _Gang:
     start_rank: StartRank
     places: places.Places
     group: Path | None
+    temporary: Path | None
     pids: dict[int, int] = field(default_factory=dict)
     exit_codes: dict[int, int] = field(default_factory=dict)
     reason: str = ""
@@ -115,7 +100,7 @@ class _Gang:
     def run(self) -> dict[str, Any]:
         started_at = time.time()
         try:
-            self.places.prepare(self.group)
+            self.places.prepare(self.group, self.temporary)
             self._start()
             self._watch(started_at)
         except accounts.RefusedError as error:
@@ -159,9 +144,7 @@ class _Gang:
         started = [processes.start_time(self.pids[rank]) for rank in range(ranks)]
         rows = [{"rank": rank, "pid": self.pids[rank], "start_time": started[rank]} for rank in range(ranks)]
         group = self.places.group and str(self.places.group)
-        temporary = self.places.temporary and str(self.places.temporary)
-        facts = {"ranks": rows, "group": group, "temporary": temporary}
-        write_json(self.directory / RANKS_FILE, facts, durable=False)
+        records.write(records.folder(self.directory) / RANKS_FILE, {"ranks": rows, "group": group}, durable=False)
 
     def _watch(self, started_at: float) -> None:
         """Until all ranks have ended, one failed, a stop was asked for, or a limit was passed."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import sys
 from collections.abc import Mapping
@@ -15,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 if __package__:
-    from scheduling_service.engines.local import accounts, cgroups, cores, hiding
+    from scheduling_service.engines.local import accounts, cgroups, cores, hiding, records
 else:  # run as a file, without importing the package
     import accounts  # type: ignore[import-not-found,no-redef]
     import cgroups  # type: ignore[import-not-found,no-redef]
     import cores  # type: ignore[import-not-found,no-redef]
     import hiding  # type: ignore[import-not-found,no-redef]
+    import records  # type: ignore[import-not-found,no-redef]
 
 # When the machine has no memory left the kernel ends ranks before services and keepers, whose number is 0.
 OOM_SCORE_ADJUSTMENT = "500"
+_TEMPORARY = re.compile(r"dlmesh-rank-[0-9a-f]{32}")
 
 
 @dataclass
@@ -37,9 +40,12 @@ class Places:
     cores: cores.Cores | None = None
     temporary: Path | None = None
 
-    def prepare(self, group: Path | None) -> None:
-        """`group` is to be the gang's control group, None where there can be none. accounts.RefusedError when the ranks
-        can never run."""
+    def prepare(self, group: Path | None, temporary: Path | None) -> None:
+        """`group` is to be the gang's control group, None where there can be none, and `temporary` its `temporary_of`.
+        accounts.RefusedError when the ranks can never run."""
+        working_directory, home = Path(self.spec["working_directory"]).resolve(), self.home and self.home.resolve()
+        if home in working_directory.parents and self._holds_records(working_directory):
+            raise accounts.RefusedError(f"ranks cannot work in {working_directory}: it holds what their keeper records")
         self.account = accounts.find_account(self.spec.get("execution_user", ""))
         memory_bytes, cores_per_rank = self.memory_bytes, float(self.spec.get("cores_per_rank") or 0)
         if group is not None:
@@ -50,7 +56,8 @@ class Places:
         if cores_per_rank and self.group is None:
             folder = self.home / "run" / "cores" if self.home else self.directory.parent / "cores"
             self.cores = cores.Cores(folder, self.spec["ranks"], cores_per_rank, os.sched_getaffinity(0))
-        self._make_temporary()
+        if temporary is not None:
+            self._make_temporary(temporary)
         if self.account is not None:
             self._hand_over(self.account)
 
@@ -97,6 +104,7 @@ class Places:
         writable = [self.directory, Path(self.spec["working_directory"]), *map(Path, self.spec.get("data_roots", ()))]
         if self.temporary is not None:
             writable.append(self.temporary)
+        writable = [path for path in writable if not self._holds_records(path.resolve())]
         # A virtual environment may lie in the home; what an earlier attempt left does.
         readable = [self.directory.parent, Path(sys.prefix), Path(sys.base_prefix)]
         hiding.hide(self.home, writable, readable)
@@ -117,15 +125,15 @@ class Places:
 
             shutil.rmtree(self.temporary, ignore_errors=True)
 
-    def _make_temporary(self) -> None:
-        """Beside a home below /tmp nothing new can be made; then the ranks have a folder for it."""
-        usual = Path(self.spec["environment"].get("TMPDIR") or "/tmp").resolve()
-        if self.home is None or usual not in self.home.resolve().parents or not self.home.is_dir():
-            return
-        self.temporary = usual / f"dlmesh-rank-{os.urandom(6).hex()}"
-        self.temporary.mkdir(mode=0o700)
+    def _make_temporary(self, temporary: Path) -> None:
+        temporary.mkdir(mode=0o700)
+        self.temporary = temporary
         if self.account is not None:
-            os.chown(self.temporary, self.account.uid, self.account.gid)
+            os.chown(temporary, self.account.uid, self.account.gid)
+
+    def _holds_records(self, path: Path) -> bool:
+        kept = records.folder(self.directory).resolve()
+        return path == kept or path in kept.parents
 
     def _hand_over(self, account: accounts.Account) -> None:
         accounts.share_directory(self.directory, account)
@@ -142,6 +150,23 @@ class Places:
             raise accounts.RefusedError(
                 f"execution user {account.name!r} cannot read {closed}; ranks need {', '.join(map(str, needed[:2]))}"
             )
+
+
+def temporary_of(spec: Mapping[str, Any]) -> Path | None:
+    """Where the folder for temporary files of a gang is to be, whose name nobody can guess; None when it needs none.
+
+    Beside a home below /tmp nothing new can be made; then the ranks have a folder for it.
+    """
+    home = Path(spec["home"]) if spec.get("home") else None
+    usual = Path(spec["environment"].get("TMPDIR") or "/tmp").resolve()
+    if home is None or usual not in home.resolve().parents or not home.is_dir():
+        return None
+    return usual / f"dlmesh-rank-{os.urandom(16).hex()}"
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it has the name of a `temporary_of`."""
+    return path.is_absolute() and ".." not in path.parts and _TEMPORARY.fullmatch(path.name) is not None
 
 
 def open_output(path: Path) -> int:

@@ -20,7 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from scheduling_service.engines.local import keeper, places, processes
+from scheduling_service.engines.local import keeper, places, processes, records
 
 # DeepSpeed uses the last two when the first engine is made: 2.6 of the 5.7 seconds a cold start takes.
 WARM_MODULES = (
@@ -88,7 +88,7 @@ def _fork_keeper(directory: Path, inherited: tuple[socket.socket, ...]) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for descriptor in inherited:
             descriptor.close()
-        log = os.open(directory / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        log = os.open(records.folder(directory) / keeper.LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
         keeper.keep(directory, _fork_rank)

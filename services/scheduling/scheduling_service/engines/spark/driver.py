@@ -22,12 +22,12 @@ from typing import Any
 
 if __package__:
     from scheduling_service.engines.spark import files, rank
-    from scheduling_service.engines.spark.files import keeper, places, processes, watches
+    from scheduling_service.engines.spark.files import keeper, places, processes, records, watches
 else:  # run as a file, without importing the package
     sys.path.insert(0, str(Path(__file__).parent))
     import files  # type: ignore[import-not-found,no-redef]
     import rank  # type: ignore[import-not-found,no-redef]
-    from files import keeper, places, processes, watches  # type: ignore[no-redef]
+    from files import keeper, places, processes, records, watches  # type: ignore[no-redef]
 
 RANK_PROGRAM = Path(__file__).with_name("rank.py")
 TICK_SECONDS, BEAT_SECONDS = 0.05, 0.5
@@ -40,32 +40,35 @@ STANDALONE_ID = re.compile(r"driver-\d{14}-\d+")
 def drive(directory: Path) -> int:
     """Run the attempt to its end; 1 when it did not finish, for Spark's own pages."""
     jvm = os.getppid()
-    lock = files.open_lock(directory / files.LOCK_FILE)
-    while not keeper.take(lock):
+    kept = records.folder(directory)
+    if not kept.is_dir():
+        return 0
+    lock = records.open_lock(kept / files.LOCK_FILE)
+    while not records.take(lock):
         # Another driver, which says so soon, or the engine, which only looks.
-        if (directory / files.DRIVER_FILE).exists():
+        if (kept / files.DRIVER_FILE).exists():
             return 0
         time.sleep(0.02)
-    if (directory / files.DRIVER_FILE).exists() or (directory / files.OUTCOME_FILE).exists():
+    if (kept / files.DRIVER_FILE).exists() or (kept / files.OUTCOME_FILE).exists():
         return 0
-    spec = files.read(directory / files.SPEC_FILE)
+    spec = records.read(kept / files.SPEC_FILE)
     if spec is None:
         return 0
-    _keep_output(directory)
+    _keep_output(kept)
     gang = _Gang(directory, spec, jvm)
     outcome = gang.run()
     # The last words of the attempt, before Spark closes the application: the queue need not wait for that.
-    keeper.write_json(directory / files.OUTCOME_FILE, outcome)
+    records.write(kept / files.OUTCOME_FILE, outcome)
     gang.close()
     return 0 if outcome["state"] == "finished" else 1
 
 
-def _keep_output(directory: Path) -> None:
+def _keep_output(kept: Path) -> None:
     """Our output lies with the job, for Spark removes what it keeps itself."""
     sys.stdout.flush()
     sys.stderr.flush()
     for target, name in ((1, "driver.out"), (2, "driver.err")):
-        descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        descriptor = os.open(kept / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, target)
         os.close(descriptor)
 
@@ -83,6 +86,7 @@ class _Gang:
     records: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.kept = records.folder(self.directory)
         self.stage = _Stage(self.directory, self.spec)
         self.usage = rank.Usage(self.jvm)
         self._said: dict[str, Any] = {}
@@ -126,7 +130,7 @@ class _Gang:
         signs = None
         while True:
             self._tell()
-            if (self.directory / files.STOP_FILE).exists():
+            if (self.kept / files.STOP_FILE).exists():
                 self.state = "stopped"
                 return
             # Looked at before the ranks' files: a stage that is over has written them all.
@@ -184,7 +188,7 @@ class _Gang:
 
     def _end(self, grace_seconds: float) -> None:
         """Have the ranks ended, and wait until they have: those whose keepers have not come yet will not start."""
-        keeper.write_json(self.directory / files.END_FILE, {"grace_seconds": grace_seconds})
+        records.write(self.kept / files.END_FILE, {"grace_seconds": grace_seconds})
         deadline = time.monotonic() + grace_seconds + LATE_SECONDS
         self._read_ranks()
         while any(map(_may_end, self.records.values())) and time.monotonic() < deadline:
@@ -194,7 +198,7 @@ class _Gang:
     def _read_ranks(self) -> None:
         for number in range(self.spec["ranks"]):
             if not self.records.get(number, {}).get("ended"):
-                record = files.read(self.directory / files.rank_file(number))
+                record = records.read(self.kept / files.rank_file(number))
                 if record is not None:
                     self.records[number] = record
 
@@ -204,7 +208,7 @@ class _Gang:
         if said != self._said:
             self._said = said
             who = {**rank.identity(os.getpid()), "jvm": rank.identity(self.jvm), "host": socket.gethostname()}
-            keeper.write_json(self.directory / files.DRIVER_FILE, {**who, "driver_id": driver_id(), **said})
+            records.write(self.kept / files.DRIVER_FILE, {**who, "driver_id": driver_id(), **said})
 
     def _beat(self) -> None:
         """Say that we live, in a thread of its own, for a look at large folders may take long; end with the JVM, which
@@ -213,11 +217,11 @@ class _Gang:
         while os.getppid() == self.jvm:
             # A full disk has no room for anything but a time.
             with contextlib.suppress(OSError):
-                (self.directory / files.HEARTBEAT_FILE).touch()
+                (self.kept / files.HEARTBEAT_FILE).touch()
                 now = time.monotonic()
                 if now >= measure_at:
                     measure_at = now + rank.MEASURE_SECONDS
-                    keeper.write_json(self.directory / files.DRIVER_USAGE, self.usage.look(), durable=False)
+                    records.write(self.kept / files.DRIVER_USAGE, self.usage.look(), durable=False)
             time.sleep(BEAT_SECONDS)
         os._exit(1)
 

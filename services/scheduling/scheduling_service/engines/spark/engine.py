@@ -20,9 +20,11 @@ from typing import Any, TypeVar
 from servicekit.errors import invalid
 
 from scheduling_service.domain.job import InstanceGroup
-from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation, Phase, ProcessFacts, RankOutcome
+from scheduling_service.engines import outcomes
+from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation, Phase, ProcessFacts
+from scheduling_service.engines.environment import inherited
 from scheduling_service.engines.spark import files, rank, submission
-from scheduling_service.engines.spark.files import keeper, processes
+from scheduling_service.engines.spark.files import processes, records
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -49,6 +51,7 @@ class _Watched:
     trouble: str = ""
     beat: int = 0
     beat_at: float = field(default_factory=time.monotonic)
+    seen_at: float = field(default_factory=time.monotonic)
 
 
 class SparkEngine(Engine):
@@ -85,7 +88,7 @@ class SparkEngine(Engine):
     async def launch(self, attempt: Attempt) -> None:
         directory = attempt.directory
         watched = self._watched.setdefault(directory, _Watched())
-        if watched.is_launched or _came(directory) or (directory / files.SUBMISSION_FILE).exists():
+        if watched.is_launched or _came(directory) or _kept(directory, files.SUBMISSION_FILE).exists():
             return
         # Before anything is waited for, so that a second launch finds it.
         watched.is_launched = True
@@ -98,22 +101,26 @@ class SparkEngine(Engine):
         self._spawn(self._launched(attempt, watched))
 
     async def observe(self, directory: Path) -> Observation:
-        driver = files.read(directory / files.DRIVER_FILE)
-        names: dict[str, Any] = {key: str((driver or {}).get(key, "")) for key in ("application_id", "driver_id")}
+        driver = records.read(_kept(directory, files.DRIVER_FILE))
+        if driver is None and _kept(directory, files.DRIVER_FILE).exists():
+            # Of a driver that came, whatever became of its record.
+            driver = {}
+        names: dict[str, Any] = {key: outcomes.name_of(driver, key) for key in ("application_id", "driver_id")}
         alive = driver is not None and self._lives(directory, driver)
         # Read after looking whether the driver lives: it writes the outcome before it ends.
-        outcome = files.read(directory / files.OUTCOME_FILE)
-        if outcome is not None:
+        if _kept(directory, files.OUTCOME_FILE).exists():
+            settled = outcomes.observation_of(records.read(_kept(directory, files.OUTCOME_FILE)) or {}, **names)
             # What died with Spark's processes may have left something that the next attempt must not meet.
-            if outcome.get("state") == Phase.LOST.value and await asyncio.to_thread(_is_ending, directory):
+            if settled.phase is Phase.LOST and await self._is_ending(directory):
                 return Observation(Phase.STARTING, ENDING, **names)
             self._watched.pop(directory, None)
-            return _settled(outcome, names)
-        spec = files.read(directory / files.SPEC_FILE)
+            return settled
+        spec = records.read(_kept(directory, files.SPEC_FILE))
         if driver is not None:
             if alive:
-                keeper_pid = driver.get("pid", 0) if driver.get("boot_id") == processes.boot_id() else 0
-                wanted, started = (spec or {}).get("ranks", 0), driver.get("ranks_started", 0)
+                who = records.process_of(driver)
+                keeper_pid = who.pid if who is not None and who.boot_id == processes.boot_id() else 0
+                wanted, started = _count(spec, "ranks"), _count(driver, "ranks_started")
                 if started >= wanted:
                     return Observation(Phase.RUNNING, keeper_pid=keeper_pid, **names)
                 reason = f"Spark has started {started} of {wanted} ranks"
@@ -122,11 +129,12 @@ class SparkEngine(Engine):
         return self._observe_submission(directory, spec)
 
     async def stop(self, directory: Path) -> None:
-        if not (directory / files.SPEC_FILE).exists() or (directory / files.OUTCOME_FILE).exists():
+        kept = records.folder(directory)
+        if not (kept / files.SPEC_FILE).exists() or (kept / files.OUTCOME_FILE).exists():
             return
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(directory / files.STOP_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
-        if (directory / files.DRIVER_FILE).exists():
+            os.close(os.open(kept / files.STOP_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+        if (kept / files.DRIVER_FILE).exists():
             return
         if _seal(directory, Phase.STOPPED, "stopped before it was started"):
             self._spawn(self._kill(directory))
@@ -137,30 +145,30 @@ class SparkEngine(Engine):
     def _observe_submission(self, directory: Path, spec: dict[str, Any] | None) -> Observation:
         """Of an attempt whose driver has not come: as long as Spark may still start it, it is waited for."""
         watched = self._watched.setdefault(directory, _Watched())
-        submitted = files.read(directory / files.SUBMISSION_FILE)
+        submitted = _submission_of(directory)
         if submitted is None:
             if watched.is_launched:
                 return Observation(Phase.STARTING, watched.trouble)
-            if spec is not None and _is_locked(directory):
+            if spec is not None and records.is_locked(_kept(directory, files.LOCK_FILE)):
                 return Observation(Phase.STARTING)
             # Of a process that was killed before or while it submitted. To launch again is safe either way.
             del self._watched[directory]
             return Observation(Phase.UNKNOWN)
-        driver_id = submitted["driver_id"]
+        driver_id = submitted.driver_id
         reason = self._why_no_driver(watched, submitted)
         if reason and _seal(directory, Phase.LOST, reason):
             return Observation(Phase.LOST, reason, driver_id=driver_id)
         now = time.monotonic()
-        if submitted["standalone"] and watched.asking is None and now >= watched.ask_at:
+        if submitted.is_standalone and watched.asking is None and now >= watched.ask_at:
             watched.ask_at = now + ASK_SECONDS
             watched.asking = self._spawn(self._ask(watched, spec or {}, driver_id))
         waits = "" if watched.state is None or watched.state.name != "SUBMITTED" else "Spark has no room for the driver"
         return Observation(Phase.STARTING, watched.trouble or waits, driver_id=driver_id)
 
-    def _why_no_driver(self, watched: _Watched, submitted: dict[str, Any]) -> str:
+    def _why_no_driver(self, watched: _Watched, submitted: _Submission) -> str:
         """Why no driver will come; empty while one may."""
-        if not submitted["standalone"]:
-            late = time.time() - submitted["submitted_at"] > START_SECONDS
+        if not submitted.is_standalone:
+            late = time.monotonic() - watched.seen_at > START_SECONDS
             return f"no driver came within {START_SECONDS:.0f} s; ask Spark for it" if late else ""
         state = watched.state
         if state is None or not state.is_over:
@@ -172,23 +180,36 @@ class SparkEngine(Engine):
         patience = FORGOTTEN_SECONDS if state.name == "NOT_FOUND" else ASK_SECONDS
         if now - watched.missing_since < patience:
             return ""
-        return f"Spark says that the driver {submitted['driver_id']} is {state.name} {state.message}".strip()
+        return f"Spark says that the driver {submitted.driver_id} is {state.name} {state.message}".strip()
 
     def _lives(self, directory: Path, driver: dict[str, Any]) -> bool:
         """Its lock tells of a driver on this host; of one elsewhere its heartbeat does, where locks are not shared."""
-        if _is_locked(directory):
+        if records.is_locked(records.folder(directory) / files.LOCK_FILE):
             return True
-        if driver.get("boot_id") == processes.boot_id():
-            return False
+        return driver.get("boot_id") != processes.boot_id() and not self._is_silent(directory)
+
+    def _is_silent(self, directory: Path) -> bool:
+        """Whether the driver's heartbeat has stood still, by our clock; the file's own time is compared with itself
+        only. Later than that no keeper runs a rank, whether it sees our files or not."""
         watched = self._watched.setdefault(directory, _Watched())
         try:
-            beat = (directory / files.HEARTBEAT_FILE).stat().st_mtime_ns
+            beat = (records.folder(directory) / files.HEARTBEAT_FILE).stat().st_mtime_ns
         except OSError:
             beat = 0
         now = time.monotonic()
         if beat != watched.beat:
             watched.beat, watched.beat_at = beat, now
-        return now - watched.beat_at < files.GONE_SECONDS
+        return now - watched.beat_at >= files.GONE_SECONDS
+
+    async def _is_ending(self, directory: Path) -> bool:
+        """Kill what a lost attempt left on this host; True until there was nothing, here and, as far as keepers of
+        other hosts say so in time, there."""
+        is_silent = self._is_silent(directory)
+        if await asyncio.to_thread(rank.sweep, directory):
+            return True
+        return not is_silent and any(
+            record.get("ended") is False and not _is_of_this_boot(record) for record in _rank_records(directory)
+        )
 
     async def _give_up(self, directory: Path, spec: dict[str, Any], names: dict[str, Any]) -> Observation:
         """The driver is gone without a word: lost, once nothing of it runs any more."""
@@ -197,9 +218,9 @@ class SparkEngine(Engine):
             return Observation(Phase.STARTING, **names)
         self._spawn(self._kill(directory))
         # The keepers see the outcome and end their ranks; the attempt is over when they have.
-        if await asyncio.to_thread(_is_ending, directory):
+        if await self._is_ending(directory):
             return Observation(Phase.STARTING, ENDING, **names)
-        return _settled(files.read(directory / files.OUTCOME_FILE) or {}, names)
+        return outcomes.observation_of(records.read(_kept(directory, files.OUTCOME_FILE)) or {}, **names)
 
     async def _launched(self, attempt: Attempt, watched: _Watched) -> None:
         try:
@@ -228,10 +249,10 @@ class SparkEngine(Engine):
                 tries += 1
                 continue
             standalone = submission.STANDALONE.fullmatch(attempt.master_url) is not None
-            taken = {"driver_id": driver_id, "submitted_at": time.time(), "standalone": standalone}
-            await asyncio.to_thread(keeper.write_json, directory / files.SUBMISSION_FILE, taken)
+            taken = {"driver_id": driver_id, "standalone": standalone}
+            await asyncio.to_thread(records.write, _kept(directory, files.SUBMISSION_FILE), taken)
             watched.trouble = ""
-            if (directory / files.OUTCOME_FILE).exists():
+            if _kept(directory, files.OUTCOME_FILE).exists():
                 await self._kill(directory)
             return
 
@@ -247,7 +268,7 @@ class SparkEngine(Engine):
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                env={key: value for key, value in os.environ.items() if not key.startswith("DLMESH_")},
+                env=inherited(os.environ),
             )
         except OSError as error:
             raise submission.RefusedError(f"{words[0]} cannot be run: {error.strerror}") from error
@@ -259,25 +280,25 @@ class SparkEngine(Engine):
 
     async def _ask(self, watched: _Watched, spec: dict[str, Any], driver_id: str) -> None:
         try:
-            master = submission.StandaloneMaster(spec["master_url"], spec["options"])
+            master = _master_of(spec)
             watched.state = await self._in_thread(lambda: master.state(driver_id))
             watched.trouble = ""
         except submission.UnreachableError as error:
-            watched.trouble = f"{spec['master_url']} does not answer: {error}"
+            watched.trouble = f"{spec.get('master_url')} does not answer: {error}"
             watched.state = None
         except submission.RefusedError as error:
-            watched.trouble = f"{spec['master_url']} says: {error}"
+            watched.trouble = f"{spec.get('master_url')} says: {error}"
         finally:
             watched.asking = None
 
     async def _kill(self, directory: Path) -> None:
         """Best effort: a driver that comes all the same does nothing."""
-        submitted, spec = files.read(directory / files.SUBMISSION_FILE), files.read(directory / files.SPEC_FILE)
-        if spec is None or submitted is None or not submitted["standalone"]:
+        submitted, spec = _submission_of(directory), records.read(_kept(directory, files.SPEC_FILE))
+        if spec is None or submitted is None or not submitted.is_standalone:
             return
         with contextlib.suppress(submission.UnreachableError, submission.RefusedError):
-            master = submission.StandaloneMaster(spec["master_url"], spec["options"])
-            await self._in_thread(lambda: master.kill(submitted["driver_id"]))
+            master = _master_of(spec)
+            await self._in_thread(lambda: master.kill(submitted.driver_id))
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work)
@@ -295,12 +316,49 @@ class SparkEngine(Engine):
 
 
 def _came(directory: Path) -> bool:
-    return (directory / files.DRIVER_FILE).exists() or (directory / files.OUTCOME_FILE).exists()
+    return any(_kept(directory, name).exists() for name in (files.DRIVER_FILE, files.OUTCOME_FILE))
+
+
+def _kept(directory: Path, name: str) -> Path:
+    """A record of the attempt."""
+    return records.folder(directory) / name
+
+
+def _count(record: dict[str, Any] | None, key: str) -> int:
+    number = (record or {}).get(key)
+    return number if type(number) is int else 0
+
+
+@dataclass(frozen=True)
+class _Submission:
+    """What Spark took; `driver_id` is empty where it does not name drivers."""
+
+    driver_id: str
+    is_standalone: bool
+
+
+def _submission_of(directory: Path) -> _Submission | None:
+    """None while there is none, or what is there is none of ours."""
+    record = records.read(_kept(directory, files.SUBMISSION_FILE))
+    if record is None:
+        return None
+    driver_id, is_standalone = outcomes.name_of(record, "driver_id"), record.get("standalone") is True
+    # It becomes a part of an address.
+    if is_standalone and submission.STANDALONE_DRIVER.fullmatch(driver_id) is None:
+        return None
+    return _Submission(driver_id, is_standalone)
+
+
+def _master_of(spec: dict[str, Any]) -> submission.StandaloneMaster:
+    """RefusedError when the record names none."""
+    url, options = spec.get("master_url"), spec.get("options")
+    return submission.StandaloneMaster(str(url), options if isinstance(options, dict) else {})
 
 
 def _write_spec(attempt: Attempt, home: Path) -> None:
     directory = attempt.directory
     directory.mkdir(parents=True, exist_ok=True)
+    kept = records.make(directory)
     spec = {
         "job_id": attempt.job_id,
         "attempt": attempt.number,
@@ -321,56 +379,37 @@ def _write_spec(attempt: Attempt, home: Path) -> None:
         "master_url": attempt.master_url,
         "options": dict(attempt.options),
     }
-    (directory / files.LOG_SETTINGS).write_text(submission.LOG4J)
+    (kept / files.LOG_SETTINGS).write_text(submission.LOG4J)
     # The environment holds the job's token.
-    keeper.write_json(directory / files.SPEC_FILE, spec, mode=0o600)
-
-
-def _is_locked(directory: Path) -> bool:
-    with files.open_lock(directory / files.LOCK_FILE) as lock:
-        return not keeper.take(lock)
+    records.write(kept / files.SPEC_FILE, spec, mode=0o600)
 
 
 def _seal(
     directory: Path, phase: Phase, reason: str, *, final: bool = False, ranks: list[dict[str, Any]] | None = None
 ) -> bool:
     """End an attempt that has no driver, so that one that comes late does nothing; False when it has one."""
-    with files.open_lock(directory / files.LOCK_FILE) as lock:
-        if not keeper.take(lock) or files.read(directory / files.OUTCOME_FILE) is not None:
+    kept = records.folder(directory)
+    with records.open_lock(kept / files.LOCK_FILE) as lock:
+        if not records.take(lock) or (kept / files.OUTCOME_FILE).exists():
             return False
-        if ranks is None and (directory / files.DRIVER_FILE).exists():
+        if ranks is None and (kept / files.DRIVER_FILE).exists():
             return False
         outcome = {"state": phase.value, "reason": reason, "failed_rank": None, "final": final, "ranks": ranks or []}
-        keeper.write_json(directory / files.OUTCOME_FILE, outcome)
+        records.write(kept / files.OUTCOME_FILE, outcome)
         return True
 
 
 def _ranks(directory: Path, spec: dict[str, Any]) -> list[dict[str, Any]]:
     """What is known of the ranks of an attempt whose driver is gone."""
-    records = [files.read(directory / files.rank_file(number)) or {} for number in range(spec.get("ranks", 0))]
+    found = [records.read(_kept(directory, files.rank_file(number))) or {} for number in range(_count(spec, "ranks"))]
     return [
         {"rank": number, "pid": record.get("pid", 0), "exit_code": record.get("exit_code")}
-        for number, record in enumerate(records)
+        for number, record in enumerate(found)
     ]
 
 
-def _is_ending(directory: Path) -> bool:
-    """Kill what a lost attempt left on this host; True until there was nothing, here and, as far as keepers of other
-    hosts say so in time, there."""
-    if rank.sweep(directory):
-        return True
-    try:
-        beat_at = (directory / files.HEARTBEAT_FILE).stat().st_mtime
-    except OSError:
-        beat_at = (directory / files.OUTCOME_FILE).stat().st_mtime
-    # Later than that no keeper runs a rank, whether it sees our files or not.
-    return 0 <= time.time() - beat_at < files.GONE_SECONDS and any(
-        record.get("ended") is False and not _is_of_this_boot(record) for record in _rank_records(directory)
-    )
-
-
 def _rank_records(directory: Path) -> list[dict[str, Any]]:
-    return [files.read(path) or {} for path in directory.glob("rank-*.json")]
+    return [records.read(path) or {} for path in records.folder(directory).glob("rank-*.json")]
 
 
 def _is_of_this_boot(record: dict[str, Any]) -> bool:
@@ -378,51 +417,40 @@ def _is_of_this_boot(record: dict[str, Any]) -> bool:
     return isinstance(who, dict) and who.get("boot_id") == processes.boot_id()
 
 
-def _settled(outcome: dict[str, Any], names: dict[str, Any]) -> Observation:
-    """What the record says, if it is one of ours: programs can write there."""
-    try:
-        ranks = tuple(RankOutcome(row["rank"], row["pid"], row["exit_code"]) for row in outcome["ranks"])
-        return Observation(
-            Phase(outcome["state"]),
-            str(outcome["reason"]),
-            ranks,
-            outcome["failed_rank"],
-            final=bool(outcome.get("final", False)),
-            **names,
-        )
-    except (KeyError, TypeError, ValueError):
-        return Observation(Phase.FAILED, "the program replaced the record of its attempt", final=True, **names)
+def _usage_of(directory: Path, name: str) -> dict[str, float]:
+    record = records.read(_kept(directory, name)) or {}
+    return {key: float(record[key]) for key in ("cores_used", "memory_mb") if type(record.get(key)) in (int, float)}
 
 
 def _facts(directory: Path) -> AttemptFacts:
-    spec = files.read(directory / files.SPEC_FILE) or {}
-    driver = files.read(directory / files.DRIVER_FILE) or {}
-    over = (directory / files.OUTCOME_FILE).exists()
-    submitted = files.read(directory / files.SUBMISSION_FILE) or {}
-    driver_id = driver.get("driver_id") or submitted.get("driver_id", "")
+    spec = records.read(_kept(directory, files.SPEC_FILE)) or {}
+    driver = records.read(_kept(directory, files.DRIVER_FILE)) or {}
+    over = _kept(directory, files.OUTCOME_FILE).exists()
+    submitted = _submission_of(directory)
+    driver_id = outcomes.name_of(driver, "driver_id") or (submitted.driver_id if submitted else "")
     executors = []
-    for number in range(spec.get("ranks", 0)):
-        record = files.read(directory / files.rank_file(number)) or {}
+    for number in range(_count(spec, "ranks")):
+        record = records.read(_kept(directory, files.rank_file(number))) or {}
         ended = over or record.get("ended", True)
-        usage = {} if ended else files.read(directory / files.usage_file(number)) or {}
+        usage = {} if ended else _usage_of(directory, files.usage_file(number))
         executors.append(
             ProcessFacts(
                 str(number),
-                host=record.get("host", ""),
-                container_id=record.get("container_id", ""),
+                host=outcomes.name_of(record, "host"),
+                container_id=outcomes.name_of(record, "container_id"),
                 stdout=str(directory / f"rank-{number}.out"),
                 stderr=str(directory / f"rank-{number}.err"),
                 **usage,
             )
         )
-    usage = {} if over else files.read(directory / files.DRIVER_USAGE) or {}
+    usage = {} if over else _usage_of(directory, files.DRIVER_USAGE)
     facts = ProcessFacts(
         driver_id,
-        host=driver.get("host", ""),
+        host=outcomes.name_of(driver, "host"),
         container_id=driver_id,
-        stdout=str(directory / "driver.out"),
-        stderr=str(directory / "driver.err"),
+        stdout=str(_kept(directory, "driver.out")),
+        stderr=str(_kept(directory, "driver.err")),
         **usage,
     )
-    port = "" if over else driver.get("ui", "").rpartition(":")[2]
+    port = "" if over else outcomes.name_of(driver, "ui").rpartition(":")[2]
     return AttemptFacts(facts, tuple(executors), ui_port=port)

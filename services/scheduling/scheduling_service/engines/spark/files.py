@@ -1,4 +1,4 @@
-"""What the engine, the driver and the ranks' keepers of one attempt tell each other: files of its directory.
+"""What the engine, the driver and the ranks' keepers of one attempt tell each other: the records of the attempt.
 
 Each has one writer, is replaced whole and is never taken back. Standard library only: the driver and the keepers run
 where nothing of the platform is imported.
@@ -6,15 +6,11 @@ where nothing of the platform is imported.
 
 from __future__ import annotations
 
-import json
-import os
-import stat
 import sys
 from pathlib import Path
-from typing import Any, TextIO
 
 if __package__:
-    from scheduling_service.engines.local import accounts, cgroups, keeper, places, processes, usage, watches
+    from scheduling_service.engines.local import accounts, cgroups, keeper, places, processes, records, usage, watches
 else:  # run as a file, without importing the package
     sys.path.insert(0, str(Path(__file__).parents[1] / "local"))
     import accounts  # type: ignore[import-not-found,no-redef]
@@ -22,13 +18,13 @@ else:  # run as a file, without importing the package
     import keeper  # type: ignore[import-not-found,no-redef]
     import places  # type: ignore[import-not-found,no-redef]
     import processes  # type: ignore[import-not-found,no-redef]
+    import records  # type: ignore[import-not-found,no-redef]
     import usage  # type: ignore[import-not-found,no-redef]
     import watches  # type: ignore[import-not-found,no-redef]
 
 # What the keeper of the local engine does for its ranks is done for a rank here.
-__all__ = ["accounts", "cgroups", "keeper", "places", "processes", "usage", "watches"]
+__all__ = ["accounts", "cgroups", "keeper", "places", "processes", "records", "usage", "watches"]
 
-MOST_BYTES = 16 << 20
 # By the engine.
 SPEC_FILE, SUBMISSION_FILE, STOP_FILE, LOG_SETTINGS = "spec.json", "submission.json", "stop", "log4j2.properties"
 # By the driver; the outcome also by the engine, under the driver's lock, when there is no driver.
@@ -48,28 +44,3 @@ def rank_file(rank: int) -> str:
 def usage_file(rank: int) -> str:
     """What a rank and all it started take."""
     return f"rank-{rank}-usage.json"
-
-
-def read(path: Path) -> dict[str, Any] | None:
-    """None while it is not there. Programs may put anything there: what is no plain file with a JSON object is not."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with os.fdopen(descriptor, "rb") as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > MOST_BYTES:
-            return None
-        try:
-            value = json.loads(file.read())
-        except (ValueError, RecursionError):
-            return None
-    return value if isinstance(value, dict) else None
-
-
-def open_lock(path: Path) -> TextIO:
-    """A file to lock, made when missing; a link that a program put there is removed, not followed."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    if path.is_symlink():
-        path.unlink(missing_ok=True)
-    return os.fdopen(os.open(path, flags, 0o600), "w")

@@ -22,11 +22,20 @@ from typing import Any
 
 if __package__:
     from scheduling_service.engines.spark import files
-    from scheduling_service.engines.spark.files import accounts, cgroups, keeper, places, processes, usage, watches
+    from scheduling_service.engines.spark.files import (
+        accounts,
+        cgroups,
+        keeper,
+        places,
+        processes,
+        records,
+        usage,
+        watches,
+    )
 else:  # run as a file, without importing the package
     sys.path.insert(0, str(Path(__file__).parent))
     import files  # type: ignore[import-not-found,no-redef]
-    from files import accounts, cgroups, keeper, places, processes, usage, watches  # type: ignore[no-redef]
+    from files import accounts, cgroups, keeper, places, processes, records, usage, watches  # type: ignore[no-redef]
 
 TICK_SECONDS, MEASURE_SECONDS, FENCE_TICK_SECONDS = 0.1, 2.0, 1.0
 ORPHAN_GRACE_SECONDS, LEFTOVER_GRACE_SECONDS = 3.0, 1.0
@@ -52,17 +61,18 @@ class Place:
 
 def keep_rank(directory: Path, place: Place) -> int:
     """Run it to its end; the exit code of this process, 0 when the rank's file says how it ended."""
-    lock = files.open_lock(directory / f"rank-{place.rank}.lock")
-    if not keeper.take(lock) or (directory / files.rank_file(place.rank)).exists():
+    kept = records.folder(directory)
+    lock = records.open_lock(kept / f"rank-{place.rank}.lock")
+    if not records.take(lock) or (kept / files.rank_file(place.rank)).exists():
         return RAN_BEFORE
     processes.adopt_orphans()
     # Signals are waited for, not handled: no race between looking and sleeping.
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    spec = files.read(directory / files.SPEC_FILE)
+    spec = records.read(kept / files.SPEC_FILE)
     if spec is None:
-        raise FileNotFoundError(directory / files.SPEC_FILE)
+        raise FileNotFoundError(kept / files.SPEC_FILE)
     _Rank(directory, spec, place).run()
     return 0
 
@@ -97,6 +107,9 @@ class _Rank:
     beat_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
+        self.kept = records.folder(self.directory)
+        # Said before it is made: who comes after us removes it.
+        self.temporary = places.temporary_of(self.spec)
         self.own = _OwnPlace(self.directory, {**self.spec, "ranks": 1})
         self.own.number = self.place.rank
 
@@ -105,7 +118,7 @@ class _Rank:
         self._write()
         try:
             if self._told_to_end() is None:
-                self.own.prepare(self._group())
+                self.own.prepare(self._group(), self.temporary)
                 self.own.make_outputs()
                 environment = {**self._environment(), **self.own.environment()}
                 self.pid = keeper.execute_rank(self.spec, self.place.rank, environment, self.own)
@@ -155,8 +168,8 @@ class _Rank:
                     return
             if now >= measure_at:
                 measure_at = now + MEASURE_SECONDS
-                path = self.directory / files.usage_file(self.place.rank)
-                keeper.write_json(path, taken.look(), durable=False)
+                path = self.kept / files.usage_file(self.place.rank)
+                records.write(path, taken.look(), durable=False)
 
     def _fail_for_memory(self) -> None:
         allowed = watches.describe_bytes(self.own.memory_bytes)
@@ -170,14 +183,14 @@ class _Rank:
 
     def _told_to_end(self) -> float | None:
         """The seconds of grace, when the driver or the engine has ended the attempt."""
-        if (told := files.read(self.directory / files.END_FILE)) is not None:
+        if (told := records.read(self.kept / files.END_FILE)) is not None:
             return float(told["grace_seconds"])
-        return 0.0 if (self.directory / files.OUTCOME_FILE).exists() else None
+        return 0.0 if (self.kept / files.OUTCOME_FILE).exists() else None
 
     def _driver_is_gone(self, now: float) -> bool:
         """Its heartbeat has stood still, by our clock; the file's own time is compared with itself only."""
         try:
-            beat = (self.directory / files.HEARTBEAT_FILE).stat().st_mtime_ns
+            beat = (self.kept / files.HEARTBEAT_FILE).stat().st_mtime_ns
         except OSError:
             beat = 0
         if beat != self.beat:
@@ -191,19 +204,18 @@ class _Rank:
             environment |= {"MASTER_ADDR": place.address, "MASTER_PORT": str(self._meeting_port())}
         environment |= {"RANK": str(place.rank), "LOCAL_RANK": str(place.local_rank), "NODE_RANK": str(place.node)}
         environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(place.local_ranks)}
-        if place.gpus:
-            environment |= keeper.gpu_environment(place.gpus, place.local_rank)
-        return environment
+        # A rank that asked for none sees none of the host's.
+        return environment | keeper.gpu_environment(place.gpus, place.local_rank)
 
     def _meeting_port(self) -> int:
         """A port of rank 0's host, which rank 0 finds and the others learn."""
-        path = self.directory / files.MEETING_FILE
+        path = self.kept / files.MEETING_FILE
         if self.place.rank == 0:
             with socket.socket() as probe:
                 probe.bind(("", 0))
-                keeper.write_json(path, {"port": probe.getsockname()[1]})
+                records.write(path, {"port": probe.getsockname()[1]})
         deadline = time.monotonic() + MEETING_SECONDS
-        while (meeting := files.read(path)) is None:
+        while (meeting := records.read(path)) is None:
             if self._told_to_end() is not None:
                 return 0
             if time.monotonic() > deadline or signal.sigtimedwait({signal.SIGTERM}, 0.02) is not None:
@@ -218,13 +230,14 @@ class _Rank:
             "keeper": identity(os.getpid()),
             "host": socket.gethostname(),
             "container_id": self.place.container_id,
+            "temporary": self.temporary and str(self.temporary),
             "ended": ended,
             "exit_code": self.exit_code,
             "reason": self.reason,
             "lost": self.lost,
             "final": self.final,
         }
-        keeper.write_json(self.directory / files.rank_file(self.place.rank), record)
+        records.write(self.kept / files.rank_file(self.place.rank), record)
 
     def _end(self, grace_seconds: float) -> None:
         """SIGTERM to the rank, then SIGKILL to everything below us."""
@@ -280,7 +293,22 @@ def sweep(directory: Path) -> bool:
     """Kill what an attempt that is lost has left on this host, itself excepted; False when there was nothing."""
     left = processes.left_behind(-1, f"DLMESH_JOB_DIR={directory}")
     processes.end(left, SWEEP_SECONDS)
+    if not left:
+        _remove_temporaries(directory)
     return bool(left)
+
+
+def _remove_temporaries(directory: Path) -> None:
+    """What keepers of this host that were killed have left."""
+    import shutil
+
+    for path in records.folder(directory).glob("rank-*.json"):
+        record = records.read(path) or {}
+        who, temporary = record.get("keeper"), record.get("temporary")
+        is_here = isinstance(who, dict) and who.get("boot_id") == processes.boot_id()
+        if is_here and isinstance(temporary, str) and places.is_temporary(Path(temporary)):
+            # It follows no links.
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def identity(pid: int) -> dict[str, Any]:
@@ -291,6 +319,8 @@ def identity(pid: int) -> dict[str, Any]:
 if __name__ == "__main__":
     processes.die_with_parent(int(sys.argv[3]), signal.SIGTERM)
     if sys.argv[2] == "sweep":
-        sweep(Path(sys.argv[1]))
+        if sweep(Path(sys.argv[1])):
+            # Temporary files go when nobody can write them any more.
+            sweep(Path(sys.argv[1]))
         sys.exit(0)
     sys.exit(keep_rank(Path(sys.argv[1]), Place(**json.loads(sys.argv[2]))))

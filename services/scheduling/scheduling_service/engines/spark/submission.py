@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduling_service.engines.base import Attempt
+from scheduling_service.engines.local import records
 from scheduling_service.engines.spark.files import LOG_SETTINGS
 
 VERSION = "4.3.0"
@@ -39,6 +40,7 @@ appender.file.layout.pattern = %d{yy/MM/dd HH:mm:ss} %p %c{1}: %m%n%ex
 STANDALONE = re.compile(r"spark://([^:/,\s]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
 KUBERNETES = re.compile(r"k8s://(https?://)?[^/\s:]+(:\d{1,5})?")
 YARN = "yarn"
+STANDALONE_DRIVER = re.compile(r"\w[\w.:-]{0,127}", re.ASCII)
 
 
 class RefusedError(RuntimeError):
@@ -63,7 +65,7 @@ class DriverState:
 
 def properties(attempt: Attempt) -> dict[str, str]:
     """Spark's settings of an attempt, those of its group last. No secret: Spark shows them on its pages and in logs."""
-    directory = attempt.directory
+    kept = records.folder(attempt.directory)
     settings = {
         "spark.master": attempt.master_url,
         "spark.app.name": attempt.name or f"dlmesh {attempt.job_id}",
@@ -96,8 +98,8 @@ def properties(attempt: Attempt) -> dict[str, str]:
         key = f"spark.{role}.extraJavaOptions"
         flags = [
             *JAVA_FLAGS,
-            f"-Dlog4j2.configurationFile={(directory / LOG_SETTINGS).as_uri()}",
-            f"-Ddlmesh.log={directory / log}",
+            f"-Dlog4j2.configurationFile={(kept / LOG_SETTINGS).as_uri()}",
+            f"-Ddlmesh.log={kept / log}",
         ]
         settings[key] = " ".join([*map(shlex.quote, flags), attempt.options.get(key, "")]).strip()
     return settings
@@ -171,6 +173,8 @@ class StandaloneMaster:
         )
         if not answer.get("success") or not isinstance(answer.get("submissionId"), str):
             raise UnreachableError(_words(answer))
+        if STANDALONE_DRIVER.fullmatch(answer["submissionId"]) is None:
+            raise RefusedError(f"it calls the driver {answer['submissionId'][:100]!r}, which is no part of an address")
         return str(answer["submissionId"])
 
     def state(self, driver_id: str) -> DriverState:
