@@ -223,7 +223,7 @@ def _plot(load: dict[str, dict[str, list[float]]], waits: dict[str, dict[str, li
     """Drawn by a process of the benchmark's own environment."""
     done = PEERS / "plotting-installed"
     if not done.exists() or done.read_text() != MATPLOTLIB:
-        command = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"]
+        command = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade", "--no-warn-conflicts"]
         subprocess.check_call([sys.executable, *command, "--target", str(PEERS / "plotting"), MATPLOTLIB])
         done.write_text(MATPLOTLIB)
     PLOTS.mkdir(exist_ok=True)
