@@ -229,6 +229,8 @@ class Scene(ABC):
     job_seconds: tuple[float, float]
     pauses: Sequence[float]
     end_seconds: float
+    # What is killed less often than the rest, so that something comes to run.
+    rare: Sequence[str] = ()
 
     def __init__(self, home: Path, service: SchedulingProcess, dice: random.Random) -> None:
         self.home, self.service, self.dice = home, service, dice
@@ -250,7 +252,8 @@ class Scene(ABC):
         last = until + 180
         while is_wanted() and (time.monotonic() < until or due):
             assert time.monotonic() < last, f"no {due} to kill"
-            name = self.dice.choice(due) if due else self.dice.choice([*kinds, "service"])
+            often = [*kinds, *(name for name in [*kinds, *kinds] if name not in self.rare)]
+            name = self.dice.choice(due or often)
             time.sleep(self.dice.choice(self.pauses))
             self.unfinished = stream.unfinished
             if kinds[name]():
@@ -277,7 +280,7 @@ class Scene(ABC):
 
     def kill_one(self, what: str, find: Callable[[Path], list[psutil.Process]], how: Sequence[signal.Signals]) -> bool:
         for job_id, directory in self.attempts():
-            if len(self.kills_of[job_id]) >= MOST_KILLS_OF_A_JOB:
+            if len([name for name in self.kills_of[job_id] if name not in self.rare]) >= MOST_KILLS_OF_A_JOB:
                 continue
             with suppress(psutil.Error):
                 if found := find(directory):
@@ -343,8 +346,9 @@ class SparkScene(Scene):
     group = "cluster"
     most_unfinished = 6
     job_seconds = (0.5, 5.0)
-    pauses = (0.1, 1.0, 3.0, 6.0)
+    pauses = (0.1, 1.0, 4.0, 8.0)
     end_seconds = 420.0
+    rare = ("worker", "master", "service")
 
     def __init__(self, home: Path, service: SchedulingProcess, dice: random.Random, cluster: SparkCluster) -> None:
         super().__init__(home, service, dice)
@@ -379,10 +383,9 @@ class SparkScene(Scene):
 
     def kill_daemon(self, name: str) -> bool:
         """As an operator sees it: it is gone, and he starts it again."""
-        if name != "master":
-            # Whatever was on its way to it, or ran there.
-            for job_id in self.unfinished:
-                self.kills_of[job_id].append("worker")
+        # Whatever was on its way to it, or ran there. A master that is back may not find drivers again that start.
+        for job_id in self.unfinished:
+            self.kills_of[job_id].append(name.partition("-")[0])
         url = self.cluster.master_url
         os.kill(self.cluster.processes()[name].pid, signal.SIGKILL)
         time.sleep(self.dice.choice([0.2, 1.0, 3.0]))
