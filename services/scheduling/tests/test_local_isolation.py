@@ -19,6 +19,7 @@ from scheduling_service.engines import outcomes
 from scheduling_service.engines.base import Attempt, Engine, Observation, Phase, RankOutcome
 from scheduling_service.engines.local import accounts, hiding, processes, records
 from scheduling_service.engines.local.engine import LocalEngine, pool_environment, warm_socket
+from scheduling_service.engines.runner import JobFiles
 
 ENDED = (Phase.FINISHED, Phase.FAILED, Phase.STOPPED, Phase.LOST)
 DEADLINE_SECONDS = 20
@@ -368,6 +369,21 @@ async def test_a_link_in_place_of_an_output_leads_nowhere(engine: Engine, home: 
     seen = await run(engine, wanted)
     assert (seen.phase, "could not be started" in seen.reason) == (Phase.FAILED, True)
     assert (home / "secret").read_text() == "hidden"
+
+
+def test_what_a_program_closed_and_nested_goes_with_its_job(tmp_path: Path) -> None:
+    folder = tmp_path / "j1" / "attempt-1"
+    folder.mkdir(parents=True)
+    opened = os.open(folder, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=opened)
+        inner = os.open("d", os.O_RDONLY, dir_fd=opened)
+        os.close(opened)
+        opened = inner
+    os.close(opened)
+    folder.chmod(0)
+    JobFiles(tmp_path).remove("j1")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_warm_pool_is_told_no_secret() -> None:

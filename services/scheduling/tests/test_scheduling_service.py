@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -343,12 +345,35 @@ async def test_ranks_share_a_gpu_and_keep_it_over_a_restart_of_the_service(tmp_p
 
 async def test_a_job_for_a_gpu_runs_on_slots_where_there_is_none(tmp_path: Path) -> None:
     async with service(tmp_path) as platform:
-        program = "import os, sys; sys.exit('CUDA_VISIBLE_DEVICES' in os.environ)"
+        program = "import os, sys; sys.exit(os.environ['CUDA_VISIBLE_DEVICES'] != '')"
         await submit(platform, "j1", spec(tmp_path, program, gpu_percentage=50))
         await until(platform, "j1", "FINISHED")
         log = platform.jobs.ReadJobLog(jobs_pb2.ReadJobLogRequest(job_id="j1", stream="stderr"))
         text = b"".join([piece.data for piece in await collect(log)])
         assert text == b"warning: no GPU in this group, runs on CPU slots\n"
+
+
+async def test_a_job_that_asks_for_no_gpu_sees_none_of_those_there_are(tmp_path: Path) -> None:
+    async with service(tmp_path, gpus=2) as platform:
+        program = "import os, sys; sys.exit(os.environ['CUDA_VISIBLE_DEVICES'] != '')"
+        await submit(platform, "j1", spec(tmp_path, program))
+        job = await until(platform, "j1", "FINISHED", "ERROR")
+        assert (job.state, job.reason) == ("FINISHED", "")
+
+
+async def test_a_job_whose_row_is_damaged_hides_no_other(tmp_path: Path) -> None:
+    async with service(tmp_path) as platform:
+        for name in ("j1", "j2"):
+            await submit(platform, name, spec(tmp_path, ""))
+            await until(platform, name, "FINISHED")
+        with closing(sqlite3.connect(tmp_path / "db" / "scheduling.sqlite")) as database:
+            database.execute(
+                "UPDATE jobs SET ranks = ? WHERE id = 'j1'", ('[{"rank": 0, "pid": "y", "exit_code": 0}]',)
+            )
+            database.commit()
+        found = (await platform.jobs.GetJobs(jobs_pb2.GetJobsRequest(job_ids=["j1", "j2"]))).jobs
+        seen = {job.id: (job.state, "damaged" in job.reason, len(job.ranks)) for job in found}
+        assert seen == {"j1": ("FINISHED", True, 0), "j2": ("FINISHED", False, 1)}
 
 
 @pytest.mark.gpu

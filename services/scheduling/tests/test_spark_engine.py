@@ -442,6 +442,41 @@ def test_yarn_is_reached_by_spark_submit(tmp_path: Path) -> None:
     assert f"spark.yarn.appMasterEnv.PYSPARK_PYTHON={sys.executable}" in confs
 
 
+async def test_spark_submit_is_told_no_password(
+    engine: SparkEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = tmp_path / "spark" / "bin" / "spark-submit"
+    submit.parent.mkdir(parents=True)
+    submit.write_text(f"#!/bin/sh\nenv > {tmp_path}/told.draft; mv {tmp_path}/told.draft {tmp_path}/told\n")
+    submit.chmod(0o755)
+    for name in ("PGPASSWORD", "DLMESH_SECRET"):
+        monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("SPARK_HOME", str(tmp_path / "spark"))
+    await engine.launch(attempt(tmp_path / "a1", master_url="yarn"))
+    async with asyncio.timeout(10):
+        while not (tmp_path / "told").exists():
+            await asyncio.sleep(0.02)
+    told = (tmp_path / "told").read_text()
+    assert ("SPARK_HOME" in told, "hunter2" in told) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "driver-1/../../kill", ""])
+async def test_a_driver_whose_name_leads_elsewhere_is_not_asked_for(tmp_path: Path, name: str) -> None:
+    directory = tmp_path / "a1"
+    spark_engine._write_spec(attempt(directory, master_url="spark://127.0.0.1:7077"), tmp_path / "home")
+    records.write(records.folder(directory) / files.SUBMISSION_FILE, {"driver_id": name, "standalone": True})
+    assert spark_engine._submission_of(directory) is None
+
+
+async def test_names_of_spark_are_kept_as_they_can_be(engine: SparkEngine, tmp_path: Path) -> None:
+    directory = tmp_path / "a1"
+    spark_engine._write_spec(attempt(directory, master_url="yarn"), tmp_path / "home")
+    driver_file = {"application_id": "\ud800" * 500, "driver_id": 7, "pid": "x", "ranks_started": "many"}
+    records.write(records.folder(directory) / files.DRIVER_FILE, driver_file)
+    seen = await engine.observe(directory)
+    assert (seen.application_id, seen.driver_id) == ("\ufffd" * 128, "")
+
+
 async def test_a_spark_submit_that_is_not_there_says_so(
     engine: SparkEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from scheduling_service.usecases.ports import Groups, Jobs, RunDirectories
 from scheduling_service.usecases.stop_job import StopJob
 from scheduling_service.usecases.submit_job import SubmitJob
 from scheduling_service.usecases.waiting_reasons import WaitingReasons
+
+
+log = logging.getLogger(__name__)
 
 
 class JobServicer(jobs_pb2_grpc.JobServiceServicer):
@@ -90,4 +94,12 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
 
     async def _protos(self, jobs: Sequence[Job]) -> list[jobs_pb2.Job]:
         reasons = await self._reasons(jobs)
-        return [mapping.job_to_proto(job, self._directories.attempt(job), reasons[job.id]) for job in jobs]
+        return [self._shown(job, reasons[job.id]) for job in jobs]
+
+    def _shown(self, job: Job, reason: str) -> jobs_pb2.Job:
+        try:
+            return mapping.job_to_proto(job, self._directories.attempt(job), reason)
+        except (TypeError, ValueError):
+            # Services ask for the jobs of all users at once: one must not hide the others.
+            log.exception("job %s cannot be shown", job.id)
+            return mapping.damaged_job_to_proto(job)

@@ -49,6 +49,13 @@ def reported_from_proto(request: jobs_pb2.ReportJobRequest) -> Reported:
     )
 
 
+def damaged_job_to_proto(job: Job) -> jobs_pb2.Job:
+    """Of a job whose other facts cannot be sent."""
+    reason = "what is recorded of the job is damaged; see the scheduling service's log"
+    known = jobs_pb2.JobSpec(name=job.spec.name, kind=job.spec.kind, owner=job.spec.owner)
+    return jobs_pb2.Job(id=job.id, spec=known, state=job.state.value, reason=reason, attempt=job.attempt)
+
+
 def job_to_proto(job: Job, run_directory: Path, reason: str) -> jobs_pb2.Job:
     """`reason` is what WaitingReasons says of it."""
     spec = job.spec
