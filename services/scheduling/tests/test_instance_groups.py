@@ -7,6 +7,8 @@ import dataclasses
 import getpass
 import json
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from scheduling_service.storage.groups import LOCAL_ID, SqlGroups
 from scheduling_service.storage.jobs import SqlJobs
 from scheduling_service.wiring import MIGRATIONS
 from servicekit.database import Database
-from servicekit.errors import ServiceError
+from servicekit.errors import Code, ServiceError
 from servicekit.times import utc_now
 from testkit.services import ADMIN, ALICE, acting_as, collect
 
@@ -105,6 +107,8 @@ SPARK = {"name": "fine", "slots_per_host": 2, "engine": "spark", "master_url": "
     [
         ({**GOOD, "name": "a/b"}, "name: 'a/b'"),
         ({**GOOD, "name": ""}, "name: ''"),
+        ({**GOOD, "name": LOCAL_ID}, "allowed: a name that is no id"),
+        ({**GOOD, "name": "0123456789ABCDEF0123456789abcdef"}, "allowed: a name that is no id"),
         ({**GOOD, "id": "mine"}, "id: 'mine'"),
         ({**GOOD, "state": "STOPPED"}, "state"),
         ({**GOOD, "state": "asleep"}, "STARTED, STOPPED"),
@@ -127,6 +131,15 @@ SPARK = {"name": "fine", "slots_per_host": 2, "engine": "spark", "master_url": "
         ({**SPARK, "master_url": "mesos://h:1"}, "spark://HOST:PORT, k8s://"),
         ({**SPARK, "master_url": "spark://h:1 --evil"}, "masterUrl"),
         ({**SPARK, "hosts": 100_001}, "hosts"),
+        ({**SPARK, "hosts": 1001, "slots_per_host": 1000}, "slotsPerHost: 1000 is not valid; allowed: at most 1000000"),
+        ({**SPARK, "hosts": 1001, "gpus_per_host": 100}, "gpusPerHost: 100 is not valid; allowed: at most 100000 GPUs"),
+        *(
+            ({**SPARK, "engine_options": {option: "8"}}, f"engineOptions: '{option}' is not valid; allowed: settings")
+            for option in (
+                *("spark.master", "spark.cores.max", "spark.task.maxFailures", "spark.executor.cores"),
+                *("spark.dynamicAllocation.enabled", "spark.driver.supervise", "spark.submit.deployMode"),
+            )
+        ),
         ({**SPARK, "history_server_url": "http://h:99999999"}, "historyServerUrl"),
         ({**SPARK, "engine_options": {"PATH": "1"}}, "engineOptions"),
         ({**SPARK, "engine_options": {"spark.x": "a\nb"}}, "engineOptions: 'spark.x'"),
@@ -332,4 +345,55 @@ async def test_a_group_moves_only_when_nothing_of_it_goes_on(database_url: str) 
     await groups.change("g", lambda group: dataclasses.replace(group, master_url="spark://b:1"))
     assert (await groups.find("g")).master_url == "spark://b:1"
     assert State.KILLED is job.state
+    await database.close()
+
+
+async def test_devices_keep_their_numbers_while_jobs_run_on_them(database_url: str) -> None:
+    database = Database(database_url, "scheduling")
+    await database.migrate(MIGRATIONS)
+    groups, jobs = SqlGroups(database), SqlJobs(database)
+    await groups.add(InstanceGroup("g", "g", 4, gpus_per_host=2, engine="spark", master_url="spark://a:1"))
+    job = await jobs.add(Job("j", Spec("n", "exec", "ann", 1, ["true"], gpus_per_rank=1), "g", utc_now()))
+    other = await jobs.add(Job("k", Spec("n", "exec", "ann", 1, ["true"]), "g", utc_now()))
+    # What waits is planned anew.
+    await groups.change("g", lambda group: dataclasses.replace(group, hosts=2))
+    job.start(1, utc_now(), [[3]])
+    await jobs.begin(job)
+    other.start(1, utc_now())
+    await jobs.begin(other)
+    for change in ({"hosts": 3}, {"gpus_per_host": 1}):
+        with pytest.raises(ServiceError, match="jobs that run on its GPUs") as caught:
+            await groups.change("g", lambda group, change=change: dataclasses.replace(group, **change))
+        assert caught.value.code is Code.ABORTED
+    await groups.change("g", lambda group: dataclasses.replace(group, slots_per_host=8, policy="fifo"))
+    job.kill("stopped", utc_now())
+    await jobs.save(job)
+    changed = await groups.change("g", lambda group: dataclasses.replace(group, hosts=3, gpus_per_host=1))
+    assert (changed.hosts, changed.gpus_per_host, changed.slots_per_host) == (3, 1, 8)
+    await database.close()
+
+
+async def test_what_was_read_before_a_change_is_not_taken_for_what_there_is(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'scheduling.sqlite'}", "scheduling")
+    await database.migrate(MIGRATIONS)
+    groups = SqlGroups(database)
+    await groups.add(InstanceGroup("g", "g", 1))
+    has_read, may_go_on = asyncio.Event(), asyncio.Event()
+    session_of = database.session
+
+    @asynccontextmanager
+    async def slow(**options: bool) -> AsyncIterator[Any]:
+        async with session_of(**options) as session:
+            yield session
+        if options.get("read_only") and not has_read.is_set():
+            has_read.set()
+            await may_go_on.wait()
+
+    database.session = slow  # type: ignore[method-assign]
+    early = asyncio.create_task(groups.all())
+    await has_read.wait()
+    await groups.change("g", lambda group: dataclasses.replace(group, hosts=5))
+    may_go_on.set()
+    await early
+    assert (await groups.find("g")).hosts == 5
     await database.close()

@@ -27,11 +27,13 @@ from scheduling_service.storage.groups import LOCAL_ID, SqlGroups
 from scheduling_service.storage.jobs import SqlJobs
 from scheduling_service.usecases import list_applications
 from scheduling_service.usecases.describe_attempts import MAX_ENDED, DescribeAttempts, Patience
+from scheduling_service.usecases.find_application import FindApplication
 from scheduling_service.usecases.list_applications import Application, ListApplications
 from scheduling_service.usecases.ports import Query, SortKey
 from scheduling_service.usecases.waiting_reasons import WaitingReasons
 from scheduling_service.wiring import MIGRATIONS
 from servicekit.database import Database
+from servicekit.errors import ServiceError
 from servicekit.identity import Identity
 from servicekit.times import utc_now
 from testkit.services import ADMIN, ALICE, BOB, acting_as, collect
@@ -409,6 +411,25 @@ async def test_queries_find_jobs_by_what_engines_call_them(database_url: str) ->
         assert await found(search="APP-0007") == ["j0001"]
         assert await found(search="_") == []
         assert await jobs.count(Query(owner="bob", states=["RUNNING"])) == 2
+
+
+async def test_an_application_is_found_though_another_calls_itself_the_same(tmp_path: Path, database_url: str) -> None:
+    async with storage(database_url) as (jobs, groups, _):
+        for number, (owner, called) in enumerate(
+            (("ann", ""), ("eve", "j0"), ("eve", "driver-j0"), ("ann", "app-7"), ("eve", "app-7"))
+        ):
+            job = Job(f"j{number}", Spec("n", "exec", owner, 1, ["true"]), LOCAL_ID, utc_now())
+            job.application_id = job.driver_id = called
+            await jobs.add(job)
+        find = FindApplication(jobs, groups, DescribeAttempts(_Facts({}), JobFiles(tmp_path)))  # type: ignore[arg-type]
+        for name, found in (("j0", "j0"), ("driver-j0", "j0"), ("app-7", "j3")):
+            assert (await find(Identity("ann"), "", name))[0].id == found
+            assert (await find(Identity("ann"), "local", name))[0].id == found
+        assert (await find(BOSS, "", "j0"))[0].id == "j0"
+        assert (await find(Identity("eve"), "", "app-7"))[0].id == "j4"
+        for name in ("j4", "app-7"):
+            with pytest.raises(ServiceError, match="another user"):
+                await find(Identity("bob"), "", name)
 
 
 async def test_a_page_of_many_jobs_reads_only_the_page(tmp_path: Path, database_url: str) -> None:

@@ -33,6 +33,9 @@ class SqlGroups:
         self._database = database
         # What was read last and when: every submission asks for it, and it hardly ever changes.
         self._read_at = 0.0
+        self._read_from = 0.0
+        # Grows with what this process writes: what was begun to be read before is not what there is.
+        self._generation = 0
         self._groups: Sequence[InstanceGroup] = ()
         self._shares: Mapping[str, Sequence[UserShare]] = {}
         self._runs_next: Mapping[str, str] = {}
@@ -70,13 +73,18 @@ class SqlGroups:
         now = time.monotonic()
         if self._read_at and now - self._read_at < STALE_SECONDS:
             return
+        generation = self._generation
         async with self._database.session(read_only=True) as session:
             groups = (await session.execute(sa.select(GROUPS).order_by(GROUPS.c.name))).mappings().all()
             shares = (await session.execute(sa.select(USER_SHARES).order_by(USER_SHARES.c.user))).mappings().all()
+        if now < self._read_from:
+            # Another one that began later was faster.
+            return
         by_group: dict[str, list[UserShare]] = {}
         for row in shares:
             by_group.setdefault(row["group_id"], []).append(UserShare(row["user"], row["weight"], row["max_slots"]))
-        self._groups, self._shares, self._read_at = [_group(row) for row in groups], by_group, now
+        self._groups, self._shares, self._read_from = [_group(row) for row in groups], by_group, now
+        self._read_at = now if generation == self._generation else 0.0
         self._runs_next = {row["id"]: row["runs_next"] for row in groups if row["runs_next"]}
 
     @asynccontextmanager
@@ -85,6 +93,7 @@ class SqlGroups:
             async with self._database.session() as session:
                 yield session
         finally:
+            self._generation += 1
             self._read_at = 0.0
 
     async def add(self, group: InstanceGroup) -> None:
@@ -105,6 +114,10 @@ class SqlGroups:
             moved = (group.engine, group.master_url) != (before.engine, before.master_url)
             if moved and await session.scalar(_unfinished(group.id)):
                 raise in_use("instance group", group.name, "jobs that have not ended")
+            # Devices are numbered through all hosts.
+            renumbered = (group.hosts, group.gpus_per_host) != (before.hosts, before.gpus_per_host)
+            if renumbered and await session.scalar(_holding_gpus(group.id)):
+                raise in_use("instance group", group.name, "jobs that run on its GPUs: hosts and gpusPerHost stay")
             await session.execute(sa.update(GROUPS).where(GROUPS.c.id == group.id).values(**_row(group)))
         return group
 
@@ -143,6 +156,12 @@ class SqlGroups:
 
 def _unfinished(group_id: str) -> sa.Select[Any]:
     return sa.select(JOBS.c.id).where(JOBS.c.group_id == group_id, JOBS.c.state.in_(ACTIVE)).limit(1)
+
+
+def _holding_gpus(group_id: str) -> sa.Select[Any]:
+    runs = sa.and_(JOBS.c.group_id == group_id, JOBS.c.state == "RUNNING")
+    # JSON of PostgreSQL cannot be compared.
+    return sa.select(JOBS.c.id).where(runs, sa.cast(JOBS.c.gpus, sa.Text) != "[]").limit(1)
 
 
 def _of_user(group_id: str, user: str) -> sa.Delete:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from servicekit.errors import not_found
 from servicekit.identity import Identity
 
+from scheduling_service.domain.application import job_of_driver
 from scheduling_service.domain.attempt_facts import AttemptFacts
 from scheduling_service.domain.job import Job
 from scheduling_service.usecases.describe_attempts import DescribeAttempts
@@ -23,11 +26,24 @@ class FindApplication:
         With what is known of its processes, None before there are any. 404, or 403 when it is another user's.
         """
         group_id = (await self._groups.find(group)).id if group else None
-        numbers = await self._jobs.search(Query(named=name, group_id=group_id, length=1)) if name else ()
-        found = await self._jobs.numbered(numbers)
-        if not found:
+        job = await self._find(identity, group_id, name)
+        if job is None:
             raise not_found("application", name)
-        job = found[0]
         identity.require_access("application", name, job.spec.owner)
         groups = {each.id: each for each in await self._groups.all()}
         return job, (await self._describe([job], groups)).get(job.id)
+
+    async def _find(self, identity: Identity, group_id: str | None, name: str) -> Job | None:
+        """A program may call its application and its driver what it likes, also as those of others: so the platform's
+        own id comes first, and then what the caller may see."""
+        for job in await self._jobs.find([job_of_driver(name)]):
+            if group_id in (None, job.group_id):
+                return job
+        if not name:
+            return None
+        named = Query(named=name, group_id=group_id, length=1)
+        mine = () if identity.is_admin else (replace(named, owner=identity.user),)
+        for query in (*mine, named):
+            for job in await self._jobs.numbered(await self._jobs.search(query)):
+                return job
+        return None

@@ -17,13 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from servicekit.errors import invalid
-
 from scheduling_service.domain.job import InstanceGroup
 from scheduling_service.engines import outcomes
 from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation, Phase, ProcessFacts
 from scheduling_service.engines.environment import inherited
-from scheduling_service.engines.spark import files, rank, submission
+from scheduling_service.engines.spark import files, group_rules, rank, submission
 from scheduling_service.engines.spark.files import processes, records
 
 log = logging.getLogger(__name__)
@@ -69,15 +67,7 @@ class SparkEngine(Engine):
         return submission.VERSION
 
     def check_group(self, group: InstanceGroup) -> None:
-        url = group.master_url
-        known = (submission.STANDALONE, submission.KUBERNETES)
-        if url != submission.YARN and not any(pattern.fullmatch(url) for pattern in known):
-            raise invalid("masterUrl", url, "spark://HOST:PORT, k8s://HOST:PORT or yarn")
-        for key, value in group.engine_options.items():
-            if not key.startswith("spark.") or any(character.isspace() or character == "=" for character in key):
-                raise invalid("engineOptions", key, "settings of Spark, spark....")
-            if key == submission.REST_PORT and not (value.isdecimal() and 0 < int(value) < 65536):
-                raise invalid(f"engineOptions.{key}", value, "a port, 1 to 65535")
+        group_rules.check(group)
 
     async def close(self) -> None:
         for task in self._tasks:
