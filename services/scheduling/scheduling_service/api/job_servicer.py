@@ -20,7 +20,6 @@ from scheduling_service.usecases.stop_job import StopJob
 from scheduling_service.usecases.submit_job import SubmitJob
 from scheduling_service.usecases.waiting_reasons import WaitingReasons
 
-
 log = logging.getLogger(__name__)
 
 
