@@ -185,6 +185,25 @@ async def test_a_rank_cannot_look_into_other_processes(engine: Engine, home: Pat
         await service.wait()
 
 
+async def test_a_rank_can_end_its_own_processes_and_no_others(engine: Engine, home: Path) -> None:
+    if hiding.supported_abi() < 6:
+        pytest.skip("this kernel's Landlock knows nothing of signals")
+    service = await asyncio.create_subprocess_exec("sleep", "600")
+    try:
+        ways = {
+            "service": f"os.kill({service.pid}, 9)",
+            "keeper": "os.kill(os.getppid(), 9)",
+            "own": "[it.kill() or it.wait() for it in [subprocess.Popen(['sleep', '600'], start_new_session=True)]]",
+        }
+        found = await tried(engine, home, ways)
+        assert (found["service"][:15], found["keeper"][:15]) == ("PermissionError", "PermissionError")
+        assert found["own"] == "[-9]"
+        assert service.returncode is None
+    finally:
+        service.kill()
+        await service.wait()
+
+
 @as_root
 async def test_root_keeps_no_way_round_in_its_ranks(engine: Engine, home: Path) -> None:
     disk = next((path for path in Path("/dev").iterdir() if path.is_block_device()), None)

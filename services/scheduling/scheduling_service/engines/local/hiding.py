@@ -29,6 +29,7 @@ _WRITE_FILE, _READ_FILE, _TRUNCATE = 1 << 1, 1 << 2, 1 << 14
 # Remove files and folders, make any kind of file but a device, and rename from folder to folder.
 _CHANGE_FOLDER = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 12 | 1 << 13
 _PATH_BENEATH = 1
+_SCOPE_SIGNAL = 1 << 1
 _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 24, 47, 4
 _CAPABILITY_VERSION = 0x20080522
 # What containers give root, but for devices: chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap,
@@ -68,7 +69,9 @@ def hide(home: Path, writable: Iterable[Path], readable: Iterable[Path]) -> None
 def _restrict(abi: int, home: Path, writable: Iterable[Path], readable: Iterable[Path]) -> None:
     file_rights = _READ_FILE | _WRITE_FILE | (_TRUNCATE if abi >= 3 else 0)
     everything = file_rights | _CHANGE_FOLDER
-    ruleset = _call(_CREATE_RULESET, struct.pack("Q", everything), ctypes.c_size_t(8), ctypes.c_uint32(0))
+    # Files, network (all of it is allowed), and what cannot be done to processes outside.
+    attributes = struct.pack("QQQ", everything, 0, _SCOPE_SIGNAL) if abi >= 6 else struct.pack("Q", everything)
+    ruleset = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
     try:
         for path, is_writable in _reachable(home, writable, readable):
             try:
