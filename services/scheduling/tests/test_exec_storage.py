@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -62,6 +63,11 @@ async def test_a_task_is_as_its_job_is(database: Database) -> None:
     assert cut_off.spec == task(1).spec
     job = await jobs.add(Job("t1", cut_off.spec, LOCAL_ID, NOW))
     assert [each.id for each in await execs.without_job()] == ["t2"]
+    for is_started, why in ((False, "instance group local is stopped"), (True, "")):
+        await SqlGroups(database).change("local", lambda group, is_=is_started: replace(group, is_started=is_))
+        waits = await execs.find("t1")
+        assert waits is not None
+        assert waits.status_message == why
     job.start(1, NOW)
     await jobs.begin(job)
     job.fail_program("rank 0 exited with code 1", NOW, NOW)

@@ -278,15 +278,21 @@ async def test_a_stopped_group_lets_what_runs_end_and_starts_nothing(tmp_path: P
             while "is stopped" not in (waiting := await until(platform, "waits", "SUBMITTED")).reason:
                 await asyncio.sleep(0.02)
         assert waiting.attempt == 0
+        # It is what all wait for.
+        await submit(platform, "behind", spec(tmp_path, "pass", instance_group="fine"))
+        assert (await until(platform, "behind", "SUBMITTED")).reason == "instance group fine is stopped"
         with acting_as(ADMIN):
             await switch(platform, "Start", "fine")
         await until(platform, "waits", "FINISHED")
+        await until(platform, "behind", "FINISHED")
         with acting_as(ADMIN):
             await delete(platform, "fine")
         # Applications outlive their group.
         with acting_as(ALICE):
             rows = await collect(platform.scheduler.ListApplications(scheduling_pb2.ListApplicationsRequest()))
-        assert [(row.id, row.HasField("instance_group_name")) for row in rows] == [("waits", False), ("runs", False)]
+        assert [(row.id, row.HasField("instance_group_name")) for row in rows] == [
+            *(("behind", False), ("waits", False), ("runs", False))
+        ]
 
 
 async def test_a_job_that_came_while_its_group_was_deleted_ends_and_holds_up_nobody(tmp_path: Path) -> None:

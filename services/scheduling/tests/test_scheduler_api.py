@@ -534,6 +534,7 @@ def test_who_waits_unseen_is_behind_the_one_that_runs_next() -> None:
     job = Job("j", Spec("n", "exec", "ann", 1, ["true"]), "g", utc_now())
     assert reason_of(job, "gang") == "behind gang, which runs next"
     assert reason_of(job, "") == ""
+    assert reason_of(job, "gang", "nights") == reason_of(job, "", "nights") == "instance group nights is stopped"
     job.reason = "over quota"
     assert reason_of(job, "gang") == "over quota"
     job.attempt, job.reason = 1, "rank 0 exited with code 1; restart 1 of 2"

@@ -27,20 +27,32 @@ def needs_reason(job: Job) -> bool:
     return job.state is State.SUBMITTED and not _says_what_for(job.reason, job.attempt)
 
 
-def reason_of(job: Job, runs_next: str) -> str:
-    """Why a job waits, or ended as it did; `runs_next` is the name of the job that runs next in its group, if any."""
-    reason = why_it_waits(job.reason, job.attempt, runs_next) if job.state is State.SUBMITTED else job.reason
+def reason_of(job: Job, runs_next: str, stopped_group: str = "") -> str:
+    """Why a job waits, or ended as it did.
+
+    `runs_next` is the name of the job that runs next in its group, if any; `stopped_group` that of a group that is
+    stopped.
+    """
+    waits = job.state is State.SUBMITTED
+    reason = why_it_waits(job.reason, job.attempt, runs_next, stopped_group) if waits else job.reason
     # What a first attempt waits for stands behind nothing.
     return reason[1:-1] if reason.startswith("(") and reason.endswith(")") else reason
 
 
-def why_it_waits(reason: str, attempt: int, runs_next: str) -> str:
+def why_it_waits(reason: str, attempt: int, runs_next: str, stopped_group: str = "") -> str:
     """As `reason_of`, of a job that waits."""
-    if _says_what_for(reason, attempt) or not runs_next:
+    what_for = f"behind {runs_next}, which runs next" if runs_next else ""
+    if stopped_group:
+        what_for = is_stopped(stopped_group)
+    if _says_what_for(reason, attempt) or not what_for:
         return reason
-    behind = f"behind {runs_next}, which runs next"
     # As Job.wait says it: why there is another attempt stands before what it waits for.
-    return f"{reason} ({behind})" if reason else behind
+    return f"{reason} ({what_for})" if reason else what_for
+
+
+def is_stopped(group: str) -> str:
+    """What all wait for in the group of this name."""
+    return f"instance group {group} is stopped"
 
 
 def _says_what_for(reason: str, attempt: int) -> bool:

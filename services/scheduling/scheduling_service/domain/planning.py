@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
 
+from scheduling_service.domain.application import is_stopped
 from scheduling_service.domain.gpus import WHOLE, Placement, most_ranks
 from scheduling_service.domain.job import Job
 from scheduling_service.domain.ledger import GroupLedger
@@ -61,7 +62,7 @@ def plan(ledger: GroupLedger, now: datetime, *, idle_seconds: float = 0.0, grow_
 
 
 def _nothing_starts(ledger: GroupLedger) -> Plan:
-    reason = f"instance group {ledger.group.name} is stopped"
+    reason = is_stopped(ledger.group.name)
     first = next(chain(ledger.returning.values(), ledger.backlog.in_order(ledger.holdings)), None)
     return Plan(reasons={first.id: reason} if first else {}, runs_next=name_of(first) if first else "")
 

@@ -18,6 +18,8 @@ class WaitingReasons:
     async def __call__(self, jobs: Sequence[Job]) -> Mapping[str, str]:
         """By job."""
         runs_next: Mapping[str, str] = {}
+        stopped: Mapping[str, str] = {}
         if any(needs_reason(job) for job in jobs):
             runs_next = await self._groups.runs_next()
-        return {job.id: reason_of(job, runs_next.get(job.group_id, "")) for job in jobs}
+            stopped = {group.id: group.name for group in await self._groups.all() if not group.is_started}
+        return {job.id: reason_of(job, runs_next.get(job.group_id, ""), stopped.get(job.group_id, "")) for job in jobs}
