@@ -1,4 +1,4 @@
-"""The `fields` parameter: which fields of a message a client wants."""
+"""Parameters that are comma-separated lists; of `fields`, which fields of a message a client wants."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ M = TypeVar("M", bound=Message)
 def chosen_fields(text: str, message: type[Message]) -> Collection[str]:
     """REST names out of a comma-separated list, all of `message` when it is empty; 400 lists the known."""
     known = [field.json_name for field in message.DESCRIPTOR.fields]
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names = words(text)
     for name in names:
         if name not in known:
             raise invalid("fields", name, known)
     return frozenset(names or known)
+
+
+def words(text: str) -> list[str]:
+    """Of a comma-separated list."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def only(message: M, names: Collection[str]) -> M:

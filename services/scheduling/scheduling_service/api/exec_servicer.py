@@ -21,6 +21,7 @@ from servicekit.files import read_blocks
 from servicekit.multipart import Part, receive_multipart
 from servicekit.times import format_time
 
+from scheduling_service.api.chosen_fields import words
 from scheduling_service.domain.exec_task import ExecView
 from scheduling_service.usecases.delete_exec import DeleteAllExecs, DeleteExec
 from scheduling_service.usecases.exec_ports import ExecFramework, UploadedFile
@@ -68,7 +69,7 @@ class ExecServicer(scheduling_pb2_grpc.ExecServiceServicer):
             instance_group=first.instance_group,
             arguments=first.arguments,
             priority=first.priority,
-            after=_words(first.after),
+            after=words(first.after),
             max_seconds=first.max_seconds,
         )
         return exec_detail(await self._start(request, upload))
@@ -250,7 +251,3 @@ def _wants_json(format_: str, context: Any) -> bool:
     accept = next((str(value) for key, value in context.invocation_metadata() or () if key == "accept"), "*/*")
     kinds = {kind.partition(";")[0].strip().lower() for kind in accept.split(",")}
     return JSON in kinds and not kinds & {BYTES, "application/zip", "application/*", "*/*"}
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]

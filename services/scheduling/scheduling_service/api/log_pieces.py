@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from typing import BinaryIO
 
 from servicekit.errors import invalid
-
-CHUNK_BYTES = 256 * 1024
-MAX_TAIL_BYTES = 16 * 1024 * 1024
+from servicekit.files import BLOCK_BYTES, tail
 
 
 async def log_pieces(file: BinaryIO, tail_lines: int) -> AsyncIterator[bytes]:
@@ -19,9 +16,7 @@ async def log_pieces(file: BinaryIO, tail_lines: int) -> AsyncIterator[bytes]:
         if tail_lines < 0:
             raise invalid("tailLines", tail_lines, "0 or more")
         if tail_lines:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_TAIL_BYTES))
-            tail = await asyncio.to_thread(lambda: file.read().splitlines(keepends=True)[-tail_lines:])
-            yield b"".join(tail)
+            yield b"".join(await asyncio.to_thread(tail, file, tail_lines))
             return
-        while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+        while data := await asyncio.to_thread(file.read, BLOCK_BYTES):
             yield data

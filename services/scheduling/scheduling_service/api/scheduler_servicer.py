@@ -12,7 +12,7 @@ from servicekit.errors import invalid, not_found
 from servicekit.identity import current_identity
 
 from scheduling_service.api.application_mapping import FACTS, application_to_proto, group_to_detail
-from scheduling_service.api.chosen_fields import chosen_fields, only
+from scheduling_service.api.chosen_fields import chosen_fields, only, words
 from scheduling_service.api.log_pieces import log_pieces
 from scheduling_service.domain.attempt_facts import ProcessFacts
 from scheduling_service.domain.job import Job
@@ -50,11 +50,11 @@ class SchedulerServicer(scheduling_pb2_grpc.SchedulerServiceServicer):
     ) -> AsyncIterator[scheduling_pb2.ApplicationDetail]:
         sort, descending = sort_order(request.sort, request.order)
         query = Query(
-            application_ids=_words(request.application_id),
+            application_ids=words(request.application_id),
             driver_id=request.driver_id,
             name=request.application_name,
             search=request.search,
-            states=states(_words(request.state)),
+            states=states(words(request.state)),
             group_id=(await self._groups.get(request.sig_id)).id if request.sig_id else None,
             sort=sort,
             descending=descending,
@@ -68,7 +68,7 @@ class SchedulerServicer(scheduling_pb2_grpc.SchedulerServiceServicer):
         self, request: scheduling_pb2.ListGroupApplicationsRequest, context: Any
     ) -> AsyncIterator[scheduling_pb2.ApplicationDetail]:
         group = await self._groups.find(request.group)
-        query = Query(states=states(_words(request.state)), group_id=group.id)
+        query = Query(states=states(words(request.state)), group_id=group.id)
         async for detail in self._applications(query, request.fields):
             yield detail
 
@@ -113,7 +113,3 @@ class SchedulerServicer(scheduling_pb2_grpc.SchedulerServiceServicer):
         if not sent:
             # Without a message there would be no content type.
             yield HttpBody(content_type="application/octet-stream")
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]

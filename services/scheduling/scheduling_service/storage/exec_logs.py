@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from servicekit.files import BLOCK_BYTES, tail
 from workerkit.spool import open_plain_below
 
 from scheduling_service.domain.job import Job
 from scheduling_service.storage.exec_folders import LOG
 from scheduling_service.usecases.ports import RunDirectories
 
-CHUNK_BYTES = 256 * 1024
-# The last lines are looked for in so much of an output.
-MAX_TAIL_BYTES = 16 * 1024 * 1024
 POLL_SECONDS = 0.2
 # Sent while a program is silent, so that nobody on the way takes the stream for a dead one.
 SILENCE_SECONDS = 60.0
@@ -122,7 +120,7 @@ async def _chunks(source: _File, offset: int = 0) -> AsyncIterator[bytes]:
         return
     with file:
         file.seek(offset)
-        while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+        while data := await asyncio.to_thread(file.read, BLOCK_BYTES):
             yield data
 
 
@@ -140,8 +138,7 @@ def _tail(sources: Sequence[_File], lines: int) -> bytes:
     for source in reversed(sources):
         try:
             with source.open() as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_TAIL_BYTES))
-                found = [*file.read(MAX_TAIL_BYTES).splitlines(keepends=True)[-(lines - len(found)) :], *found]
+                found = [*tail(file, lines - len(found)), *found]
         except OSError:
             continue
         if len(found) >= lines:
@@ -168,6 +165,6 @@ def _batch(lines: Iterator[bytes]) -> bytes:
     for line in lines:
         found.append(line)
         size += len(line)
-        if size >= CHUNK_BYTES:
+        if size >= BLOCK_BYTES:
             break
     return b"".join(found)
