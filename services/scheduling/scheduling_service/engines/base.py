@@ -92,7 +92,8 @@ class Engine(ABC):
     """Runs gangs of ranks: all of a gang start, or none; when one fails all end.
 
     Every method may be repeated and may be called by a process that knows nothing of the calls before it: what an
-    engine must remember it keeps in the attempt's directory. Output of rank R goes to rank-R.out and rank-R.err there.
+    engine must remember it keeps beside the attempt's directory, where ranks cannot write it. Output of rank R goes to
+    rank-R.out and rank-R.err in the directory.
     The contract tests in tests/test_engines.py run against every engine of the registry.
     """
 
