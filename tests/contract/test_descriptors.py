@@ -289,3 +289,9 @@ def test_learning_rates_print_as_they_were_written() -> None:
     text = '{"learningrate": 0.01, "weightdecay": 0.0005, "maxiteration": 0}'
     message = json_format.Parse(text, models_pb2.Hyperparameters())
     assert json.loads(json_format.MessageToJson(message)) == json.loads(text)
+
+
+@pytest.mark.parametrize("operation", ["Get", "LogGet", "ResultGet", "StopPost", "Delete"])
+def test_what_is_said_of_one_exec_task_may_be_forbidden(operation: str) -> None:
+    # The reference knows no users that may not see each other's tasks.
+    assert 403 in rules()[f"execsExecId{operation}"].contract.errors
