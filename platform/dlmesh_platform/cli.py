@@ -13,7 +13,7 @@ from typing import Annotated, Any, ParamSpec
 
 import requests
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -37,6 +37,8 @@ app.add_typer(group_app, name="group")
 app.add_typer(spark_command.app, name="spark")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+# From here on tables show all that there is.
+WIDE_COLUMNS = 130
 Parameters = ParamSpec("Parameters")
 LOGS = (*SERVICES, "envoy", "access", "supervisor", "warm-pool", "triton")
 KNOWN_ERRORS = (PlatformError, PortInUseError, LaunchError, ApiError, requests.RequestException, OSError, ValueError)
@@ -281,8 +283,14 @@ def _group_settings(options: list[str] | None, **settings: str | int | None) -> 
 @_plain_errors
 def list_groups() -> None:
     """All groups with their settings."""
-    table = Table("group", "state", "engine", "hosts", "slots", "GPUs", "policy", "quota", "runs as", "master")
+    table = Table("group", "state", "engine", "hosts", "slots", "GPUs", "policy", "quota")
+    for column in table.columns:
+        column.no_wrap = True
+    if wide := out.width >= WIDE_COLUMNS:
+        table.add_column("runs as")
+        table.add_column("master")
     for group in _client(_home()).get(GROUPS):
+        more = (escape(group["executionUser"]), escape(group["masterUrl"])) if wide else ()
         table.add_row(
             escape(group["name"]),
             group["state"],
@@ -292,8 +300,7 @@ def list_groups() -> None:
             str(group["hosts"] * group["gpusPerHost"]),
             group["policy"],
             str(group["maxSlotsPerUser"] or ""),
-            escape(group["executionUser"]),
-            escape(group["masterUrl"]),
+            *more,
         )
     out.print(table)
 
@@ -447,8 +454,14 @@ def queue(
             live.update(_queue_table(client, group, lines), refresh=True)
 
 
-def _queue_table(client: Client, group: str | None, lines: int) -> Table:
-    table = Table("job", "name", "owner", "group", "state", "ranks", "priority", "for", "says")
+def _queue_table(client: Client, group: str | None, lines: int) -> RenderableType:
+    wide = out.width >= WIDE_COLUMNS
+    table = Table("job", "name", "owner", *(("group", "priority") if wide else ()), "state", "ranks", "for")
+    for column in table.columns:
+        # On a narrow terminal the sentence stands below the name, which may be broken.
+        column.no_wrap = wide or column.header != "name"
+    if wide:
+        table.add_column("says")
     query = {"fields": QUEUE_FIELDS, "sort": "submittedtime", "length": str(lines)} | (
         {"sigId": group} if group else {}
     )
@@ -457,18 +470,18 @@ def _queue_table(client: Client, group: str | None, lines: int) -> Table:
         for job in client.get("/scheduler/applications", state=state, **query):
             waits = state == "SUBMITTED"
             seconds = now - job["submittedtime"] / 1000 if waits else job["apprunduration"]
+            name, says = escape(job["applicationname"]), escape(job["statusMessage"])
             table.add_row(
-                job["applicationid"][:12],
-                escape(job["applicationname"]),
+                job["applicationid"] if wide else job["applicationid"][:8],
+                name if wide or not says else f"{name}\n[dim]{says}[/]",
                 escape(job["username"]),
-                escape(job.get("sigName", "")),
+                *((escape(job.get("sigName", "")), str(job["priority"] or "")) if wide else ()),
                 "waits" if waits else "[green]runs[/]",
                 str(job["demandslots"] if waits else job["slots"]),
-                str(job["priority"] or ""),
                 _duration(seconds),
-                escape(job["statusMessage"]),
+                *((says,) if wide else ()),
             )
-    return table
+    return table if table.row_count else "Nothing runs, nothing waits."
 
 
 def _duration(seconds: float) -> str:
