@@ -68,8 +68,11 @@ class ServiceSettings:
 
 
 def read_or_create_secret(path: Path) -> str:
-    """Return the secret kept at `path` (mode 0600); the first of several starting processes creates it."""
+    """Return the secret kept at `path` (mode 0600, restored if need be); the first of several processes creates it."""
     with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_mode & 0o077:
+            # Somebody opened it to others.
+            path.chmod(0o600)
         return path.read_text().strip()
     # Written whole under a name of our own, then linked: a reader never sees an empty file, and only one writer wins.
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")

@@ -120,6 +120,13 @@ def test_one_secret_for_many_starting_processes(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["secret"]
 
 
+def test_a_secret_that_was_opened_to_others_is_closed_again(tmp_path: Path) -> None:
+    secret = read_or_create_secret(tmp_path / "secret")
+    (tmp_path / "secret").chmod(0o644)
+    assert read_or_create_secret(tmp_path / "secret") == secret
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+
+
 def test_settings_have_defaults_and_read_the_environment(tmp_path: Path) -> None:
     environ = {"DLMESH_HOME": str(tmp_path), "DLMESH_MODELS_ADDRESS": "127.0.0.1:7777"}
     settings = ServiceSettings.from_environment("datasets", environ)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -414,6 +415,27 @@ def test_the_warm_pool_is_told_no_secret() -> None:
         "PATH": "/bin",
     }
     assert pool_environment(environ) == {"DLMESH_SUPERVISED_HOME": "/h", "PATH": "/bin", "DLMESH_WARM_POOL": "1"}
+
+
+async def test_a_socket_that_a_program_put_in_place_of_the_pool_s_is_told_nothing(home: Path) -> None:
+    asked = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.write(b"started\n")
+        writer.close()
+
+    engine = LocalEngine(home, warm_pool=False)
+    warm_socket(home).parent.mkdir(exist_ok=True)
+    server = await asyncio.start_unix_server(answer, warm_socket(home))
+    try:
+        engine._pool = SimpleNamespace(pid=os.getppid())  # type: ignore[assignment]
+        assert not await engine._launch_warm(home / "jobs" / "j1")
+        engine._pool = SimpleNamespace(pid=os.getpid())  # type: ignore[assignment]
+        assert await engine._launch_warm(home / "jobs" / "j1")
+    finally:
+        server.close()
+    assert [line for line in asked if line] == [f"{home / 'jobs' / 'j1'}\n".encode()]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -184,12 +185,22 @@ class LocalEngine(Engine):
         try:
             async with asyncio.timeout(5):
                 reader, writer = await asyncio.open_unix_connection(str(self._socket_path()))
-                writer.write(f"{directory}\n".encode())
-                answer = await reader.readline()
-                writer.close()
+                try:
+                    if not self._is_pool(writer):
+                        return False
+                    writer.write(f"{directory}\n".encode())
+                    answer = await reader.readline()
+                finally:
+                    writer.close()
         except (OSError, TimeoutError):
             return False
         return answer == b"started\n"
+
+    def _is_pool(self, writer: asyncio.StreamWriter) -> bool:
+        """Whether our pool listens there: programs may put a socket of their own in its place."""
+        size = struct.calcsize("3i")
+        peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        return self._pool is not None and struct.unpack("3i", peer)[0] == self._pool.pid
 
     def _socket_path(self) -> Path:
         return warm_socket(self._home)
