@@ -211,7 +211,7 @@ class Stream:
         for job_id in self.unfinished:
             job = self.planned[job_id]
             age = time.monotonic() - job.submitted_at
-            often = 0.05 if job.kind == "endless" and age > self.seconds[1] else 0.0005
+            often = 0.05 if job.kind == "endless" and age > self.seconds[1] else 0.0005 / self.seconds[1]
             if not job.is_stopped and self.dice.random() < often:
                 self.stop(job)
 
