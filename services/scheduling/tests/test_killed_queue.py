@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from scheduling_service.domain.job import InstanceGroup, Job, Spec, State
+from scheduling_service.domain.planning import plan
 from scheduling_service.engines.base import Observation, Phase, RankOutcome
 from scheduling_service.engines.runner import JobFiles
 from scheduling_service.storage.groups import LOCAL_ID
 from scheduling_service.storage.jobs import SqlJobs
+from scheduling_service.usecases import run_queue
 from scheduling_service.usecases.run_queue import RunQueue
 from scheduling_service.wiring import MIGRATIONS
 from servicekit.database import Database
@@ -400,3 +402,25 @@ async def test_a_stop_of_both_kills_who_waits_for_whom(tmp_path: Path, jobs: Sql
     await jobs.request_stop("a")
     await jobs.request_stop("b")
     await service.until_ended(a=State.KILLED, b=State.KILLED)
+
+
+async def test_a_group_for_which_nothing_can_be_decided_does_not_hold_up_the_others(
+    tmp_path: Path, jobs: SqlJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TwoGroups(LocalGroup):
+        async def all(self, *, fresh: bool = False) -> list[InstanceGroup]:
+            return [InstanceGroup("broken", "broken", 2), *await super().all()]
+
+    def plan_or_not(ledger: Any, *arguments: Any, **more: Any) -> Any:
+        if ledger.group.id == "broken":
+            raise ZeroDivisionError
+        return plan(ledger, *arguments, **more)
+
+    monkeypatch.setattr(run_queue, "plan", plan_or_not)
+    engine = PlayedEngine(slots=2)
+    queue = RunQueue(jobs, TwoGroups(2), engine, JobFiles(tmp_path), utc_now, "me")  # type: ignore[arg-type]
+    await jobs.add(Job("b", spec("B", 1), "broken", utc_now()))
+    await jobs.add(Job("g", spec("G", 1), LOCAL_ID, utc_now()))
+    for _ in range(2):
+        await queue.step()
+    assert set(engine.launched) == {("g", 1)}

@@ -110,7 +110,14 @@ class RunQueue:
                 await self._read_again(ledger, job)
         ledger.wake_paused(self._now())
         for group in ledger.groups:
-            changed = await self._decide(ledger, group) or changed
+            try:
+                changed = await self._decide(ledger, group) or changed
+            except Exception:
+                # Nor must one group hold up the others.
+                log.exception("nothing can be decided for instance group %s now", group.group.name)
+                self._ledger = None
+        if self._ledger is None:
+            return Next.LATER
         if changed:
             return Next.AT_ONCE
         return Next.SOON if next(ledger.running(), None) is not None else Next.LATER
