@@ -109,9 +109,15 @@ async def test_memory_that_forks_share_counts_once(engine: LocalEngine, tmp_path
     directory = tmp_path / "a1"
     await engine.launch(attempt(directory, program, memory_bytes_per_rank=140 * MIB))
     await until((tmp_path / "took").exists)
+    # Written by the keeper, which may be behind its rank.
+    await until((records.folder(directory) / "ranks.json").exists)
     (rank,) = json.loads((records.folder(directory) / "ranks.json").read_text())["ranks"]
-    found = usage.snapshot()
-    assert found.resident_bytes(found.tree(rank["pid"])) > 200 * MIB
+
+    def resident_bytes() -> int:
+        found = usage.snapshot()
+        return found.resident_bytes(found.tree(rank["pid"]))
+
+    await until(lambda: resident_bytes() > 200 * MIB)
     watch = watches.Memory(140 * MIB)
     assert watch.look({0: rank["pid"]}) is None
     assert watches.Memory(50 * MIB).look({0: rank["pid"]}) == 0
