@@ -89,15 +89,17 @@ def measure_submissions() -> Row:
     announce(f"{SUBMISSIONS} submissions by {SUBMITTERS} callers")
     with tempfile.TemporaryDirectory(prefix="dlmesh-bench-", ignore_cleanup_errors=True) as folder:
         home = Path(folder)
-        os.environ["DLMESH_WARM_POOL"] = "1"
         with scheduling_service(home) as submit:
             program = home / "work" / "sleep.py"
             program.write_text("import time; time.sleep(600)")
             for number in range(4):  # all slots: what follows waits
                 submit(f"sleep{number}", program)
-            address = _address_of(home)
-            rate = asyncio.run(_submit_many(address, (home / "secret").read_text().strip(), home))
-            asyncio.run(_stop(address, (home / "secret").read_text().strip()))
+            address = (home / "address").read_text()
+            secret = (home / "secret").read_text().strip()
+            try:
+                rate = asyncio.run(_submit_many(address, secret, home))
+            finally:
+                asyncio.run(_stop(address, secret))
         bare = _bare_inserts(home / "bare.sqlite")
     return Row(
         f"submissions that are on the disk when answered, {SUBMITTERS} callers",
@@ -107,10 +109,6 @@ def measure_submissions() -> Row:
         "at least 300 jobs/s",
         rate >= 300,
     )
-
-
-def _address_of(home: Path) -> str:
-    return (home / "address").read_text()
 
 
 def _metadata(secret: str) -> tuple[tuple[str, str], ...]:

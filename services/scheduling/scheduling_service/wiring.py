@@ -84,10 +84,6 @@ def build(
     # Looking at a gang costs a few stats of files, and a short job should not seem long.
     loop = ReconcileLoop("queue", queue.step, soon_seconds=0.05)
 
-    def plan_anew() -> None:
-        queue.forget_groups()
-        loop.wake()
-
     reasons = WaitingReasons(groups)
     describe = DescribeAttempts(runner, files)
     submit, stop, delete = SubmitJob(jobs, groups, utc_now, loop.wake), StopJob(jobs, loop.wake), DeleteJob(jobs, files)
@@ -119,7 +115,7 @@ def build(
             ),
             (
                 scheduling_pb2_grpc.add_InstanceGroupServiceServicer_to_server,
-                InstanceGroupServicer(InstanceGroups(groups, runner, plan_anew)),
+                InstanceGroupServicer(InstanceGroups(groups, runner, loop.wake)),
                 "dlmesh.scheduling.v1.InstanceGroupService",
             ),
             (

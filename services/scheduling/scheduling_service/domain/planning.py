@@ -82,12 +82,11 @@ class _Planning:
         self._backfill: set[str] = set()
         self._gpus: dict[str, list[list[int]]] = {}
         self._held: list[tuple[Job, int]] = []
+        self._giving = [ledger.running[job_id] for _, job_id in ledger.giving]
+        # With what gangs give that are ending or could shrink.
+        self._room = self._free + sum(gang.spare for gang in self._giving)
 
     def run(self) -> Plan:
-        giving = [self._ledger.running[job_id] for _, job_id in self._ledger.giving]
-        # What gangs give that are ending or could shrink.
-        self._room = self._free + sum(gang.spare for gang in giving)
-        self._giving = giving
         blocker: Job | None = None
         order = self._in_order()
         try:
@@ -182,8 +181,8 @@ class _Planning:
     def _those_that_fit(self) -> tuple[list[Job], Job | None]:
         """Of the admitted those that need not wait until others have made room, and the first that must."""
         starts: list[Job] = []
+        left = self._free
         for position, job in enumerate(self._admitted):
-            left = self._free - self._needed(starts)
             if job.spec.fewest_ranks > left:
                 needs = _needs(job.spec.fewest_ranks)
                 self._reasons[job.id] = f"{needs}, {left} of {self._group.slots} are free; others make room"
@@ -192,6 +191,7 @@ class _Planning:
                     self._let_go(late)
                 return starts, job
             starts.append(job)
+            left -= job.spec.fewest_ranks
         return starts, None
 
     def _make_room(self, lacking: int, for_whom: Job) -> None:

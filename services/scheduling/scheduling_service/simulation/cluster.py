@@ -135,7 +135,6 @@ class ImaginedCluster:
         self._clock = 0.0
         self._rows: dict[str, Job] = {}
         self._order: list[Job] = []
-        self._stopping: dict[str, Job] = {}
         self._attempts: dict[str, _Attempt] = {}
         self._ends: list[tuple[float, int, str]] = []
         self._serial = 0
@@ -176,13 +175,6 @@ class ImaginedCluster:
         return Outcome(
             self.group.slots, self._rows, self._started_at, self._load, decisions, self.suspensions, self.resizes
         )
-
-    def ask_to_stop(self, job_id: str) -> None:
-        """As a user does."""
-        job = self._rows[job_id]
-        if not job.state.is_final:
-            job.stop_requested = True
-            self._stopping[job_id] = job
 
     def _next_moment(self, coming: int) -> float:
         moments = [self._ends[0][0]] if self._ends else []
@@ -237,8 +229,7 @@ class ImaginedCluster:
         return [job for job in self._order if not job.state.is_final]
 
     async def news(self, after_sequence: int) -> Sequence[Job]:
-        late = self._order[after_sequence:]
-        return [*self._stopping.values(), *(job for job in late if not job.state.is_final)]
+        return [job for job in self._order[after_sequence:] if not job.state.is_final]
 
     async def find(self, job_ids: Collection[str]) -> Sequence[Job]:
         return [self._rows[job_id] for job_id in job_ids if job_id in self._rows]
@@ -252,7 +243,6 @@ class ImaginedCluster:
     async def save(self, job: Job) -> None:
         if job.state.is_final:
             self._unended -= 1
-            self._stopping.pop(job.id, None)
         elif job.state is State.RUNNING and job.suspending:
             self.suspensions += 1
         elif job.state is State.RUNNING and job.resizing:

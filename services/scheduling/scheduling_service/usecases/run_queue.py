@@ -26,8 +26,7 @@ GROW_AFTER_SECONDS = 5.0
 GROUP_DELETED = "its instance group was deleted"
 # An attempt that has not begun after this long is one that waits for its engine.
 SLOW_START_SECONDS = 2.0
-# How old what is known of groups and of progress may be.
-GROUPS_SECONDS = 1.0
+# How old what is known of progress may be.
 PROGRESS_SECONDS = 1.0
 
 
@@ -55,7 +54,6 @@ class RunQueue:
         self._leads_until: datetime | None = None
         self._ledger: Ledger | None = None
         self._seen_sequence = 0
-        self._groups_read_at: datetime | None = None
         self._progress_read_at: datetime | None = None
         # By group: since when nobody waits and a slot is free.
         self._idle_since: dict[str, datetime] = {}
@@ -67,10 +65,6 @@ class RunQueue:
         # Jobs that came in the moment in which their group was deleted.
         # Those that no ledger takes, and why.
         self._homeless: list[tuple[Job, str]] = []
-
-    def forget_groups(self) -> None:
-        """Groups or shares were changed: the next step reads them."""
-        self._groups_read_at = None
 
     async def step(self) -> Next:
         try:
@@ -134,7 +128,7 @@ class RunQueue:
         return True
 
     async def _read_news(self) -> Ledger:
-        ledger, now = self._ledger, self._now()
+        ledger = self._ledger
         if ledger is None:
             ledger = Ledger()
             await self._read_groups(ledger, fresh=True)
@@ -147,12 +141,9 @@ class RunQueue:
                 group.told = {job.id for job in group.all_waiting() if job.reason}
             self._ledger = ledger
             return ledger
-        if self._groups_read_at is None or not 0 <= (now - self._groups_read_at).total_seconds() < GROUPS_SECONDS:
-            await self._read_groups(ledger)
         news = await self._jobs.news(self._seen_sequence)
-        if any(not ledger.knows_group(row.group_id) for row in news):
-            # Another process may have made it a moment ago.
-            await self._read_groups(ledger, fresh=True)
+        # From memory, mostly; one that is not known another process may have made a moment ago.
+        await self._read_groups(ledger, fresh=any(not ledger.knows_group(row.group_id) for row in news))
         self._note(ledger, news)
         return ledger
 
@@ -162,7 +153,6 @@ class RunQueue:
             ledger.set_group(group, await self._groups.shares(group.id))
         gone = ledger.forget_groups_but({group.id for group in groups})
         self._homeless += [(job, GROUP_DELETED) for job in gone]
-        self._groups_read_at = self._now()
 
     def _note(self, ledger: Ledger, rows: Sequence[Job]) -> None:
         for row in rows:
