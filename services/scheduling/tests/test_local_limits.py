@@ -118,9 +118,9 @@ async def test_memory_that_forks_share_counts_once(engine: LocalEngine, tmp_path
         return found.resident_bytes(found.tree(rank["pid"]))
 
     await until(lambda: resident_bytes() > 200 * MIB)
-    watch = watches.Memory(140 * MIB)
-    assert watch.look({0: rank["pid"]}) is None
-    assert watches.Memory(50 * MIB).look({0: rank["pid"]}) == 0
+    keeper_pid = usage.snapshot().processes[rank["pid"]].parent
+    assert watches.Memory(140 * MIB, keeper_pid).look({0: rank["pid"]}) is None
+    assert watches.Memory(50 * MIB, keeper_pid).look({0: rank["pid"]}) == 0
     (tmp_path / "go").touch()
     assert (await ended(engine, directory)).phase is Phase.FINISHED
 

@@ -98,8 +98,10 @@ class Memory:
     What a program takes and gives back between two looks is not seen.
     """
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, most_bytes: int, keeper: int | None = None) -> None:
+        """`keeper` is the process that ranks and their orphans are children of: this one."""
         self.most_bytes = most_bytes
+        self._keeper = os.getpid() if keeper is None else keeper
         self._look_at = 0.0
         # Whose an orphan is can only be remembered: its parent is the keeper now.
         self._rank_of: dict[tuple[int, int], int] = {}
@@ -124,7 +126,7 @@ class Memory:
     def _by_rank(self, ranks: Mapping[int, int], found: usage.Snapshot) -> dict[int, set[int]]:
         trees = {rank: found.tree(pid) for rank, pid in ranks.items()}
         rank_of_group = {pid: rank for rank, pid in ranks.items()}
-        for orphan in found.children.get(os.getpid(), ()):
+        for orphan in found.children.get(self._keeper, ()):
             process = found.processes[orphan]
             rank = self._rank_of.get((orphan, process.start_time), rank_of_group.get(process.group))
             if rank is None and len(ranks) == 1:
