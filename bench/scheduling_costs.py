@@ -20,7 +20,7 @@ from application_pages import measure_application_pages
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
 from exec_latency import scheduling_service
 from report import Row, announce
-from scheduling_service.domain.job import InstanceGroup
+from scheduling_service.domain.instance_group import InstanceGroup
 from scheduling_service.domain.policies.registry import POLICIES
 from scheduling_service.simulation.cluster import Arrival, ImaginedCluster, Outcome
 from scheduling_service.simulation.traces import Mix, draw

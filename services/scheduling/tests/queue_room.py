@@ -8,7 +8,8 @@ from itertools import count
 from typing import Any
 
 from scheduling_service.domain.gpus import Placement
-from scheduling_service.domain.job import InstanceGroup, Job, Progress, Spec, UserShare
+from scheduling_service.domain.instance_group import InstanceGroup, UserShare
+from scheduling_service.domain.job import Job, Progress, Spec
 from scheduling_service.domain.ledger import GroupLedger, Ledger
 from scheduling_service.domain.planning import Plan, plan
 

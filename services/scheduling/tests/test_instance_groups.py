@@ -16,7 +16,8 @@ import grpc
 import pytest
 from dlmesh.scheduling.v1 import jobs_pb2, scheduling_pb2
 from scheduling_room import DEADLINE_SECONDS, service, spec, submit, until
-from scheduling_service.domain.job import InstanceGroup, Job, Spec, State
+from scheduling_service.domain.instance_group import InstanceGroup
+from scheduling_service.domain.job import Job, Spec, State
 from scheduling_service.storage.groups import LOCAL_ID, SqlGroups
 from scheduling_service.storage.jobs import SqlJobs
 from scheduling_service.wiring import MIGRATIONS

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scheduling_service.domain.job import InstanceGroup, Job, Spec, State
+from scheduling_service.domain.instance_group import InstanceGroup
+from scheduling_service.domain.job import Job, Rank, Spec, State
 from scheduling_service.domain.planning import plan
-from scheduling_service.engines.base import Observation, Phase, RankOutcome
+from scheduling_service.engines.base import Observation, Phase
 from scheduling_service.engines.runner import JobFiles
 from scheduling_service.storage.groups import LOCAL_ID
 from scheduling_service.storage.jobs import SqlJobs
@@ -66,7 +67,7 @@ class PlayedEngine:
         """The newest attempt ends so, if it has not yet."""
         newest = max((key for key in self.launched if key[0] == job_id), default=None)
         if newest is not None:
-            ranks = [RankOutcome(rank, 100 + rank, code) for rank in range(self.launched[newest])]
+            ranks = [Rank(rank, 100 + rank, code) for rank in range(self.launched[newest])]
             self.ended.setdefault(newest, Observation(phase, ranks=ranks))
 
 

@@ -16,8 +16,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from scheduling_service.domain.job import Rank
 from scheduling_service.engines import outcomes
-from scheduling_service.engines.base import Attempt, Engine, Observation, Phase, RankOutcome
+from scheduling_service.engines.base import Attempt, Engine, Observation, Phase
 from scheduling_service.engines.local import accounts, hiding, processes, records
 from scheduling_service.engines.local.engine import LocalEngine, pool_environment, warm_socket
 from scheduling_service.engines.runner import JobFiles
@@ -363,7 +364,7 @@ async def test_an_attempt_runs_as_long_as_its_keeper_whatever_its_outcome_says(e
 )
 def test_an_outcome_of_another_form_is_none_of_ours(change: dict[str, Any]) -> None:
     whole = {"state": "failed", "reason": "r", "failed_rank": 0, "ranks": [{"rank": 0, "pid": 7, "exit_code": None}]}
-    assert outcomes.observation_of(whole).ranks == (RankOutcome(0, 7, None),)
+    assert outcomes.observation_of(whole).ranks == (Rank(0, 7, None),)
     assert outcomes.observation_of({**whole, **change}, driver_id="d") == outcomes.not_ours(driver_id="d")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from queue_room import decide, gang, starts, waiting
-from scheduling_service.domain.job import Job, UserShare
+from scheduling_service.domain.instance_group import UserShare
+from scheduling_service.domain.job import Job
 
 
 def test_a_gang_starts_whole_or_waits_and_holds_the_queue() -> None:

@@ -20,7 +20,8 @@ from scheduling_room import DEADLINE_SECONDS, service, spec, submit, until
 from scheduling_service.api.application_mapping import application_to_proto
 from scheduling_service.domain.application import reason_of
 from scheduling_service.domain.attempt_facts import AttemptFacts, ProcessFacts
-from scheduling_service.domain.job import InstanceGroup, Job, Progress, Rank, Spec, State
+from scheduling_service.domain.instance_group import InstanceGroup
+from scheduling_service.domain.job import Job, Progress, Rank, Spec, State
 from scheduling_service.engines.runner import JobFiles
 from scheduling_service.storage import application_search
 from scheduling_service.storage.groups import LOCAL_ID, SqlGroups

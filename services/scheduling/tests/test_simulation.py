@@ -6,7 +6,8 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from scheduling_service.domain.job import InstanceGroup, Spec, State, UserShare
+from scheduling_service.domain.instance_group import InstanceGroup, UserShare
+from scheduling_service.domain.job import Spec, State
 from scheduling_service.domain.policies.registry import POLICIES
 from scheduling_service.simulation.cluster import Arrival, BrokenPromiseError, ImaginedCluster, Outcome
 from scheduling_service.simulation.traces import Mix, draw

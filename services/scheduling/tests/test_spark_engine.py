@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 import pytest
 from dlmesh_platform.spark_cluster import SparkCluster
-from scheduling_service.domain.job import InstanceGroup
+from scheduling_service.domain.instance_group import InstanceGroup
 from scheduling_service.engines.base import Attempt, Observation, Phase
 from scheduling_service.engines.local import records
 from scheduling_service.engines.registry import make_engine

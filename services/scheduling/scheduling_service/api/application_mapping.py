@@ -9,7 +9,8 @@ from servicekit.times import unix_milliseconds, utc_now
 from scheduling_service.api.mapping import group_state
 from scheduling_service.domain.application import application_id, driver_id
 from scheduling_service.domain.attempt_facts import ProcessFacts
-from scheduling_service.domain.job import InstanceGroup, Job, State, UserShare
+from scheduling_service.domain.instance_group import InstanceGroup, UserShare
+from scheduling_service.domain.job import Job, State
 from scheduling_service.usecases.instance_groups import Settings
 from scheduling_service.usecases.list_applications import Application
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from dlmesh.scheduling.v1 import jobs_pb2
 
 from scheduling_service.domain.application import application_id, driver_id
-from scheduling_service.domain.job import InstanceGroup, Job, Progress, Reported, Spec
+from scheduling_service.domain.instance_group import InstanceGroup
+from scheduling_service.domain.job import Job, Progress, Reported, Spec
 
 
 def spec_from_proto(spec: jobs_pb2.JobSpec) -> Spec:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from servicekit.errors import invalid
 from servicekit.names import check_name
 
-from scheduling_service.domain.job import InstanceGroup, UserShare
+from scheduling_service.domain.instance_group import InstanceGroup, UserShare
 from scheduling_service.domain.policies.registry import POLICIES
 
 # Far beyond any cluster.

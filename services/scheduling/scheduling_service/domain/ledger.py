@@ -9,7 +9,8 @@ from datetime import datetime
 
 from scheduling_service.domain.backlog import Backlog
 from scheduling_service.domain.gpus import Gpus
-from scheduling_service.domain.job import InstanceGroup, Job, State, UserShare
+from scheduling_service.domain.instance_group import InstanceGroup, UserShare
+from scheduling_service.domain.job import Job, State
 from scheduling_service.domain.policies.base import Holdings
 from scheduling_service.domain.policies.registry import make_policy
 

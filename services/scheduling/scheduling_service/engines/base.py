@@ -6,12 +6,13 @@ import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
 from scheduling_service.domain.attempt_facts import AttemptFacts as AttemptFacts
 from scheduling_service.domain.attempt_facts import ProcessFacts as ProcessFacts
-from scheduling_service.domain.job import InstanceGroup
+from scheduling_service.domain.instance_group import InstanceGroup
+from scheduling_service.domain.observation import Observation as Observation
+from scheduling_service.domain.observation import Phase as Phase
 
 
 @dataclass(frozen=True)
@@ -49,43 +50,6 @@ class Attempt:
     data_roots: Sequence[Path] = ()
     master_url: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
-
-
-class Phase(Enum):
-    """What an engine knows of an attempt."""
-
-    UNKNOWN = "unknown"  # never launched here
-    STARTING = "starting"
-    RUNNING = "running"
-    FINISHED = "finished"
-    FAILED = "failed"
-    STOPPED = "stopped"
-    LOST = "lost"  # its keeper went without a word: a reboot, an out-of-memory kill
-
-
-@dataclass(frozen=True)
-class RankOutcome:
-    """How a rank ended; a negative code is the signal that ended it, None: it was not seen to end."""
-
-    rank: int
-    pid: int
-    exit_code: int | None
-
-
-@dataclass(frozen=True)
-class Observation:
-    """An attempt as it stands; `failed_rank` is the one that failed first, whose output explains why. After a failure
-    that is `final` another attempt would fail just so."""
-
-    phase: Phase
-    reason: str = ""
-    ranks: Sequence[RankOutcome] = field(default_factory=tuple)
-    failed_rank: int | None = None
-    keeper_pid: int = 0
-    final: bool = False
-    # What the engine calls the attempt and what keeps it; empty where it has no names of its own, or none yet.
-    application_id: str = ""
-    driver_id: str = ""
 
 
 class Engine(ABC):

@@ -7,7 +7,8 @@ from typing import Any
 
 from servicekit.texts import storable
 
-from scheduling_service.engines.base import Observation, Phase, RankOutcome
+from scheduling_service.domain.job import Rank
+from scheduling_service.domain.observation import Observation, Phase
 from scheduling_service.engines.local import records
 
 ENDS = (Phase.FINISHED, Phase.FAILED, Phase.STOPPED, Phase.LOST)
@@ -42,8 +43,8 @@ def name_of(record: Mapping[str, Any] | None, key: str) -> str:
     return storable(name[:NAME_CHARACTERS]) if isinstance(name, str) else ""
 
 
-def _rank_of(row: Mapping[str, Any]) -> RankOutcome | None:
+def _rank_of(row: Mapping[str, Any]) -> Rank | None:
     code = row.get("exit_code")
     # A signal, or what a program says.
     is_code = code is None or (type(code) is int and -128 <= code <= 255)
-    return RankOutcome(row["rank"], row["pid"], code) if is_code and 0 <= row["rank"] < 1 << 20 else None
+    return Rank(row["rank"], row["pid"], code) if is_code and 0 <= row["rank"] < 1 << 20 else None

@@ -13,7 +13,8 @@ from servicekit.folders import remove_folder
 from servicekit.identity import job_token
 from workerkit.spool import open_plain, open_plain_below, read_report, warning_of
 
-from scheduling_service.domain.job import InstanceGroup, Job, Progress, Reported
+from scheduling_service.domain.instance_group import InstanceGroup
+from scheduling_service.domain.job import Job, Progress, Reported
 from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation
 from scheduling_service.engines.environment import inherited
 

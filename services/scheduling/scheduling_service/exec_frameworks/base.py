@@ -17,7 +17,7 @@ from scheduling_service.domain.exec_spec import ExecSpec
 if TYPE_CHECKING:
     # Ranks need none of it, and they start in milliseconds.
     from scheduling_service.domain.exec_arguments import ExecArguments
-    from scheduling_service.domain.job import InstanceGroup
+    from scheduling_service.domain.instance_group import InstanceGroup
     from scheduling_service.usecases.exec_ports import ExecDescription
 
 

@@ -15,7 +15,7 @@ from scheduling_service.exec_frameworks.base import ExecFramework, run_program_o
 
 if TYPE_CHECKING:
     from scheduling_service.domain.exec_arguments import ExecArguments
-    from scheduling_service.domain.job import InstanceGroup
+    from scheduling_service.domain.instance_group import InstanceGroup
     from scheduling_service.usecases.exec_ports import ExecDescription
 
 

@@ -18,7 +18,7 @@ from servicekit.errors import Code, ServiceError, invalid
 
 from scheduling_service.domain.exec_arguments import ExecArguments
 from scheduling_service.domain.exec_plan import ExecPlan
-from scheduling_service.domain.job import InstanceGroup
+from scheduling_service.domain.instance_group import InstanceGroup
 from scheduling_service.exec_frameworks.base import ExecFramework
 from scheduling_service.usecases.exec_ports import ExecDescription
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from scheduling_service.domain.job import InstanceGroup
+from scheduling_service.domain.instance_group import InstanceGroup
 from scheduling_service.domain.policies.registry import POLICIES
 from scheduling_service.simulation.cluster import ImaginedCluster, Outcome
 from scheduling_service.simulation.traces import Mix, draw

@@ -13,7 +13,9 @@ from typing import Any, BinaryIO
 from servicekit.reconcile import Next
 
 from scheduling_service.domain.gpus import WHOLE
-from scheduling_service.domain.job import InstanceGroup, Job, Progress, Reported, Spec, State, UserShare
+from scheduling_service.domain.instance_group import InstanceGroup, UserShare
+from scheduling_service.domain.job import Job, Progress, Rank, Reported, Spec, State
+from scheduling_service.domain.observation import Observation, Phase
 from scheduling_service.usecases.run_queue import RunQueue
 
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
@@ -81,31 +83,9 @@ class _Attempt:
     begins_at: float
     ends_at: float
     fails: bool
-    phase: str = "RUNNING"
+    phase: Phase = Phase.RUNNING
+    is_stopping: bool = False
     serial: int = 0
-
-
-@dataclass(frozen=True)
-class _Seen:
-    phase: _Phase
-    reason: str = ""
-    ranks: Sequence[Any] = ()
-    failed_rank: int | None = None
-    final: bool = False
-    application_id: str = ""
-    driver_id: str = ""
-
-
-@dataclass(frozen=True)
-class _Phase:
-    name: str
-
-
-@dataclass(frozen=True)
-class _RankOutcome:
-    rank: int
-    pid: int
-    exit_code: int
 
 
 class ImaginedCluster:
@@ -203,7 +183,10 @@ class ImaginedCluster:
             attempt = self._attempts.get(job_id)
             # One that was asked to stop meanwhile ends by another entry.
             if attempt is not None and attempt.serial == serial:
-                attempt.phase = {"STOPPING": "STOPPED"}.get(attempt.phase, "FAILED" if attempt.fails else "FINISHED")
+                if attempt.is_stopping:
+                    attempt.phase = Phase.STOPPED
+                else:
+                    attempt.phase = Phase.FAILED if attempt.fails else Phase.FINISHED
                 self._news[job_id] = None
 
     def _now(self) -> datetime:
@@ -282,27 +265,32 @@ class ImaginedCluster:
         self._attempts[job.id] = attempt
         heapq.heappush(self._ends, (attempt.ends_at, attempt.serial, job.id))
 
-    async def observe(self, job: Job, group: InstanceGroup) -> _Seen:
+    async def observe(self, job: Job, group: InstanceGroup) -> Observation:
         attempt = self._attempts.get(job.id)
         if attempt is None:
-            return _Seen(_Phase("UNKNOWN"))
-        if attempt.phase in ("RUNNING", "STOPPING"):
-            return _Seen(_Phase("RUNNING"))
+            return Observation(Phase.UNKNOWN)
+        if attempt.phase is Phase.RUNNING:
+            return Observation(Phase.RUNNING)
         del self._attempts[job.id]
         self._take(job, -1)
-        code = {"FINISHED": 0, "FAILED": 1}.get(attempt.phase, 143)
-        ranks = [_RankOutcome(rank, 1, code) for rank in range(attempt.ranks)]
-        return _Seen(_Phase(attempt.phase), "rank 0 exited with code 1" if code == 1 else "", ranks)
+        code = {Phase.FINISHED: 0, Phase.FAILED: 1}.get(attempt.phase, 143)
+        ranks = [Rank(rank, 1, code) for rank in range(attempt.ranks)]
+        return Observation(attempt.phase, "rank 0 exited with code 1" if code == 1 else "", ranks)
 
     async def stop(self, job: Job, group: InstanceGroup) -> None:
         attempt = self._attempts.get(job.id)
-        if attempt is None or attempt.phase != "RUNNING" or attempt.ends_at <= self._clock + STOP_SECONDS:
+        if (
+            attempt is None
+            or attempt.phase is not Phase.RUNNING
+            or attempt.is_stopping
+            or attempt.ends_at <= self._clock + STOP_SECONDS
+        ):
             return
         if job.spec.is_elastic:
             done = max(0.0, self._clock - attempt.begins_at) * attempt.ranks
             self._left[job.id] = max(0.0, self._left[job.id] - done)
         self._serial += 1
-        attempt.phase, attempt.serial = "STOPPING", self._serial
+        attempt.is_stopping, attempt.serial = True, self._serial
         heapq.heappush(self._ends, (self._clock + STOP_SECONDS, attempt.serial, job.id))
 
     def _progress(self, job_id: str) -> Progress:

@@ -16,7 +16,7 @@ from servicekit.texts import storable
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from scheduling_service.domain.job import InstanceGroup, UserShare
+from scheduling_service.domain.instance_group import InstanceGroup, UserShare
 from scheduling_service.storage.tables import ACTIVE, GROUPS, JOBS, USER_SHARES
 
 # The same on every installation, so that a script may name it.

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scheduling_service.domain.attempt_facts import AttemptFacts, ProcessFacts
-from scheduling_service.domain.job import InstanceGroup, Job, State
+from scheduling_service.domain.instance_group import InstanceGroup
+from scheduling_service.domain.job import Job, State
 from scheduling_service.usecases.ports import RunDirectories, Runner
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from scheduling_service.domain.exec_arguments import ExecArguments
 from scheduling_service.domain.exec_plan import ExecPlan
 from scheduling_service.domain.exec_spec import ExecSpec
 from scheduling_service.domain.exec_task import ExecTask, ExecView
-from scheduling_service.domain.job import InstanceGroup, Job, Spec
+from scheduling_service.domain.instance_group import InstanceGroup
+from scheduling_service.domain.job import Job, Spec
 
 
 class Execs(Protocol):

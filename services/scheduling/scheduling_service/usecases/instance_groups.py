@@ -10,7 +10,7 @@ from servicekit.errors import invalid
 from servicekit.identity import Identity
 
 from scheduling_service.domain.group_rules import check_group, check_share
-from scheduling_service.domain.job import InstanceGroup, UserShare
+from scheduling_service.domain.instance_group import InstanceGroup, UserShare
 from scheduling_service.usecases.ports import Engines, Groups
 
 # Given by this machine and by DLMESH_SLOTS, whatever the request says.

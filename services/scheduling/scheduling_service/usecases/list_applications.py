@@ -9,7 +9,8 @@ from servicekit.errors import invalid, out_of_range
 from servicekit.identity import Identity
 
 from scheduling_service.domain.attempt_facts import AttemptFacts, ProcessFacts
-from scheduling_service.domain.job import InstanceGroup, Job, State
+from scheduling_service.domain.instance_group import InstanceGroup
+from scheduling_service.domain.job import Job, State
 from scheduling_service.usecases.describe_attempts import DescribeAttempts, Patience
 from scheduling_service.usecases.ports import LIVE_KEYS, Groups, Jobs, Query, SortKey
 from scheduling_service.usecases.waiting_reasons import WaitingReasons

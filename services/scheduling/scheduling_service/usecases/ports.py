@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 from scheduling_service.domain.attempt_facts import AttemptFacts
-from scheduling_service.domain.job import InstanceGroup, Job, Progress, Reported, UserShare
+from scheduling_service.domain.instance_group import InstanceGroup, UserShare
+from scheduling_service.domain.job import Job, Progress, Reported
+from scheduling_service.domain.observation import Observation
 
 
 class SortKey(StrEnum):
@@ -193,8 +195,8 @@ class Runner(Protocol):
     def due(self, running: Iterable[Job]) -> Iterable[Job]:
         """Those of which there may be news since they were observed last."""
 
-    async def observe(self, job: Job, group: InstanceGroup) -> Any:
-        """An `engines.base.Observation`-like record: phase (its name), reason, ranks, failed_rank."""
+    async def observe(self, job: Job, group: InstanceGroup) -> Observation:
+        """The newest attempt as it stands."""
 
     async def stop(self, job: Job, group: InstanceGroup) -> None:
         """Ask the newest attempt to end."""

@@ -8,12 +8,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
 from servicekit.reconcile import Next
 
-from scheduling_service.domain.job import InstanceGroup, Job, Rank, State
+from scheduling_service.domain.instance_group import InstanceGroup
+from scheduling_service.domain.job import Job, State
 from scheduling_service.domain.ledger import GroupLedger, Ledger
+from scheduling_service.domain.observation import Observation, Phase
 from scheduling_service.domain.planning import Plan, Start, name_of, plan
 from scheduling_service.usecases.ports import Groups, Jobs, RunDirectories, Runner
 
@@ -206,15 +207,15 @@ class RunQueue:
                 return True
             return False
         seen = await self._runner.observe(job, group)
-        match seen.phase.name:
-            case "UNKNOWN":
+        match seen.phase:
+            case Phase.UNKNOWN:
                 # The row said RUNNING and then we were killed: launch now what was decided then.
                 if not (job.stop_requested or job.resizing):
                     await self._launch_again(ledger, job, group)
                     return True
                 # A launch that was under way must not come late.
                 await self._runner.stop(job, group)
-                if (await self._runner.observe(job, group)).phase.name != "UNKNOWN":
+                if (await self._runner.observe(job, group)).phase is not Phase.UNKNOWN:
                     return True
                 if job.stop_requested:
                     job.kill("stopped before it was started", self._now())
@@ -223,7 +224,7 @@ class RunQueue:
                 await self._save(ledger, job)
                 await self._after_the_end(ledger, job)
                 return True
-            case "STARTING" | "RUNNING":
+            case Phase.STARTING | Phase.RUNNING:
                 if self._note_observed(job, seen):
                     await self._save(ledger, job)
                 if job.stop_requested or job.resizing:
@@ -242,20 +243,20 @@ class RunQueue:
             log.exception("job %s could not be launched", job.id)
             # Nothing of it may come late.
             await self._runner.stop(job, group)
-            if (await self._runner.observe(job, group)).phase.name in ("STARTING", "RUNNING"):
+            if (await self._runner.observe(job, group)).phase in (Phase.STARTING, Phase.RUNNING):
                 return
             now = self._now()
             job.lose(f"it could not be launched: {error}", self._retry_at(job, now), now)
             await self._save(ledger, job)
             await self._after_the_end(ledger, job)
 
-    def _note_observed(self, job: Job, seen: Any) -> bool:
+    def _note_observed(self, job: Job, seen: Observation) -> bool:
         """What the engine calls it, why it has not begun, and when it did; False when the row says all of it."""
         changed = False
         if (seen.application_id, seen.driver_id) != (job.application_id, job.driver_id):
             job.application_id, job.driver_id = seen.application_id, seen.driver_id
             changed = True
-        if seen.phase.name == "STARTING":
+        if seen.phase is Phase.STARTING:
             if seen.reason and not job.resizing:
                 changed |= job.wait(seen.reason)
             if self._seconds_of_attempt(job) > SLOW_START_SECONDS:
@@ -272,26 +273,25 @@ class RunQueue:
     def _seconds_of_attempt(self, job: Job) -> float:
         return (self._now() - (job.attempt_started_at or self._now())).total_seconds()
 
-    async def _settle(self, job: Job, seen: Any) -> None:
+    async def _settle(self, job: Job, seen: Observation) -> None:
         # Facts that could not be pushed while we were away lie in the spool.
         await self._jobs.report(job.id, job.attempt, await asyncio.to_thread(self._directories.report, job))
         now = self._now()
         self._starting.discard(job.id)
-        job.ranks = [Rank(row.rank, row.pid, row.exit_code) for row in seen.ranks]
+        job.ranks = seen.ranks
         job.application_id = seen.application_id or job.application_id
         job.driver_id = seen.driver_id or job.driver_id
-        phase = seen.phase.name
-        if phase == "FINISHED":
+        if seen.phase is Phase.FINISHED:
             job.finish(now)
         elif job.stop_requested:
             job.kill("stopped", now)
-        elif phase == "STOPPED" and job.resizing:
+        elif seen.phase is Phase.STOPPED and job.resizing:
             # With code 0 everywhere the program says that it is done, asked to end or not.
             if job.ranks and all(rank.exit_code == 0 for rank in job.ranks):
                 job.finish(now)
             else:
                 job.resume()
-        elif phase == "FAILED":
+        elif seen.phase is Phase.FAILED:
             failed = seen.failed_rank if seen.failed_rank is not None else 0
             job.log_tail = await asyncio.to_thread(self._directories.tail, job, failed, TAIL_LINES)
             # By its exit code a program says that its input will not do: it would fail again.

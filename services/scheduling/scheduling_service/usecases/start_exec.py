@@ -18,7 +18,8 @@ from scheduling_service.domain.exec_arguments import ExecArguments, parse
 from scheduling_service.domain.exec_plan import ExecPlan
 from scheduling_service.domain.exec_spec import ExecSpec
 from scheduling_service.domain.exec_task import ExecTask, ExecView
-from scheduling_service.domain.job import InstanceGroup, Spec
+from scheduling_service.domain.instance_group import InstanceGroup
+from scheduling_service.domain.job import Spec
 from scheduling_service.usecases.exec_ports import (
     ExecDescription,
     ExecFolders,

@@ -9,7 +9,8 @@ from datetime import datetime
 from servicekit.errors import ServiceError, invalid
 
 from scheduling_service.domain.gpus import most_ranks
-from scheduling_service.domain.job import InstanceGroup, Job, Spec
+from scheduling_service.domain.instance_group import InstanceGroup
+from scheduling_service.domain.job import Job, Spec
 from scheduling_service.usecases.ports import Groups, Jobs
 
 MAX_PRIORITY = 100

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from scheduling_service.domain.job import Job, UserShare
+from scheduling_service.domain.instance_group import UserShare
+from scheduling_service.domain.job import Job
 
 # What a point of priority is worth.
 PRIORITY_SECONDS = 600.0

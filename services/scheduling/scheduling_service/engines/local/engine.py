@@ -21,7 +21,7 @@ from typing import Any
 
 from servicekit.folders import remove_folder
 
-from scheduling_service.domain.job import InstanceGroup
+from scheduling_service.domain.instance_group import InstanceGroup
 from scheduling_service.engines import outcomes
 from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation, Phase
 from scheduling_service.engines.environment import inherited

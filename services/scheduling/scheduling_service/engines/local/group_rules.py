@@ -7,7 +7,7 @@ import pwd
 
 from servicekit.errors import invalid
 
-from scheduling_service.domain.job import InstanceGroup
+from scheduling_service.domain.instance_group import InstanceGroup
 
 
 def check(group: InstanceGroup) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scheduling_service.domain.job import InstanceGroup
+from scheduling_service.domain.instance_group import InstanceGroup
 from scheduling_service.engines import outcomes
 from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation, Phase, ProcessFacts
 from scheduling_service.engines.environment import inherited

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from servicekit.errors import invalid
 
-from scheduling_service.domain.job import InstanceGroup
+from scheduling_service.domain.instance_group import InstanceGroup
 from scheduling_service.engines.spark import submission
 
 # On these rests what the queue promises: a gang has its slots and GPUs and no others, starts whole or not at all, runs
