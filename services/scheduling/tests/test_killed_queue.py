@@ -159,6 +159,9 @@ class Service:
         await self._loop.step()
 
     async def until_reason(self, job_id: str, reason: str) -> None:
+        await self._until(lambda rows: rows[0].waits_because == reason, [job_id])
+
+    async def until_cause(self, job_id: str, reason: str) -> None:
         await self._until(lambda rows: rows[0].reason == reason, [job_id])
 
     async def until_attempt(self, job_id: str, attempt: int) -> None:
@@ -345,7 +348,7 @@ async def test_what_takes_long_to_begin_says_why_and_runs_from_when_it_did(tmp_p
     await service.until(e=(State.RUNNING, 2))
     (launched,) = await jobs.find(["e"])
     engine.starting = "Spark has no room for the driver"
-    await service.until_reason("e", "(Spark has no room for the driver)")
+    await service.until_reason("e", "Spark has no room for the driver")
     service.pass_seconds(30)
     await service.step()
     engine.starting = ""
@@ -367,7 +370,7 @@ async def test_what_cannot_be_launched_pauses_and_ends_in_the_end(tmp_path: Path
     engine.launch = refuse  # type: ignore[method-assign]
     await jobs.add(Job("u", spec("U", 2), LOCAL_ID, utc_now()))
     reason = "it could not be launched: no room for its files; started again"
-    await service.until_reason("u", reason)
+    await service.until_cause("u", reason)
     engine.launch = launch  # type: ignore[method-assign]
     await service.until(u=(State.RUNNING, 2))
     (job,) = await jobs.find(["u"])

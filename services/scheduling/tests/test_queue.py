@@ -23,12 +23,11 @@ def test_program_failures_are_retried_as_often_as_asked_then_an_error() -> None:
     assert it.reason == "rank 0 exited with code 3; restart 1 of 1"
     assert it.wait("waits for 1 of 2 slots")
     assert not it.wait("waits for 1 of 2 slots")
-    assert it.reason == "rank 0 exited with code 3; restart 1 of 1 (waits for 1 of 2 slots)"
     assert it.wait("pauses 2 s before it is started again")
-    assert it.reason == "rank 0 exited with code 3; restart 1 of 1 (pauses 2 s before it is started again)"
+    assert it.waits_because == "pauses 2 s before it is started again"
     it.start(1, NOW)
     # While the second attempt runs it says why there is one.
-    assert it.reason == "rank 0 exited with code 3; restart 1 of 1"
+    assert (it.reason, it.waits_because) == ("rank 0 exited with code 3; restart 1 of 1", "")
     it.fail_program("rank 0 exited with code 3", NOW, NOW)
     assert (it.state, it.reason, it.ended_at) == (State.ERROR, "rank 0 exited with code 3", NOW)
 
@@ -80,8 +79,7 @@ def test_a_suspended_job_waits_in_its_place_again() -> None:
     it.resume()
     assert (it.state, it.resizing, it.suspending) == (State.SUBMITTED, False, False)
     assert it.wait("needs 1 slot, 0 of 2 are free; runs next")
-    assert it.reason == "makes room for X (needs 1 slot, 0 of 2 are free; runs next)"
-    assert it.wait("")
+    assert (it.reason, it.waits_because) == ("makes room for X", "needs 1 slot, 0 of 2 are free; runs next")
     it.start(1, NOW)
     assert (it.reason, it.is_backfill, it.program_failures, it.platform_losses) == ("makes room for X", False, 0, 0)
 

@@ -536,13 +536,16 @@ def test_who_waits_unseen_is_behind_the_one_that_runs_next() -> None:
     assert reason_of(job, "gang") == "behind gang, which runs next"
     assert reason_of(job, "") == ""
     assert reason_of(job, "gang", "nights") == reason_of(job, "", "nights") == "instance group nights is stopped"
-    job.reason = "over quota"
+    job.wait("over quota")
     assert reason_of(job, "gang") == "over quota"
+    job.wait("")
     job.attempt, job.reason = 1, "rank 0 exited with code 1; restart 1 of 2"
     assert reason_of(job, "gang") == "rank 0 exited with code 1; restart 1 of 2 (behind gang, which runs next)"
     job.wait("needs 2 slots")
     assert reason_of(job, "gang") == "rank 0 exited with code 1; restart 1 of 2 (needs 2 slots)"
     job.state, job.reason = State.RUNNING, ""
+    assert reason_of(job, "gang") == "needs 2 slots"
+    job.wait("")
     assert reason_of(job, "gang") == ""
 
 

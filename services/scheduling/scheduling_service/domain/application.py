@@ -24,7 +24,7 @@ def job_of_driver(driver: str) -> str:
 
 def needs_reason(job: Job) -> bool:
     """True when the queue did not say what it waits for: it did not look at each of those far behind."""
-    return job.state is State.SUBMITTED and not _says_what_for(job.reason, job.attempt)
+    return job.state is State.SUBMITTED and not job.waits_because
 
 
 def reason_of(job: Job, runs_next: str, stopped_group: str = "") -> str:
@@ -33,21 +33,18 @@ def reason_of(job: Job, runs_next: str, stopped_group: str = "") -> str:
     `runs_next` is the name of the job that runs next in its group, if any; `stopped_group` that of a group that is
     stopped.
     """
-    waits = job.state is State.SUBMITTED
-    reason = why_it_waits(job.reason, job.attempt, runs_next, stopped_group) if waits else job.reason
-    # What a first attempt waits for stands behind nothing.
-    return reason[1:-1] if reason.startswith("(") and reason.endswith(")") else reason
+    if job.state is State.SUBMITTED:
+        return why_it_waits(job.reason, job.waits_because, runs_next, stopped_group)
+    return _told(job.reason, job.waits_because)
 
 
-def why_it_waits(reason: str, attempt: int, runs_next: str, stopped_group: str = "") -> str:
-    """As `reason_of`, of a job that waits."""
-    what_for = f"behind {runs_next}, which runs next" if runs_next else ""
-    if stopped_group:
-        what_for = is_stopped(stopped_group)
-    if _says_what_for(reason, attempt) or not what_for:
-        return reason
-    # As Job.wait says it: why there is another attempt stands before what it waits for.
-    return f"{reason} ({what_for})" if reason else what_for
+def why_it_waits(reason: str, because: str, runs_next: str, stopped_group: str = "") -> str:
+    """As `reason_of`, of a job that waits with this `reason` and `waits_because`."""
+    if not because and stopped_group:
+        because = is_stopped(stopped_group)
+    elif not because and runs_next:
+        because = f"behind {runs_next}, which runs next"
+    return _told(reason, because)
 
 
 def is_stopped(group: str) -> str:
@@ -55,5 +52,5 @@ def is_stopped(group: str) -> str:
     return f"instance group {group} is stopped"
 
 
-def _says_what_for(reason: str, attempt: int) -> bool:
-    return reason.endswith(")") if attempt else bool(reason)
+def _told(reason: str, because: str) -> str:
+    return f"{reason} ({because})" if reason and because else reason or because

@@ -121,8 +121,9 @@ class Job:
     `current_ranks` and `gpus` (empty without) are those of the newest attempt; `resizing` says that it ends so that the
     next has another number. `sequence` counts submissions. `application_id` and `driver_id` are what the engine calls
     the newest attempt, empty until it has told. `suspending` says that the attempt ends to make room for others,
-    `is_backfill` that it passed one that could not start. `waits_for` are the jobs of `spec.after` that have not
-    finished yet.
+    `is_backfill` that it passed one that could not start. `reason` says why there is another attempt, or how the job
+    ended; `waits_because` what it waits for now, empty where the queue did not look. `waits_for` are the jobs of
+    `spec.after` that have not finished yet.
     """
 
     id: str
@@ -153,6 +154,7 @@ class Job:
     suspending: bool = False
     is_backfill: bool = False
     waits_for: Sequence[str] = ()
+    waits_because: str = ""
 
     @property
     def is_leaving(self) -> bool:
@@ -173,9 +175,7 @@ class Job:
         if self.resizing:
             changed = ranks != self.current_ranks
             self.reason = f"went on with {ranks} instead of {self.current_ranks} ranks" if changed else ""
-        else:
-            # Why there is another attempt is worth knowing while it runs; what the first one waited for is not.
-            self.reason = self._cause if self.attempt > 1 else ""
+        self.waits_because = ""
         self.current_ranks = ranks
         self.gpus = gpus
         self.resizing = False
@@ -188,26 +188,16 @@ class Job:
         self.started_at = self.started_at or now
 
     def wait(self, reason: str) -> bool:
-        """Say what it waits for, behind why there is another attempt if there is one; True when that is news. Nothing
-        when the reason is empty."""
-        before = self.reason
-        if self.attempt:
-            self.reason = " ".join(part for part in (self._cause, f"({reason})" if reason else "") if part)
-        else:
-            self.reason = reason
-        return before != self.reason
-
-    @property
-    def _cause(self) -> str:
-        """The reason without what `wait` said."""
-        return self.reason.rpartition(" (")[0] if self.reason.endswith(")") else self.reason
+        """Say what it waits for, empty for nothing; True when that is news."""
+        before, self.waits_because = self.waits_because, reason
+        return before != reason
 
     def resize(self, reason: str) -> None:
         """The attempt is to end for another number of ranks."""
         if self.state is not State.RUNNING:
             raise conflict(f"job {self.id} cannot be resized while it is {self.state}")
         self.resizing = True
-        self.reason = reason
+        self.reason, self.waits_because = reason, ""
 
     def suspend(self, reason: str) -> None:
         """The attempt is to end and the job to wait again, so that others can start."""
@@ -264,13 +254,13 @@ class Job:
     def _retry(self, reason: str, at: datetime) -> None:
         self._move(State.SUBMITTED)
         self.resizing = self.suspending = False
-        self.reason = reason
+        self.reason, self.waits_because = reason, ""
         self.not_before = at
 
     def _end(self, state: State, reason: str, now: datetime) -> None:
         self._move(state)
         self.resizing = self.suspending = False
-        self.reason = reason
+        self.reason, self.waits_because = reason, ""
         self.ended_at = now
 
     def _move(self, state: State) -> None:

@@ -140,7 +140,7 @@ def _orders() -> Mapping[SortKey, _Expression]:
         SortKey.FRAMEWORK: JOBS.c.framework,
         SortKey.GROUP_NAME: _of_group(GROUPS.c.name),
         SortKey.HISTORY_SERVER_URL: _of_group(GROUPS.c.history_server_url),
-        SortKey.STATUS_MESSAGE: JOBS.c.reason,
+        SortKey.STATUS_MESSAGE: sa.func.coalesce(sa.func.nullif(JOBS.c.reason, ""), JOBS.c.waits_because),
         SortKey.PROGRESS: sa.func.coalesce(done / sa.func.nullif(total, 0.0), -1.0),
         SortKey.PRIORITY: JOBS.c.priority,
     }

@@ -43,7 +43,7 @@ _VIEW = sa.select(
     *(EXECS.c[name] for name in _OF_THE_TASK),
     GROUPS.c.name.label("group_name"),
     *(GROUPS.c[name] for name in ("master_url", "execution_user", "runs_next", "is_started")),
-    *(JOBS.c[name] for name in (*_OF_THE_JOB, "attempt")),
+    *(JOBS.c[name] for name in (*_OF_THE_JOB, "waits_because")),
 ).select_from(EXECS.outerjoin(GROUPS, GROUPS.c.id == EXECS.c.group_id).outerjoin(JOBS, JOBS.c.id == EXECS.c.id))
 
 
@@ -132,14 +132,14 @@ def _task(row: sa.RowMapping) -> ExecTask:
 
 def _view(row: sa.RowMapping) -> ExecView:
     values: dict[str, Any] = dict(row)
-    runs_next, attempt = values.pop("runs_next") or "", values.pop("attempt")
+    runs_next, because = values.pop("runs_next") or "", values.pop("waits_because")
     # Of a group that is gone nothing is known.
     stopped_group = values["group_name"] if values.pop("is_started") is False else ""
     if values["state"] is None:
         for name in _OF_THE_JOB:
             del values[name]
     elif values["state"] == "SUBMITTED":
-        values["reason"] = why_it_waits(values["reason"], attempt, runs_next, stopped_group)
+        values["reason"] = why_it_waits(values["reason"], because, runs_next, stopped_group)
     for name in ("group_name", "master_url", "execution_user"):
         values[name] = values[name] or ""
     return ExecView(**values)

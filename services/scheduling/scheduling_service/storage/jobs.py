@@ -115,10 +115,10 @@ class SqlJobs:
 
     async def save_reasons(self, jobs: Collection[Job]) -> None:
         waits = sa.and_(JOBS.c.id == sa.bindparam("job_id"), JOBS.c.state == State.SUBMITTED.value)
-        change = sa.update(JOBS).where(waits).values(reason=sa.bindparam("why"))
+        change = sa.update(JOBS).where(waits).values(waits_because=sa.bindparam("why"))
         async with self._database.session() as session:
             connection = await session.connection()
-            await connection.execute(change, [{"job_id": job.id, "why": storable(job.reason)} for job in jobs])
+            await connection.execute(change, [{"job_id": job.id, "why": storable(job.waits_because)} for job in jobs])
 
     async def search(self, query: Query) -> Sequence[int]:
         async with self._database.session(read_only=True) as session:
@@ -204,6 +204,7 @@ def _row(job: Job) -> dict[str, Any]:
         "priority": job.spec.priority,
         "state": job.state.value,
         "reason": storable(job.reason),
+        "waits_because": storable(job.waits_because),
         "attempt": job.attempt,
         "program_failures": job.program_failures,
         "platform_losses": job.platform_losses,

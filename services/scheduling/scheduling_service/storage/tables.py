@@ -34,6 +34,7 @@ JOBS = sa.Table(
     sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("waits_because", sa.Text, nullable=False, server_default=""),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("program_failures", sa.Integer, nullable=False),
     sa.Column("platform_losses", sa.Integer, nullable=False),

@@ -139,7 +139,7 @@ class RunQueue:
             self._note(ledger, await self._jobs.active())
             for group in ledger.groups:
                 # Whatever an earlier process told them.
-                group.told = {job.id for job in group.all_waiting() if job.reason}
+                group.told = {job.id for job in group.all_waiting() if job.waits_because}
             self._ledger = ledger
             return ledger
         news = await self._jobs.news(self._seen_sequence)
