@@ -143,6 +143,9 @@ def test_refusals_are_plain(admin: Client) -> None:
         assert caught.value.status == 400
     with pytest.raises(ApiError, match="one of local"):
         start(admin, "print(1)", sigName="moon")
+    with pytest.raises(ApiError, match="not UTF-8") as caught:
+        admin.request("POST", "/execs?sigName=local&args=%FF", data=b"pass")
+    assert caught.value.status == 400
     with pytest.raises(ApiError, match="--model-main") as caught:
         # Refused though most of it was not sent yet.
         start(admin, b"x" * 40_000_000, "--exec-start PyTorch")

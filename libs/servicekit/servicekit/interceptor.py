@@ -79,11 +79,7 @@ def _rebuild(make: Callable[..., Any], handler: Any, behaviour: Any) -> Any:
         except DecodeError:
             return _Unreadable()
 
-    return make(
-        behaviour,
-        request_deserializer=handler.request_deserializer if handler.request_streaming else read,
-        response_serializer=handler.response_serializer,
-    )
+    return make(behaviour, request_deserializer=read, response_serializer=handler.response_serializer)
 
 
 class _Call:
@@ -99,8 +95,7 @@ class _Call:
         with acting_as(identity):
             try:
                 _check_worker(identity, self._method)
-                _check_readable(request)
-                response = await self._behaviour(request, context)
+                response = await self._behaviour(_readable(request), context)
             except ServiceError as error:
                 self._record(identity, context, started, error.code.name)
                 await _refuse(context, error)
@@ -119,8 +114,7 @@ class _Call:
         with acting_as(identity):
             try:
                 _check_worker(identity, self._method)
-                _check_readable(request)
-                async for response in self._behaviour(request, context):
+                async for response in self._behaviour(_readable(request), context):
                     yield response
             except ServiceError as error:
                 self._record(identity, context, started, error.code.name)
@@ -166,11 +160,20 @@ def _check_worker(identity: Identity, method: str) -> None:
         raise forbidden("a job's token is for reports of the job's workers only")
 
 
-def _check_readable(request: Any) -> None:
+def _readable(request: Any) -> Any:
+    """The request, or the stream of them, once it is known to be one."""
+    if isinstance(request, AsyncIterator):
+        return _each_readable(request)
     if isinstance(request, _Unreadable):
         raise ServiceError(
             Code.INVALID_ARGUMENT, "UNREADABLE", "the request (its path or query) holds text that is not UTF-8"
         )
+    return request
+
+
+async def _each_readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _readable(request)
 
 
 @functools.cache
