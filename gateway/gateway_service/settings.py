@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from servicekit.settings import ServiceSettings
+from servicekit.settings import ServiceSettings, SettingError
 from servicekit.shown_settings import SECRET, SHOWN_ELSEWHERE
 
 
@@ -62,5 +62,5 @@ def _number(environ: Mapping[str, str], name: str, default: float) -> float:
     except ValueError:
         value = -1.0
     if value < 0:
-        raise ValueError(f"{name}: {text!r} is not valid; allowed: a number from 0")
+        raise SettingError(f"{name}: {text!r} is not valid; allowed: a number from 0")
     return value

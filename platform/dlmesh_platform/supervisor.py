@@ -213,7 +213,7 @@ class Supervisor:
             code = child.process.returncode = ended[child.process.pid]
             child.process = None
             if code == USAGE_ERROR and not self._ready:
-                raise PlatformError(f"{child.name} refuses to start: {self._platform.log_tail(child.name, 3)}")
+                raise PlatformError(f"{child.name} refuses to start: {self._platform.log_tail(child.name, 1)}")
             if child.restarts == RESTARTS_AT_START and not self._ready:
                 raise PlatformError(f"{child.name} does not stay up:\n{self._platform.log_tail(child.name)}")
             now = time.monotonic()

@@ -117,6 +117,27 @@ def test_a_taken_public_port_is_named(trial: subprocess.Popen[str], tmp_path: Pa
     assert "Traceback" not in other.stderr
 
 
+@pytest.mark.parametrize(
+    ("service", "variable", "value", "allowed"),
+    [
+        ("scheduling", "DLMESH_SLOTS", "many", "a whole number from 1"),
+        ("tuning", "DLMESH_LOG_LEVEL", "loud", "DEBUG, INFO"),
+        ("tuning", "DLMESH_DATABASE_URL", "mysql://a/b", "sqlite, postgresql"),
+        ("tuning", "DLMESH_DATABASE_URL", "nowhere", "sqlite:///FILE"),
+    ],
+)
+def test_a_setting_that_is_wrong_ends_a_service_with_one_line(
+    tmp_path: Path, service: str, variable: str, value: str, allowed: str
+) -> None:
+    environment = {**os.environ, "DLMESH_HOME": str(tmp_path), variable: value}
+    command = [sys.executable, "-P", "-m", f"{service}_service"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"{service}: {variable}: ")
+    assert allowed in line
+
+
 def test_internal_addresses_are_kept(tmp_path: Path) -> None:
     first = internal_addresses(tmp_path, {})
     assert internal_addresses(tmp_path, {}) == first

@@ -18,6 +18,8 @@ from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.types import TypeDecorator
 
+from servicekit.settings import SettingError
+
 SQLITE_BUSY_SECONDS = 30
 
 
@@ -50,7 +52,7 @@ class Database:
 
     def __init__(self, url: str, service: str) -> None:
         self.service = service
-        self.url = _with_async_driver(make_url(url))
+        self.url = _with_async_driver(url)
         self._engine = _create_engine(self.url, service)
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
 
@@ -109,7 +111,14 @@ def _upgrade(connection: Connection, migrations: Path) -> None:
     command.upgrade(config, "head")
 
 
-def _with_async_driver(url: URL) -> URL:
+def _with_async_driver(text: str) -> URL:
+    try:
+        url = make_url(text)
+    except sa.exc.ArgumentError:
+        # It may hold a password, so it is not shown.
+        raise SettingError(
+            "DLMESH_DATABASE_URL: not a URL; allowed: sqlite:///FILE, postgresql://USER:PASSWORD@HOST/NAME"
+        ) from None
     backend = url.get_backend_name()
     if backend == "sqlite":
         if url.database and url.database != ":memory:":
@@ -117,7 +126,7 @@ def _with_async_driver(url: URL) -> URL:
         return url.set(drivername="sqlite+aiosqlite")
     if backend in {"postgresql", "postgres"}:
         return url.set(drivername="postgresql+asyncpg")
-    raise ValueError(f"DLMESH_DATABASE_URL: {backend!r} is not supported; allowed: sqlite, postgresql")
+    raise SettingError(f"DLMESH_DATABASE_URL: {backend!r} is not supported; allowed: sqlite, postgresql")
 
 
 def _create_engine(url: URL, service: str) -> AsyncEngine:

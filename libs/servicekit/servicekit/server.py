@@ -21,7 +21,7 @@ from servicekit.database import Database
 from servicekit.identity import current_identity
 from servicekit.interceptor import ContractInterceptor, audit
 from servicekit.reconcile import ReconcileLoop
-from servicekit.settings import ServiceSettings
+from servicekit.settings import ServiceSettings, SettingError
 from servicekit.shown_settings import shown_settings
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,11 @@ def run_service(name: str, build: Callable[[ServiceSettings], Application]) -> N
         level=settings.log_level, stream=sys.stderr, format=f"%(asctime)s %(levelname)s {name} %(name)s: %(message)s"
     )
     _keep_audit_trail(settings)
-    uvloop.run(_build_and_serve(build, settings))
+    try:
+        uvloop.run(_build_and_serve(build, settings))
+    except SettingError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _keep_audit_trail(settings: ServiceSettings) -> None:

@@ -25,6 +25,10 @@ DEFAULT_PORTS: Mapping[str, int] = MappingProxyType(
 )
 
 
+class SettingError(ValueError):
+    """A variable of the environment has a value that it may not have; the message names it and what is allowed."""
+
+
 @dataclass(frozen=True)
 class ServiceSettings:
     """What a service needs to know to start.
@@ -63,8 +67,15 @@ class ServiceSettings:
             data_roots=tuple(Path(root).resolve() for root in roots),
             peers=MappingProxyType(peers),
             secret=read_or_create_secret(home / "secret"),
-            log_level=environ.get("DLMESH_LOG_LEVEL", "INFO").upper(),
+            log_level=_log_level(environ.get("DLMESH_LOG_LEVEL") or "INFO"),
         )
+
+
+def _log_level(text: str) -> str:
+    allowed = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    if text.upper() not in allowed:
+        raise SettingError(f"DLMESH_LOG_LEVEL: {text!r} is not valid; allowed: {', '.join(allowed)}")
+    return text.upper()
 
 
 def read_or_create_secret(path: Path) -> str:

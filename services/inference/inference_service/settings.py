@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from servicekit.settings import SettingError
+
 from inference_service.triton.installation import Installation, find_installation
 
 DEFAULT_MAX_IMAGE_BYTES = 64 * 1024 * 1024
@@ -49,11 +51,11 @@ def _next_port(url: str) -> str:
             raise ValueError
         return f"{parts.hostname}:{(parts.port or 8000) + 1}"
     except ValueError:
-        raise ValueError(f"DLMESH_TRITON_URL: {url!r} is not valid; allowed: http://host:port") from None
+        raise SettingError(f"DLMESH_TRITON_URL: {url!r} is not valid; allowed: http://host:port") from None
 
 
 def _positive(environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name) or str(default)
     if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"{name}: {text!r} is not valid; allowed: a whole number of at least 1")
+        raise SettingError(f"{name}: {text!r} is not valid; allowed: a whole number of at least 1")
     return int(text)

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from servicekit.settings import SettingError
+
 DEFAULT_MAX_UPLOAD_GIB = 20
 DEFAULT_MAX_DISK_GIB = 100
 DEFAULT_STOP_GRACE_SECONDS = 8
@@ -42,5 +44,5 @@ def _number(environ: Mapping[str, str], name: str, default: float) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < 1e9:
-        raise ValueError(f"{name}: {text!r} is not valid; allowed: a number from 0")
+        raise SettingError(f"{name}: {text!r} is not valid; allowed: a number from 0")
     return value

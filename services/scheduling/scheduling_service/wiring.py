@@ -12,7 +12,7 @@ from dlmesh.scheduling.v1 import jobs_pb2_grpc, scheduling_pb2_grpc
 from servicekit.database import Database
 from servicekit.reconcile import ReconcileLoop
 from servicekit.server import Application
-from servicekit.settings import ServiceSettings
+from servicekit.settings import ServiceSettings, SettingError
 from servicekit.times import utc_now
 
 from scheduling_service.api.instance_group_servicer import InstanceGroupServicer
@@ -53,10 +53,10 @@ class LocalSettings:
         DLMESH_GROW_AFTER_SECONDS (how long an elastic job runs beside free slots before it takes them)."""
         text = environ.get("DLMESH_SLOTS") or str(max(2, os.cpu_count() or 1))
         if not text.isdigit() or int(text) < 1:
-            raise ValueError(f"DLMESH_SLOTS: {text!r} is not valid; allowed: a whole number from 1")
+            raise SettingError(f"DLMESH_SLOTS: {text!r} is not valid; allowed: a whole number from 1")
         seconds = environ.get("DLMESH_GROW_AFTER_SECONDS") or str(GROW_AFTER_SECONDS)
         if not seconds.replace(".", "", 1).isdecimal():
-            raise ValueError(f"DLMESH_GROW_AFTER_SECONDS: {seconds!r} is not valid; allowed: a number from 0")
+            raise SettingError(f"DLMESH_GROW_AFTER_SECONDS: {seconds!r} is not valid; allowed: a number from 0")
         gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
         return cls(
             slots=int(text),

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from servicekit.settings import SettingError
+
 DEFAULT_MAX_SILENT_SECONDS = 1800
 DEFAULT_MAX_DISK_GIB = 100
 DEFAULT_ZERO_STAGE = 1
@@ -60,7 +62,7 @@ class TrainingSettings:
 def _whole(environ: Mapping[str, str], name: str, default: int, allowed: range) -> int:
     text = environ.get(name) or str(default)
     if not text.isdecimal() or int(text) not in allowed:
-        raise ValueError(f"{name}: {text!r} is not valid; allowed: {allowed[0]} to {allowed[-1]}")
+        raise SettingError(f"{name}: {text!r} is not valid; allowed: {allowed[0]} to {allowed[-1]}")
     return int(text)
 
 
@@ -71,5 +73,5 @@ def _number(environ: Mapping[str, str], name: str, default: float) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise ValueError(f"{name}: {text!r} is not valid; allowed: a number of at least 0")
+        raise SettingError(f"{name}: {text!r} is not valid; allowed: a number of at least 0")
     return value
