@@ -317,7 +317,7 @@ def test_a_program_that_hangs_is_ended(platform: RunningPlatform, hostile: Valid
     hostile.start("silent", threshold=THRESHOLDS["hangs"], maxSilentSeconds=2)
     detail = hostile.until("silent", *ENDED, seconds=60)
     assert detail["status"] == "FAILED"
-    assert detail["statusMessage"].startswith("rank 0 gave no sign of life for 2 s\nwaiting")
+    assert detail["statusMessage"].startswith("rank 0 gave no sign of life for 2 s; no restart is left of 2\nwaiting")
     assert detail["valParameters"]["maxSilentSeconds"] == 2
 
 

@@ -29,7 +29,11 @@ def test_program_failures_are_retried_as_often_as_asked_then_an_error() -> None:
     # While the second attempt runs it says why there is one.
     assert (it.reason, it.waits_because) == ("rank 0 exited with code 3; restart 1 of 1", "")
     it.fail_program("rank 0 exited with code 3", NOW, NOW)
-    assert (it.state, it.reason, it.ended_at) == (State.ERROR, "rank 0 exited with code 3", NOW)
+    assert (it.state, it.reason, it.ended_at) == (
+        State.ERROR,
+        "rank 0 exited with code 3; no restart is left of 1",
+        NOW,
+    )
 
 
 def test_a_final_failure_is_not_retried() -> None:

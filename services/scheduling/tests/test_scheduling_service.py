@@ -285,7 +285,11 @@ async def test_a_silent_job_is_restarted_and_one_that_fills_the_disk_is_not(tmp_
         full = "import os, time; open('large', 'wb').write(os.urandom(2_200_000)); time.sleep(600)"
         await submit(platform, "full", spec(tmp_path, full, max_disk_bytes=1 << 20, max_restarts=1))
         job = await until(platform, "silent", "FINISHED", "ERROR")
-        assert (job.state, job.attempt, job.reason) == ("ERROR", 2, "rank 0 gave no sign of life for 0.2 s")
+        assert (job.state, job.attempt, job.reason) == (
+            "ERROR",
+            2,
+            "rank 0 gave no sign of life for 0.2 s; no restart is left of 1",
+        )
         job = await until(platform, "full", "FINISHED", "ERROR")
         assert (job.state, job.attempt) == ("ERROR", 1)
         assert job.reason == "the run's folder holds 2.1 MiB, allowed are 1 MiB"

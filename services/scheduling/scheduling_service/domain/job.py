@@ -235,6 +235,8 @@ class Job:
         self.program_failures += 1
         if self.program_failures <= self.spec.max_restarts and not final:
             self._retry(f"{reason}; restart {self.program_failures} of {self.spec.max_restarts}", retry_at)
+        elif self.spec.max_restarts and not final:
+            self._end(State.ERROR, f"{reason}; no restart is left of {self.spec.max_restarts}", now)
         else:
             self._end(State.ERROR, reason, now)
 
