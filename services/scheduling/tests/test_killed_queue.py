@@ -398,6 +398,22 @@ async def test_those_that_wait_for_a_job_start_though_its_end_went_wrong_once(tm
     assert went_wrong
 
 
+async def test_a_gang_whose_row_no_ledger_takes_is_stopped_and_its_slots_are_free(
+    tmp_path: Path, jobs: SqlJobs
+) -> None:
+    engine = PlayedEngine(slots=2)
+    await jobs.add(Job("a", spec("A", 2), LOCAL_ID, utc_now()))
+    await Service(jobs, engine, tmp_path / "jobs", 0).until(a=(State.RUNNING, 2))
+    (running,) = await jobs.find(["a"])
+    running.gpus = [[["no", "device"]]]  # type: ignore[list-item]
+    await jobs.save(running)
+    await jobs.add(Job("b", spec("B", 2), LOCAL_ID, utc_now()))
+    service = Service(jobs, engine, tmp_path / "jobs", 0)
+    await service.until(a=(State.ERROR, 2), b=(State.RUNNING, 2))
+    (ended,) = await jobs.find(["a"])
+    assert ended.reason.startswith("it cannot be queued")
+
+
 async def test_a_stop_of_both_kills_who_waits_for_whom(tmp_path: Path, jobs: SqlJobs) -> None:
     service = Service(jobs, PlayedEngine(slots=2), tmp_path / "jobs", 0)
     await jobs.add(Job("a", spec("A", 1), LOCAL_ID, utc_now()))

@@ -63,8 +63,7 @@ class RunQueue:
         self._starting: set[str] = set()
         # Jobs whose dependencies were not looked at yet.
         self._new_dependents: list[str] = []
-        # Jobs that came in the moment in which their group was deleted.
-        # Those that no ledger takes, and why.
+        # Those that no ledger takes, and why: they came in the moment in which their group was deleted, say.
         self._homeless: list[tuple[Job, str]] = []
 
     async def step(self) -> Next:
@@ -89,8 +88,12 @@ class RunQueue:
             if dependent is not None:
                 await self._look_at_dependencies(ledger, dependent)
         changed = False
-        while self._homeless:
-            await self._give_up(ledger, *self._homeless.pop())
+        if self._homeless:
+            while self._homeless:
+                await self._end_homeless(ledger, *self._homeless.pop())
+            # It may hold a part of what it did not take.
+            self._ledger = None
+            return Next.AT_ONCE
         for job in [*self._to_tend(ledger)]:
             if ledger.get(job.id) is not job:
                 # It fell with one that it waited for.
@@ -350,6 +353,15 @@ class RunQueue:
         else:
             job.give_up(f"{name_of(ended)}, which it waits for, ended as {ended.state}", self._now())
         await self._save(ledger, job)
+
+    async def _end_homeless(self, ledger: Ledger, job: Job, reason: str) -> None:
+        if job.state is State.RUNNING and ledger.knows_group(job.group_id):
+            try:
+                await self._runner.stop(job, ledger.group(job.group_id).group)
+            except Exception:
+                # Whatever is wrong with it, the others must not wait for it.
+                log.exception("job %s could not be stopped", job.id)
+        await self._give_up(ledger, job, reason)
 
     async def _give_up(self, ledger: Ledger, job: Job, reason: str) -> None:
         job.give_up(reason, self._now())
