@@ -26,7 +26,7 @@ serve: setup ## the platform in the foreground, until Ctrl-C or SIGTERM
 	@exec $(BIN)/dlmesh serve
 
 test: setup ## all tests
-	@exec $(BIN)/python -P -m pytest
+	@exec $(BIN)/python -P -m pytest -n auto --maxprocesses 2 --dist loadfile
 
 check: gates test ## what CI runs: the gates, then the tests
 

@@ -171,6 +171,14 @@ def test_a_program_that_hangs_is_ended(admin: Client, trained: MainJob) -> None:
     assert "no sign of life for 3 s" in training["statusMessage"]
 
 
+def test_a_training_runs_no_longer_than_it_may(admin: Client, trained: MainJob) -> None:
+    endless = make_model(admin, "bad-endless", "import time; time.sleep(10**6)")
+    start(admin, endless, maxRestarts=0, maxSeconds=1, priority=5)
+    training = ended(admin, endless)
+    assert (training["status"], training["maxSeconds"], training["priority"]) == ("FAILED", 1, 5)
+    assert "longer than the allowed 1 seconds" in training["statusMessage"]
+
+
 def test_children_of_a_program_go_with_it(admin: Client, trained: MainJob, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     program = f"""

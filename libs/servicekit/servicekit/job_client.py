@@ -56,6 +56,8 @@ class JobsClient:
             max_silent_seconds=request.max_silent_seconds,
             max_disk_bytes=request.max_disk_bytes,
             gpu_percentage=request.gpu_percentage,
+            priority=request.priority,
+            max_seconds=request.max_seconds,
         )
         message = jobs_pb2.SubmitJobRequest(job_id=request.job_id, spec=spec)
         await call_peer(lambda: self._stub.SubmitJob(message), patience_seconds=LOOP_PATIENCE_SECONDS)

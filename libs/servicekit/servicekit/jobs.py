@@ -7,6 +7,10 @@ from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from typing import Any
 
+# What the scheduling service takes; the seconds are ten years.
+MAX_PRIORITY = 100
+MAX_SECONDS = 315_360_000
+
 
 @dataclass(frozen=True)
 class InstanceGroup:
@@ -33,7 +37,8 @@ class JobRequest:
     the job. `max_restarts` counts failures of the program; `grace_seconds` lie between SIGTERM and SIGKILL. A job that
     is `warm` may start as a fork of the warm pool. `min_ranks` makes it elastic: `ranks` are the most then. It has
     failed when a rank gives no sign of life for `max_silent_seconds`, or when its folders hold more than
-    `max_disk_bytes`; 0 is no limit. `gpu_percentage` is the share of one GPU that a rank takes, 1 to 99.
+    `max_disk_bytes`; 0 is no limit. `gpu_percentage` is the share of one GPU that a rank takes, 1 to 99. An
+    attempt that runs for longer than `max_seconds` has failed. `priority` is in the points of JobSpec.
     """
 
     job_id: str
@@ -57,6 +62,8 @@ class JobRequest:
     max_silent_seconds: float = 0.0
     max_disk_bytes: int = 0
     gpu_percentage: int = 0
+    priority: int = 0
+    max_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

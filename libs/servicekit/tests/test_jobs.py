@@ -124,6 +124,8 @@ async def test_everything_that_is_asked_for_arrives(jobs: JobsClient, played: Pl
         "max_silent_seconds": 300.5,
         "max_disk_bytes": 10 << 30,
         "gpu_percentage": 50,
+        "priority": 5,
+        "max_seconds": 60.5,
     }
     await jobs.submit(replace(REQUEST, **asked))
     spec = played.jobs["j"].spec

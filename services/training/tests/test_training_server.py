@@ -24,12 +24,13 @@ from training_service.wiring import build
 
 
 async def test_a_training_from_start_to_finish(room: Room) -> None:
-    job_id = await room.started(test_interval=7)
+    job_id = await room.started(test_interval=7, priority=-3, max_seconds=3600)
     asked = room.jobs.requests[job_id]
     assert (asked.kind, asked.ranks, asked.owner, asked.max_restarts) == ("training", 2, "alice", 2)
     assert (asked.model, asked.dataset, asked.gpus_per_rank) == ("digits", "digits-data", 0)
     assert (asked.max_silent_seconds, asked.max_disk_bytes, asked.grace_seconds) == (1800, 100 << 30, 8)
     assert list(asked.command[:3]) == ["python", "-m", "training_service.worker.run_training"]
+    assert (asked.priority, asked.max_seconds) == (-3, 3600)
     code = Path(asked.command[3]).parent / "code"
     assert (code / "main.py").read_text() == "print('hello')"
 
@@ -38,6 +39,7 @@ async def test_a_training_from_start_to_finish(room: Room) -> None:
         detail = await room.trainings.GetTraining(ask(training_pb2.GetTrainingRequest))
         assert (detail.model, detail.dataset) == ("digits", "digits-data")
         parameters = detail.parameters
+        assert (parameters.priority, parameters.max_seconds) == (-3, 3600)
         assert (parameters.status, parameters.status_message) == ("SUBMITTED", "waiting for 2 slots")
         assert (parameters.test_interval, parameters.test_iterations, parameters.sync_mode) == (7, 10, "SYNC")
         assert (parameters.instance_group_name, parameters.owner, parameters.cluster_size) == ("local", "alice", 2)
@@ -114,6 +116,8 @@ INVALID: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
     ({"checkpoints_kept": -1}, grpc.StatusCode.INVALID_ARGUMENT, "checkpointsKept: -1"),
     ({"max_restarts": 101}, grpc.StatusCode.INVALID_ARGUMENT, "maxRestarts: 101.*0 to 100"),
     ({"max_silent_seconds": -1}, grpc.StatusCode.INVALID_ARGUMENT, "maxSilentSeconds: -1"),
+    ({"priority": 101}, grpc.StatusCode.INVALID_ARGUMENT, "priority: 101.*-100 to 100"),
+    ({"max_seconds": -1}, grpc.StatusCode.INVALID_ARGUMENT, "maxSeconds: -1.*0 to 315360000"),
     ({"gpu_percentage": 101}, grpc.StatusCode.INVALID_ARGUMENT, "gpuRatio: 101.*0 to 100"),
     ({"initial_weights": "/etc/passwd"}, grpc.StatusCode.INVALID_ARGUMENT, "wfinit"),
     ({"weights_folder": "../../etc"}, grpc.StatusCode.INVALID_ARGUMENT, "wtfolder"),

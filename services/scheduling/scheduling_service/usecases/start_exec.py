@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from servicekit.errors import Code, ServiceError, invalid, renamed
 from servicekit.identity import current_identity
+from servicekit.jobs import MAX_PRIORITY, MAX_SECONDS
 from servicekit.paths import DataRoots
 
 from scheduling_service.domain.exec_arguments import ExecArguments, parse
@@ -30,7 +31,7 @@ from scheduling_service.usecases.exec_ports import (
     Upload,
 )
 from scheduling_service.usecases.ports import Groups, Jobs
-from scheduling_service.usecases.submit_job import MAX_DEPENDENCIES, MAX_PRIORITY, MAX_SECONDS
+from scheduling_service.usecases.submit_job import MAX_DEPENDENCIES
 
 Made = TypeVar("Made")
 

@@ -7,15 +7,13 @@ from dataclasses import replace
 from datetime import datetime
 
 from servicekit.errors import ServiceError, invalid
+from servicekit.jobs import MAX_PRIORITY, MAX_SECONDS
 
 from scheduling_service.domain.gpus import most_ranks
 from scheduling_service.domain.instance_group import InstanceGroup
 from scheduling_service.domain.job import Job, Spec
 from scheduling_service.usecases.ports import Groups, Jobs
 
-MAX_PRIORITY = 100
-# Ten years.
-MAX_SECONDS = 315_360_000
 MAX_TEXT_BYTES = 2000
 MAX_DEPENDENCIES = 100
 

@@ -31,6 +31,8 @@ def training_request(message: training_pb2.StartTrainingRequest) -> TrainingRequ
         checkpoints_kept=message.checkpoints_kept,
         max_restarts=message.max_restarts if message.HasField("max_restarts") else None,
         max_silent_seconds=message.max_silent_seconds,
+        priority=message.priority,
+        max_seconds=message.max_seconds,
     )
 
 
@@ -67,6 +69,8 @@ def training_detail(training: Training, path: str) -> training_pb2.TrainingDetai
             checkpoints_kept=training.checkpoints_kept,
             max_restarts=training.max_restarts,
             max_silent_seconds=training.max_silent_seconds,
+            priority=training.priority,
+            max_seconds=training.max_seconds,
             progress=training.progress,
             history_server_url=training.group.history_server_url,
             status_message=training.status_message,

@@ -128,6 +128,8 @@ class Training(Run):
     checkpoints_kept: int = 2
     max_restarts: int = 2
     max_silent_seconds: int = 0
+    priority: int = 0
+    max_seconds: int = 0
     weights_url: str = ""
     initial_weights: str = ""
     weights_folder: str = ""

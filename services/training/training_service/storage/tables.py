@@ -63,6 +63,8 @@ class TrainingRow(RunColumns, Base):
     checkpoints_kept: Mapped[int] = mapped_column(sa.Integer, server_default="2")
     max_restarts: Mapped[int] = mapped_column(sa.Integer, server_default="2")
     max_silent_seconds: Mapped[int] = mapped_column(sa.Integer, server_default="0")
+    priority: Mapped[int] = mapped_column(sa.Integer, server_default="0")
+    max_seconds: Mapped[int] = mapped_column(sa.Integer, server_default="0")
     weights_url: Mapped[str] = mapped_column(sa.Text, server_default="")
     initial_weights: Mapped[str] = mapped_column(sa.Text)
     weights_folder: Mapped[str] = mapped_column(sa.Text)

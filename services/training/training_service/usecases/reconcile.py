@@ -134,6 +134,8 @@ class FollowJobs(Generic[R]):
                 gpu_percentage=run.gpu_percentage,
                 max_restarts=run.max_restarts,
                 max_silent_seconds=run.max_silent_seconds,
+                priority=run.priority,
+                max_seconds=run.max_seconds,
             )
         validation = cast(Validation, run)
         return replace(

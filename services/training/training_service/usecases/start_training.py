@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from servicekit.errors import Code, ServiceError, invalid
 from servicekit.identity import current_identity
+from servicekit.jobs import MAX_PRIORITY, MAX_SECONDS
 from servicekit.names import check_name
 from servicekit.times import utc_now
 from servicekit.weight_paths import WeightPaths
@@ -55,6 +56,8 @@ class TrainingRequest:
     checkpoints_kept: int = 0
     max_restarts: int | None = None
     max_silent_seconds: int = 0
+    priority: int = 0
+    max_seconds: int = 0
 
 
 class StartTraining:
@@ -122,6 +125,8 @@ class StartTraining:
             checkpoints_kept=request.checkpoints_kept or DEFAULT_CHECKPOINTS_KEPT,
             max_restarts=DEFAULT_MAX_RESTARTS if request.max_restarts is None else request.max_restarts,
             max_silent_seconds=request.max_silent_seconds or self._max_silent_seconds,
+            priority=request.priority,
+            max_seconds=request.max_seconds,
             weights_url=request.weights_url,
             initial_weights=initial_weights,
             weights_folder=weights_folder,
@@ -203,9 +208,12 @@ def _check_request(request: TrainingRequest) -> None:
         ("checkpointsKept", request.checkpoints_kept, None),
         ("maxRestarts", request.max_restarts or 0, MAX_RESTARTS),
         ("maxSilentSeconds", request.max_silent_seconds, None),
+        ("maxSeconds", request.max_seconds, MAX_SECONDS),
     ):
         if value < 0 or (most is not None and value > most):
             raise invalid(field, value, "0 or more" if most is None else f"0 to {most}")
+    if not -MAX_PRIORITY <= request.priority <= MAX_PRIORITY:
+        raise invalid("priority", request.priority, f"{-MAX_PRIORITY} to {MAX_PRIORITY}")
     if request.sync_mode.upper() not in ("", "SYNC", "ASYNC"):
         raise invalid("syncMode", request.sync_mode, ("SYNC", "ASYNC"))
     if request.weights_url:
