@@ -25,7 +25,7 @@ run: setup ## the main job from start to end: images, dataset, 2-rank training, 
 serve: setup ## the platform in the foreground, until Ctrl-C or SIGTERM
 	@exec $(BIN)/dlmesh serve
 
-test: setup ## all tests
+test: setup ## all tests, two files at a time
 	@exec $(BIN)/python -P -m pytest -n auto --maxprocesses 2 --dist loadfile
 
 check: gates test ## what CI runs: the gates, then the tests

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from contract_surface import BASE, Rule, http_contract, http_rule, methods, pool, rules, schemas, table, type_of
 from dlmesh.models.v1 import models_pb2
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from testkit.contract_surface import BASE, Rule, http_contract, http_rule, methods, pool, rules, schemas, table, type_of
 
 OPERATIONS = {row["operationId"]: row for row in table("operations")}
 EXTRA_OPERATIONS = {row["operationId"]: row for row in table("extra_operations")}

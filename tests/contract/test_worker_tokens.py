@@ -6,10 +6,10 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
-from contract_surface import methods
 from google.protobuf.descriptor import MethodDescriptor
 from servicekit.identity import job_token
 from servicekit.interceptor import METHODS_OF_WORKERS, ContractInterceptor
+from testkit.contract_surface import methods
 from testkit.services import collect
 
 SECRET = "s"

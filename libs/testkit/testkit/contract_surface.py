@@ -1,4 +1,4 @@
-"""The contract as data: rules and messages of the descriptor set, rows of the reference in data/*.tsv."""
+"""The contract as data: methods and messages of the descriptor set, rows of the reference in tests/contract/data."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from google.api import httpbody_pb2  # noqa: F401 - registers google.api.HttpBod
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).resolve().parents[3]
+DATA = ROOT / "tests" / "contract" / "data"
 DESCRIPTORS = ROOT / "libs" / "contracts" / "descriptors.binpb"
 BASE = "/platform/rest/deeplearning/v1"
 # What an operation declares as long as a part of it is not built.
@@ -132,7 +132,7 @@ def type_of(field: FieldDescriptor) -> str:
 @cache
 def table(name: str) -> list[dict[str, str]]:
     """Rows of data/<name>.tsv by column."""
-    with (HERE / "data" / f"{name}.tsv").open(newline="") as file:
+    with (DATA / f"{name}.tsv").open(newline="") as file:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
