@@ -25,8 +25,8 @@ run: setup ## the main job from start to end: images, dataset, 2-rank training, 
 serve: setup ## the platform in the foreground, until Ctrl-C or SIGTERM
 	@exec $(BIN)/dlmesh serve
 
-test: setup ## all tests, two files at a time
-	@exec $(BIN)/python -P -m pytest -n auto --maxprocesses 2 --dist loadfile
+test: setup ## all tests
+	@exec $(BIN)/python -P -m pytest
 
 check: gates test ## what CI runs: the gates, then the tests
 
