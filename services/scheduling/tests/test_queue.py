@@ -61,10 +61,11 @@ def test_a_resize_counts_neither_as_failure_nor_as_loss() -> None:
     assert (it.state, it.reason) == (State.RUNNING, "grows from 1 to 2 ranks")
     it.resume()
     assert (it.state, it.resizing, it.not_before) == (State.SUBMITTED, True, None)
+    assert it.wait("instance group lab is stopped")
     it.start(2, NOW)
     assert (it.attempt, it.current_ranks, it.resizing) == (2, 2, False)
     assert (it.program_failures, it.platform_losses) == (0, 0)
-    assert it.reason == "went on with 2 instead of 1 ranks"
+    assert (it.reason, it.waits_because) == ("went on with 2 instead of 1 ranks", "")
 
 
 def test_a_failure_during_a_resize_is_a_failure() -> None:
