@@ -434,7 +434,7 @@ class Place:
 
 
 @pytest.fixture(
-    params=[("local", "sqlite", 25.0), ("local", "postgresql", 20.0), ("spark", "sqlite", 45.0)],
+    params=[("local", "sqlite", 45.0), ("local", "postgresql", 20.0), ("spark", "sqlite", 60.0)],
     ids=lambda param: "-".join(param[:2]),
 )
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:

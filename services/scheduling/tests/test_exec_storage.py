@@ -70,6 +70,12 @@ async def test_a_task_is_as_its_job_is(database: Database) -> None:
         assert waits.status_message == why
     job.start(1, NOW)
     await jobs.begin(job)
+    # On Spark an attempt may have to wait for room.
+    assert job.wait("Spark has no room for the driver")
+    await jobs.save(job)
+    starts = await execs.find("t1")
+    assert starts is not None
+    assert (starts.state, starts.status_message) == ("RUNNING", "Spark has no room for the driver")
     job.fail_program("rank 0 exited with code 1", NOW, NOW)
     job.log_tail = "no such layer"
     await jobs.save(job)

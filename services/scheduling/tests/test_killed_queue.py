@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -313,20 +313,58 @@ async def test_a_loop_that_is_being_replaced_cannot_turn_a_job_back(jobs: SqlJob
     assert (job.state, job.attempt) == (State.FINISHED, 2)
 
 
-async def test_jobs_that_ran_before_the_migration_keep_their_slots(tmp_path: Path) -> None:
-    import sqlalchemy as sa
+def migrate_to(connection: Any, revision: str) -> None:
     from alembic import command
     from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+async def test_what_jobs_waited_for_before_the_migration_is_told_apart(database_url: str) -> None:
+    import sqlalchemy as sa
+
+    told = {
+        "a": ("SUBMITTED", 0, "needs 2 slots (of 4)"),
+        "b": ("SUBMITTED", 1, "rank 0 exited with code 1; restart 1 of 2 (pauses 5 s)"),
+        "c": ("RUNNING", 1, "(Spark has no room)"),
+        "d": ("RUNNING", 2, "shrinks from 2 to 1 rank :)"),
+        "e": ("ERROR", 1, "lost (for good)"),
+    }
+    database = Database(database_url, "scheduling")
+    async with database.engine.begin() as connection:
+        if database_url.startswith("postgresql"):
+            await connection.execute(sa.text("CREATE SCHEMA scheduling"))
+        await connection.run_sync(migrate_to, "20261126T2320")
+        table = await connection.run_sync(lambda it: sa.Table("jobs", sa.MetaData(), autoload_with=it))
+        filler: dict[type, Any] = {int: 0, bool: False, str: "", object: {}, dict: {}, datetime: utc_now()}
+        for number, (job_id, (state, attempt, reason)) in enumerate(told.items()):
+            rest = {it.name: filler[it.type.python_type] for it in table.columns if not it.nullable}
+            own = {"id": job_id, "sequence": number, "state": state, "attempt": attempt, "reason": reason}
+            await connection.execute(table.insert().values({**rest, **own}))
+        await connection.run_sync(migrate_to, "head")
+        found = await connection.execute(sa.text("SELECT id, reason, waits_because FROM jobs ORDER BY id"))
+        assert [tuple(row) for row in found] == [
+            ("a", "", "needs 2 slots (of 4)"),
+            ("b", "rank 0 exited with code 1; restart 1 of 2", "pauses 5 s"),
+            ("c", "", "Spark has no room"),
+            ("d", "shrinks from 2 to 1 rank :)", ""),
+            ("e", "lost (for good)", ""),
+        ]
+    await database.close()
+
+
+async def test_jobs_that_ran_before_the_migration_keep_their_slots(tmp_path: Path) -> None:
+    import sqlalchemy as sa
 
     url = f"sqlite:///{tmp_path}/old.sqlite"
     database = Database(url, "scheduling")
 
     def before(connection: sa.Connection) -> None:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.set_main_option("path_separator", "os")
-        config.attributes["connection"] = connection
-        command.upgrade(config, "20261123_1400")
+        migrate_to(connection, "20261123_1400")
         names = "id, sequence, owner, group_id, spec, name, model, dataset, slots, state, reason, attempt"
         more = "program_failures, platform_losses, stop_requested, progress, result_json, log_tail, ranks, created_at"
         row = """'j', 1, 'ann', 'g', '{"name":"n","kind":"k","owner":"ann","ranks":3,"command":["x"]}', 'n', '', '', 3,

@@ -33,24 +33,19 @@ def reason_of(job: Job, runs_next: str, stopped_group: str = "") -> str:
     `runs_next` is the name of the job that runs next in its group, if any; `stopped_group` that of a group that is
     stopped.
     """
-    if job.state is State.SUBMITTED:
-        return why_it_waits(job.reason, job.waits_because, runs_next, stopped_group)
-    return _told(job.reason, job.waits_because)
+    return why(job.state, job.reason, job.waits_because, runs_next, stopped_group)
 
 
-def why_it_waits(reason: str, because: str, runs_next: str, stopped_group: str = "") -> str:
-    """As `reason_of`, of a job that waits with this `reason` and `waits_because`."""
-    if not because and stopped_group:
-        because = is_stopped(stopped_group)
-    elif not because and runs_next:
-        because = f"behind {runs_next}, which runs next"
-    return _told(reason, because)
+def why(state: State, reason: str, because: str, runs_next: str, stopped_group: str = "") -> str:
+    """As `reason_of`, of a job with this `state`, `reason` and `waits_because`."""
+    if state is State.SUBMITTED and not because:
+        if stopped_group:
+            because = is_stopped(stopped_group)
+        elif runs_next:
+            because = f"behind {runs_next}, which runs next"
+    return f"{reason} ({because})" if reason and because else reason or because
 
 
 def is_stopped(group: str) -> str:
     """What all wait for in the group of this name."""
     return f"instance group {group} is stopped"
-
-
-def _told(reason: str, because: str) -> str:
-    return f"{reason} ({because})" if reason and because else reason or because

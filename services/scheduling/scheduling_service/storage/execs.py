@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from servicekit.database import Database, UtcDateTime
 from servicekit.texts import storable
 
-from scheduling_service.domain.application import why_it_waits
+from scheduling_service.domain.application import why
 from scheduling_service.domain.exec_task import ExecTask, ExecView
-from scheduling_service.domain.job import Spec
+from scheduling_service.domain.job import Spec, State
 from scheduling_service.storage.tables import GROUPS, JOBS, METADATA
 
 EXECS = sa.Table(
@@ -138,8 +138,8 @@ def _view(row: sa.RowMapping) -> ExecView:
     if values["state"] is None:
         for name in _OF_THE_JOB:
             del values[name]
-    elif values["state"] == "SUBMITTED":
-        values["reason"] = why_it_waits(values["reason"], because, runs_next, stopped_group)
+    else:
+        values["reason"] = why(State(values["state"]), values["reason"], because, runs_next, stopped_group)
     for name in ("group_name", "master_url", "execution_user"):
         values[name] = values[name] or ""
     return ExecView(**values)
