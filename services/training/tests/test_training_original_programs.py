@@ -118,6 +118,7 @@ class Net(torch.nn.Module):
 if __name__ == "__main__":
     import fabric_model
     print("from", fabric_model.__file__)
+    torch.manual_seed(0)
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
     edt = FabricModel(model, getDatasets, F.nll_loss, optimizer, driver_logger=EDTLoggerCallback())
@@ -147,6 +148,7 @@ class Logger(LoggerCallback):
     def on_train_end(self):
         self.metrics.close()
 
+torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
 fabric = FabricModel(model=model, datasets_function=getDatasets, loss_function=torch.nn.CrossEntropyLoss(),
                      optimizer=torch.optim.Adam(model.parameters(), 0.005), metrics=["accuracy"],
