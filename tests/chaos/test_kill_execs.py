@@ -67,7 +67,7 @@ def test_every_task_ends_once_or_never_was(platform: RunningPlatform, admin: Cli
                     params={"args": line},
                     files={"file": ("main.py", PROGRAM)},
                     auth=("Admin", password),
-                    timeout=60,
+                    timeout=600,
                 )
             except requests.ConnectionError:
                 continue

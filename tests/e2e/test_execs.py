@@ -41,7 +41,7 @@ def start(client: Client, program: str | bytes, arguments: str = START, **option
     return client.request("POST", "/execs", params=query, files=files).json()
 
 
-def ended(client: Client, started: Any, seconds: float = 60) -> Any:
+def ended(client: Client, started: Any, seconds: float = 240) -> Any:
     deadline = time.monotonic() + seconds
     while (task := client.get(f"/execs/{started['id']}"))["state"] not in ENDED:
         assert time.monotonic() < deadline, task
@@ -53,7 +53,7 @@ def read(client: Client, path: str, **query: str) -> str:
     return client.request("GET", path, params=query).content.decode()
 
 
-def finished(client: Client, *arguments: Any, seconds: float = 60, **options: Any) -> Any:
+def finished(client: Client, *arguments: Any, seconds: float = 240, **options: Any) -> Any:
     task = ended(client, start(client, *arguments, **options), seconds)
     errors = read(client, f"/execs/{task['id']}/log", logType="errlog")
     assert task["state"] == "FINISHED", f"{task}\n{errors}"
@@ -125,7 +125,7 @@ def test_args_with_blanks_of_both_kinds(platform: RunningPlatform, admin: Client
             f"{platform.url}{API}/execs?args={line}",
             files={"file": ("main.py", "import sys; print(sys.argv[1:])")},
             auth=("Admin", password),
-            timeout=60,
+            timeout=600,
         )
         assert response.status_code == 201, response.text
         task = ended(admin, response.json())
@@ -181,7 +181,7 @@ def test_users_see_and_delete_their_own(admin: Client, new_user: Callable[[str],
     assert ann.request("DELETE", "/execs").json() == 2
     assert ann.get("/execs") == []
     kept = {task["id"] for task in tasks}
-    admin.until(lambda: not kept & {row["applicationid"] for row in admin.get("/scheduler/applications")}, seconds=60)
+    admin.until(lambda: not kept & {row["applicationid"] for row in admin.get("/scheduler/applications")}, seconds=240)
 
 
 def test_frameworks(admin: Client) -> None:
@@ -233,7 +233,7 @@ def test_several_workers_of_pytorch(admin: Client, arguments: str) -> None:
     # A process group that nobody destroys aborts now and then as the interpreter goes down (torch 2.13): our runner
     # does not tear it down, torchrun does.
     program = DDP if "torchrun" not in arguments else f"{DDP}dist.destroy_process_group()\n"
-    task = finished(admin, program, arguments, seconds=120)
+    task = finished(admin, program, arguments, seconds=600)
     lines = read(admin, f"/execs/{task['id']}/log", logType="outlog").splitlines()
     assert set(lines) == {"sum 3.0 of 2"}
 
@@ -272,7 +272,7 @@ print("done", flush=True)
 
 def test_elastic_pytorch(admin: Client) -> None:
     line = "--exec-start edtPyTorch --edt-options maxWorkers=2 --model-main main.py"
-    task = finished(admin, ELASTIC, line, seconds=180)
+    task = finished(admin, ELASTIC, line, seconds=600)
     output = read(admin, f"/execs/{task['id']}/log", logType="outlog")
     assert "attempt 1 of 2" in output
     assert "attempt 2 of" in output
@@ -313,9 +313,9 @@ def test_elastic_tasks_give_slots_and_go_on(admin: Client) -> None:
     line = "--exec-start edtPyTorch --edt-options maxWorkers=2 --model-main main.py"
     task = start(admin, STRETCHES, line)
     path = f"/execs/{task['id']}/log"
-    admin.until(lambda: "epoch 10 of 2" in read(admin, path, logType="outlog"), seconds=120)
-    finished(admin, "print('in between')", seconds=120)
-    task = ended(admin, task, seconds=180)
+    admin.until(lambda: "epoch 10 of 2" in read(admin, path, logType="outlog"), seconds=600)
+    finished(admin, "print('in between')", seconds=600)
+    task = ended(admin, task, seconds=600)
     output = read(admin, path, logType="outlog")
     assert task["state"] == "FINISHED", output
     said = [line.split() for line in output.splitlines() if line.startswith("epoch")]
@@ -351,7 +351,7 @@ print("workers", strategy.num_replicas_in_sync, flush=True)
     ("framework", "workers"), [("tensorflow", 1), ("keras", 1), ("disttensorflow --numWorker 2", 2)]
 )
 def test_tensorflow(admin: Client, framework: str, workers: int) -> None:
-    task = finished(admin, KERAS, f"--exec-start {framework} --model-main main.py", seconds=240)
+    task = finished(admin, KERAS, f"--exec-start {framework} --model-main main.py", seconds=600)
     assert read(admin, f"/execs/{task['id']}/log", logType="outlog").endswith(f"workers {workers}\n")
     with zipfile.ZipFile(io.BytesIO(admin.request("GET", f"/execs/{task['id']}/result").content)) as archive:
         assert archive.namelist() == ["final.keras"]
@@ -381,7 +381,7 @@ with tf.Graph().as_default():
 
 def test_parameter_servers_of_tensorflow(admin: Client) -> None:
     line = "--exec-start disttensorflow --numWorker 1 --numPs 1 --model-main main.py"
-    task = finished(admin, SERVERS, line, seconds=240)
+    task = finished(admin, SERVERS, line, seconds=600)
     assert read(admin, f"/execs/{task['id']}/log", logType="outlog") == "total 3.0 /job:ps/task:0\n"
 
 
@@ -406,7 +406,7 @@ print("done", flush=True)
 @pytest.mark.parametrize("framework", ["edtTensorflow", "edtKeras"])
 def test_elastic_tensorflow(admin: Client, framework: str) -> None:
     line = f"--exec-start {framework} --edt-options maxWorkers=2 --model-main main.py"
-    task = finished(admin, ELASTIC_KERAS, line, seconds=240)
+    task = finished(admin, ELASTIC_KERAS, line, seconds=600)
     assert read(admin, f"/execs/{task['id']}/log", logType="outlog").endswith("done\n")
 
 

@@ -241,7 +241,7 @@ def ended(admin: Client, path: str, part: str = "") -> dict[str, Any]:
         found: dict[str, Any] = answer[part] if part else answer
         return found
 
-    admin.until(lambda: detail()["status"] in ("FINISHED", "FAILED", "STOPPED"), seconds=120)
+    admin.until(lambda: detail()["status"] in ("FINISHED", "FAILED", "STOPPED"), seconds=600)
     assert detail()["status"] == "FINISHED", detail()["statusMessage"]
     return detail()
 
@@ -254,7 +254,7 @@ def top1(admin: Client, name: str, training: str) -> float:
         one: dict[str, Any] = found
         return one
 
-    admin.until(lambda: validation()["status"] in ("FINISHED", "FAILED"), seconds=60)
+    admin.until(lambda: validation()["status"] in ("FINISHED", "FAILED"), seconds=240)
     assert validation()["status"] == "FINISHED", validation()["statusMessage"]
     return float(named(validation()["outPairs"], "name", "Top1")["value"])
 

@@ -28,7 +28,7 @@ def published(platform: RunningPlatform) -> Iterator[DeepLearningImpactV1]:
 
 
 def wait(client: Client, fetch: Callable[[], Any]) -> Any:
-    return client.wait(fetch, seconds=240)
+    return client.wait(fetch, seconds=600)
 
 
 def test_main_job(platform: RunningPlatform, admin: Client, published: DeepLearningImpactV1) -> None:

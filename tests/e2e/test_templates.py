@@ -156,7 +156,7 @@ def dataset(platform: RunningPlatform) -> Iterator[Callable[[str], str]]:
         if name not in made:
             client.post("/datasets", {"name": name, "sigid": "local", **SOURCES[source](platform.home / "data")})
             made.append(name)
-            client.wait(lambda: client.get(f"/datasets/{name}"), seconds=60)
+            client.wait(lambda: client.get(f"/datasets/{name}"), seconds=240)
         return name
 
     yield make
@@ -178,11 +178,11 @@ def test_a_template_trains_validates_and_goes(admin: Client, dataset: Callable[[
     body = {"name": name, "templatename": case.template, "dataset": dataset(case.dataset), "sig": "local"}
     admin.post("/models", {**body, "accelerator": "Single", "type": "Training", "hyperparameter": settings})
     admin.post(f"{model}/trainings", {"trainName": "first", "dlFramework": case.framework, "clusterSize": 1})
-    training = admin.wait(lambda: admin.get(f"{model}/trainings/first")["trainingParameters"], seconds=120)
+    training = admin.wait(lambda: admin.get(f"{model}/trainings/first")["trainingParameters"], seconds=600)
     assert training["progress"] == 100
 
     admin.post(f"{model}/validations", {"valName": "check", "trainName": "first", "metrics": [case.metric]})
-    validation = admin.wait(lambda: admin.get(f"{model}/validations")[0], seconds=60)
+    validation = admin.wait(lambda: admin.get(f"{model}/validations")[0], seconds=240)
     assert float(named(validation["outPairs"], "name", case.metric)["value"]) >= case.least
 
     if not case.is_served:
@@ -195,4 +195,4 @@ def test_a_template_trains_validates_and_goes(admin: Client, dataset: Callable[[
     with pytest.raises(ApiError) as refusal:
         admin.get(model)
     assert refusal.value.status == 404
-    admin.until(lambda: not Path(training["path"]).exists(), seconds=20)
+    admin.until(lambda: not Path(training["path"]).exists(), seconds=240)

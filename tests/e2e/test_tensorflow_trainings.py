@@ -125,7 +125,7 @@ def test_the_template_trains_on_two_workers_survives_a_kill_validates_and_goes(
     fields = {"dlFramework": "TensorFlow", "clusterSize": 2, "checkpointInterval": 5}
     admin.post(path, {"trainName": "first", **fields})
     steps = Path(records.training()["path"]) / "steps"
-    admin.until(lambda: any(steps.glob("step-*/manifest.json")), seconds=90)
+    admin.until(lambda: any(steps.glob("step-*/manifest.json")), seconds=240)
     os.kill(ranks_of(platform, records.training())[-1].pid, signal.SIGKILL)
     training = records.await_training()
     assert training["progress"] == 100

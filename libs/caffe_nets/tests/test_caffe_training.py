@@ -49,7 +49,7 @@ def train(folder: Path, train_dir: Path, parameters: Path, weights: str = "", ra
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *launcher, str(program), str(folder), str(train_dir), weights]
     environment = os.environ | {"DLMESH_PARAMETERS": str(parameters), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

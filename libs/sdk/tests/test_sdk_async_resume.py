@@ -87,7 +87,7 @@ def output(folder: Path, *told: int) -> list[dict[str, object]]:
         },
         text=True,
         capture_output=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -145,7 +145,7 @@ def _let_go(desk: Desk) -> None:
 
     worker = threading.Thread(target=ask, daemon=True)
     worker.start()
-    worker.join(10)
+    worker.join(120)
     assert answers == [NONE_LEFT]
     deadline = time.monotonic() + 10
     while not desk.is_empty():

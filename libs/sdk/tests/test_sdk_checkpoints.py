@@ -157,7 +157,7 @@ def test_it_holds_the_moment_of_the_save_and_a_full_disk_costs_only_itself(tmp_p
         env=os.environ | {"PYTHONPATH": paths},
         text=True,
         capture_output=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -306,7 +306,7 @@ def test_what_one_worker_could_not_write_is_no_checkpoint_for_any(tmp_path: Path
                 stderr=subprocess.PIPE,
             )
         )
-    outputs = [process.communicate(timeout=120) for process in started]
+    outputs = [process.communicate(timeout=600) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     failure = "the checkpoint of step 2 could not be written: [Errno 28] No space left on device"
     # DeepSpeed says what it found on the machine, in lines that begin with a time.

@@ -129,7 +129,7 @@ def run_all(folder: Path, runs: list[dict[str, Any]]) -> None:
         env=environment,
         text=True,
         capture_output=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     outputs = "\n".join(f"== {file.name}\n{file.read_text()[-2000:]}" for file in sorted(folder.glob("out-*")))
@@ -386,7 +386,7 @@ def test_alone_it_trains_in_this_process(tmp_path: Path) -> None:
         env=environment | {"RESULT_DIR": str(tmp_path / "result")},
         text=True,
         capture_output=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -437,7 +437,7 @@ def test_a_test_counts_samples_and_not_the_parts_of_their_targets(tmp_path: Path
         env=os.environ | {"DLMESH_TRAIN_DIR": str(tmp_path / "out")},
         text=True,
         capture_output=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -454,7 +454,7 @@ def test_initial_weights_that_are_gone_end_the_run(tmp_path: Path) -> None:
         env=environment | {"RESULT_DIR": str(tmp_path / "result")},
         text=True,
         capture_output=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 1

@@ -51,7 +51,7 @@ def test_programs_run_on_the_file_alone(tmp_path: Path) -> None:
         env=environment,
         text=True,
         capture_output=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

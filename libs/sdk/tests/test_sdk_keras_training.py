@@ -144,7 +144,7 @@ def run(folder: Path, ranks: int, stop_at: int = 0, weights: str = "", content: 
         for rank in range(ranks)
     ]
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in started]
+        outputs = [process.communicate(timeout=600)[0] for process in started]
     finally:
         for process in started:
             process.kill()

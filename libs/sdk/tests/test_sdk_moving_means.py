@@ -45,7 +45,7 @@ def moving_mean(folder: Path, workers: int) -> torch.Tensor:
         )
         for rank in range(workers)
     ]
-    outputs = [process.communicate(timeout=120) for process in started]
+    outputs = [process.communicate(timeout=600) for process in started]
     assert [process.returncode for process in started] == [0] * workers, outputs
     found: torch.Tensor = torch.load(out / "model_epoch_final.pth", weights_only=True)["0.running_mean"]
     # The weights of an epoch have them, too; those of the last one were written before the test.

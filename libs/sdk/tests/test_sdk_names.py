@@ -38,7 +38,7 @@ def test_a_program_may_call_its_files_as_it_likes(tmp_path: Path) -> None:
         env=environment,
         text=True,
         capture_output=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

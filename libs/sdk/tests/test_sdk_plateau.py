@@ -63,7 +63,7 @@ def test_an_interrupted_epoch_is_judged_as_a_whole_one(tmp_path: Path, stage: in
         env=os.environ | {"DLMESH_PARAMETERS": str(tmp_path / "parameters.json"), "OMP_NUM_THREADS": "1"},
         text=True,
         capture_output=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

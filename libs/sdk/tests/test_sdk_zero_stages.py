@@ -71,7 +71,7 @@ def test_all_stages_reach_the_same_weights(tmp_path: Path) -> None:
         env=environment,
         text=True,
         capture_output=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -96,7 +96,7 @@ def test_a_batch_beyond_the_samples_is_all_of_them(tmp_path: Path) -> None:
         env=environment,
         text=True,
         capture_output=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -53,7 +53,7 @@ def test_they_run_off_the_platform(tmp_path: Path) -> None:
         env=environment | {"DLMESH_PARAMETERS": "run.json", "LOG_DIR": "log", "OMP_NUM_THREADS": "1"},
         text=True,
         capture_output=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -98,7 +98,7 @@ def write_training(
 
 
 def run(command: list[str], job: Path | None = None, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, env=environment(job), text=True, capture_output=True, timeout=240, check=False)
+    done = subprocess.run(command, env=environment(job), text=True, capture_output=True, timeout=600, check=False)
     assert done.returncode == code, done.stderr[-3000:]
     return done
 

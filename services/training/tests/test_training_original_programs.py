@@ -257,7 +257,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=root,
         text=True,
         capture_output=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     outputs = "\n".join(f"== {file}\n{file.read_text()[-2000:]}" for file in sorted(root.glob("*/out-*")))

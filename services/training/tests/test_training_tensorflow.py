@@ -179,7 +179,7 @@ def run(folder: Path, program: str, data: Mapping[str, str], ranks: int, **param
         for rank in range(ranks)
     ]
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in started]
+        outputs = [process.communicate(timeout=600)[0] for process in started]
     finally:
         for process in started:
             process.kill()

@@ -95,7 +95,7 @@ def started(folder: Path, ranks: int, job: Path) -> list[subprocess.Popen[str]]:
 def outputs(processes: list[subprocess.Popen[str]], code: int) -> str:
     """The first rank's output once all have ended with `code`."""
     try:
-        texts = [process.communicate(timeout=120)[0] for process in processes]
+        texts = [process.communicate(timeout=600)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -137,7 +137,7 @@ def validate(folder: Path, dataset: Path) -> dict[str, str]:
         "DLMESH_JOB_DIR": str(job),
     }
     command = [sys.executable, "-m", "training_service.worker.run_validation", str(folder / "validation.json")]
-    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((job / "report.json").read_text())["result"]
     return {pair["name"]: pair["value"] for pair in result["pairs"]}

@@ -79,13 +79,13 @@ def start(spec: Path, ranks: int) -> subprocess.Popen[str]:
 
 def run(module: str, spec: Path, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"training_service.worker.{module}", str(spec)]
-    return subprocess.run(command, env=environment(**more), text=True, capture_output=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment(**more), text=True, capture_output=True, timeout=600, check=False)
 
 
 @pytest.mark.slow
 def test_two_ranks_learn_digits_and_validation_measures_it(tmp_path: Path, digits: Path) -> None:
     trainer = start(training_spec(tmp_path, digits), ranks=2)
-    output, _ = trainer.communicate(timeout=120)
+    output, _ = trainer.communicate(timeout=600)
     assert trainer.returncode == 0, output
     assert "Total iterations: 76" in output
     assert "Iteration 76: tag test_accuracy, simple_value" in output
