@@ -67,7 +67,7 @@ def test_every_task_ends_once_or_never_was(platform: RunningPlatform, admin: Cli
                     params={"args": line},
                     files={"file": ("main.py", PROGRAM)},
                     auth=("Admin", password),
-                    timeout=600,
+                    timeout=60,
                 )
             except requests.ConnectionError:
                 continue

@@ -24,7 +24,7 @@ CHILDREN = {
     "warm-pool": ("scheduling", "scheduling_service.engines.local.zygote"),
     "triton": ("inference", "tritonserver"),
 }
-RECOVERY_SECONDS = 120.0
+RECOVERY_SECONDS = 20.0
 
 
 def find(platform: RunningPlatform, name: str) -> int | None:
@@ -92,12 +92,12 @@ def killing(platform: RunningPlatform, names: Sequence[str], killed: list[str]) 
 
 def when_healthy(client: Client, action: Callable[[], object]) -> None:
     """Start something once every service answers again: a refused POST is the caller's to repeat, not ours to test."""
-    client.until(lambda: client.request("GET", "/healthz").ok, seconds=240)
+    client.until(lambda: client.request("GET", "/healthz").ok, seconds=30)
     action()
 
 
 def test_the_main_job_survives(platform: RunningPlatform, admin: Client) -> None:
-    job = MainJob(admin, "digits", prefix="chaos", epochs=30, seconds=600)
+    job = MainJob(admin, "digits", prefix="chaos", epochs=30, seconds=240)
     killed: list[str] = []
 
     job.create_dataset()
@@ -105,7 +105,7 @@ def test_the_main_job_survives(platform: RunningPlatform, admin: Client) -> None
         job.await_dataset()
     when_healthy(admin, job.create_model)
     job.start_training()
-    admin.until(lambda: (job.training().get("progress") or 0) > 0, seconds=240)
+    admin.until(lambda: (job.training().get("progress") or 0) > 0, seconds=60)
     victims = ["training", "scheduling", "gateway", "envoy", "models", "warm-pool", "tuning", "datasets", "inference"]
     with killing(platform, victims, killed):
         job.await_training()

@@ -82,14 +82,14 @@ def test_curves_of_a_training_survive_silence_and_death_of_the_services(
         found: list[dict[str, Any]] = admin.get(f"{TRAINING}/metrics", **query)
         return found
 
-    admin.until(lambda: len(points(series="train_loss")) > 2, seconds=240)
+    admin.until(lambda: len(points(series="train_loss")) > 2, seconds=60)
     (attempt,) = attempts_of(platform, detail(admin))
     pids = platform.pids()
     before = time.time()
     with silent(pids["training"], pids["scheduling"]):
         time.sleep(SILENCE_SECONDS)
     os.kill(pids["training"], signal.SIGKILL)
-    admin.until(lambda: platform.pids().get("training") not in (pids["training"], None), seconds=240)
+    admin.until(lambda: platform.pids().get("training") not in (pids["training"], None), seconds=20)
     after = time.time()
 
     # Somebody watches until the end.
@@ -100,8 +100,8 @@ def test_curves_of_a_training_survive_silence_and_death_of_the_services(
     watcher.start()
     time.sleep(1.5)
     admin.put(f"{TRAINING}/stop")
-    admin.until(lambda: detail(admin)["status"] == "STOPPED", seconds=240)
-    watcher.join(120)
+    admin.until(lambda: detail(admin)["status"] == "STOPPED", seconds=20)
+    watcher.join(10)
     assert not watcher.is_alive()
     patient.close()
 

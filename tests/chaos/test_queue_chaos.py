@@ -526,7 +526,7 @@ def test_every_job_ends_exactly_once_whatever_is_killed(place: Place) -> None:
 
 def until_nothing_runs(home: Path, service: SchedulingProcess) -> None:
     """Nothing of a job, that is: the service and its warm pool may."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 60
     while True:
         left = []
         for process in left_of(home):

@@ -21,7 +21,7 @@ from testkit.scheduling_process import SchedulingProcess
 
 pytestmark = pytest.mark.slow
 
-DEADLINE_SECONDS = 120.0
+DEADLINE_SECONDS = 30.0
 # Says which attempt and rank it is, fails as often as it is told to, and waits until it may end.
 PROGRAM = """
 import os, sys, time

@@ -37,7 +37,7 @@ def attempts(home: Path, job_id: str) -> list[str]:
 
 def start_training(job: MainJob, name: str) -> None:
     job.start_training(name)
-    job.client.until(lambda: 0 < (job.training(name).get("progress") or 0) < 90, seconds=240)
+    job.client.until(lambda: 0 < (job.training(name).get("progress") or 0) < 90, seconds=60)
 
 
 def test_trainings_go_on(home: Path) -> None:

@@ -48,23 +48,23 @@ def test_it_shrinks_for_others_grows_again_and_survives_a_kill(
     body = {"dlFramework": "PyTorch", "checkpointInterval": 20}
     admin.post(trainings, {**body, "trainName": "long", "minWorkers": 1, "clusterSize": 2})
     long = f"{trainings}/long"
-    admin.until(lambda: detail(admin, long)["workers"] == 2 and detail(admin, long)["progress"] > 2, seconds=240)
+    admin.until(lambda: detail(admin, long)["workers"] == 2 and detail(admin, long)["progress"] > 2, seconds=60)
 
     # Another training needs a slot: it does not wait for the end of this one.
     others = make_model(admin, "other", dataset, hyperparameter={**POLICY, "epoch": 4}, accelerator="Single")
     admin.post(others, {"dlFramework": "PyTorch", "trainName": "short", "clusterSize": 1})
-    admin.until(lambda: detail(admin, long)["workers"] == 1, seconds=240)
+    admin.until(lambda: detail(admin, long)["workers"] == 1, seconds=60)
     other = ended(admin, f"{others}/short")
     assert other["status"] == "FINISHED", other["statusMessage"]
     assert detail(admin, long)["status"] == "RUNNING"
 
     # The slot is free again.
-    admin.until(lambda: detail(admin, long)["workers"] == 2, seconds=240)
+    admin.until(lambda: detail(admin, long)["workers"] == 2, seconds=60)
     seen = len(attempts_of(platform, detail(admin, long)))
     output = attempts_of(platform, detail(admin, long))[-1] / "rank-0.out"
-    admin.until(lambda: output.exists() and "Iteration" in output.read_text(), seconds=240)
+    admin.until(lambda: output.exists() and "Iteration" in output.read_text(), seconds=60)
     os.kill(ranks_of(platform, detail(admin, long))[-1].pid, signal.SIGKILL)
-    admin.until(lambda: len(attempts_of(platform, detail(admin, long))) > seen, seconds=240)
+    admin.until(lambda: len(attempts_of(platform, detail(admin, long))) > seen, seconds=60)
 
     done = ended(admin, long)
     assert (done["status"], done["progress"]) == ("FINISHED", 100), done["statusMessage"]
@@ -99,10 +99,10 @@ def test_async_trains_and_a_stop_keeps_its_checkpoint(admin: Client, dataset: st
     assert (done["status"], done["syncMode"]) == ("FINISHED", "ASYNC"), done["statusMessage"]
     endless = make_model(admin, "endless-apart", dataset, hyperparameter={**POLICY, "epoch": 10_000})
     admin.post(endless, {**body, "trainName": "t"})
-    admin.until(lambda: detail(admin, f"{endless}/t")["status"] == "RUNNING", seconds=240)
+    admin.until(lambda: detail(admin, f"{endless}/t")["status"] == "RUNNING", seconds=30)
     steps = Path(detail(admin, f"{endless}/t")["path"]) / "steps"
-    admin.until(lambda: steps.is_dir(), seconds=240)
+    admin.until(lambda: steps.is_dir(), seconds=30)
     admin.put(f"{endless}/t/stop")
-    stopped = ended(admin, f"{endless}/t", seconds=240)
+    stopped = ended(admin, f"{endless}/t", seconds=20)
     assert stopped["status"] == "STOPPED"
     assert any(steps.glob("step-*/manifest.json"))

@@ -41,7 +41,7 @@ def start(client: Client, program: str | bytes, arguments: str = START, **option
     return client.request("POST", "/execs", params=query, files=files).json()
 
 
-def ended(client: Client, started: Any, seconds: float = 240) -> Any:
+def ended(client: Client, started: Any, seconds: float = 60) -> Any:
     deadline = time.monotonic() + seconds
     while (task := client.get(f"/execs/{started['id']}"))["state"] not in ENDED:
         assert time.monotonic() < deadline, task
@@ -53,7 +53,7 @@ def read(client: Client, path: str, **query: str) -> str:
     return client.request("GET", path, params=query).content.decode()
 
 
-def finished(client: Client, *arguments: Any, seconds: float = 240, **options: Any) -> Any:
+def finished(client: Client, *arguments: Any, seconds: float = 60, **options: Any) -> Any:
     task = ended(client, start(client, *arguments, **options), seconds)
     errors = read(client, f"/execs/{task['id']}/log", logType="errlog")
     assert task["state"] == "FINISHED", f"{task}\n{errors}"
@@ -125,7 +125,7 @@ def test_args_with_blanks_of_both_kinds(platform: RunningPlatform, admin: Client
             f"{platform.url}{API}/execs?args={line}",
             files={"file": ("main.py", "import sys; print(sys.argv[1:])")},
             auth=("Admin", password),
-            timeout=600,
+            timeout=60,
         )
         assert response.status_code == 201, response.text
         task = ended(admin, response.json())
@@ -181,7 +181,7 @@ def test_users_see_and_delete_their_own(admin: Client, new_user: Callable[[str],
     assert ann.request("DELETE", "/execs").json() == 2
     assert ann.get("/execs") == []
     kept = {task["id"] for task in tasks}
-    admin.until(lambda: not kept & {row["applicationid"] for row in admin.get("/scheduler/applications")}, seconds=240)
+    admin.until(lambda: not kept & {row["applicationid"] for row in admin.get("/scheduler/applications")}, seconds=60)
 
 
 def test_frameworks(admin: Client) -> None:
@@ -314,7 +314,7 @@ def test_elastic_tasks_give_slots_and_go_on(admin: Client) -> None:
     task = start(admin, STRETCHES, line)
     path = f"/execs/{task['id']}/log"
     admin.until(lambda: "epoch 10 of 2" in read(admin, path, logType="outlog"), seconds=600)
-    finished(admin, "print('in between')", seconds=600)
+    finished(admin, "print('in between')", seconds=120)
     task = ended(admin, task, seconds=600)
     output = read(admin, path, logType="outlog")
     assert task["state"] == "FINISHED", output

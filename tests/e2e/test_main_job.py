@@ -111,7 +111,7 @@ def test_stop_ends_a_training_as_stopped(admin: Client, trained: MainJob) -> Non
     )
     endless = MainJob(admin, "digits", prefix="endless")
     endless.start_training()
-    admin.until(lambda: endless.training()["status"] == "RUNNING", seconds=240)
+    admin.until(lambda: endless.training()["status"] == "RUNNING", seconds=60)
     admin.put("/models/endless/trainings/first/stop")
     with pytest.raises(RuntimeError, match="STOPPED"):
         endless.await_training()

@@ -131,7 +131,7 @@ def test_roles(admin: Client, trained: MainJob, new_user: Callable[[str], Client
         assert refusal(bob, method, path)[0] == 403, path
     assert refusal(bob, "POST", "/datasets", json={**DATASET, "name": "anns"})[0] == 409
     assert refusal(bob, "GET", "/platform/rest/dlmesh/v1/users")[0] == 403
-    ann.wait(lambda: ann.get("/datasets/anns"), seconds=240)
+    ann.wait(lambda: ann.get("/datasets/anns"), seconds=60)
     ann.delete("/datasets/anns")
     assert refusal(ann, "GET", "/datasets/anns")[0] == 404
 

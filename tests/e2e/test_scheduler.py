@@ -213,7 +213,7 @@ def test_the_command_administers_groups_and_shows_the_queue(
             capture_output=True,
             text=True,
             check=False,
-            timeout=600,
+            timeout=60,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -244,11 +244,11 @@ def test_the_command_administers_groups_and_shows_the_queue(
         "/models", {"name": name, "templatename": model["templatename"], "dataset": model["dataset"], "sig": "nights"}
     )
     admin.post(f"/models/{name}/trainings", {"trainName": "t", "dlFramework": "PyTorch", "clusterSize": 1})
-    admin.until(lambda: "is stopped" in dlmesh("queue", "--group", "nights"), seconds=240)
+    admin.until(lambda: "is stopped" in dlmesh("queue", "--group", "nights"), seconds=30)
     shown = words(dlmesh("queue"), "nights")
     assert "waits" in shown
     admin.put(f"/models/{name}/trainings/t/stop")
-    admin.until(lambda: "nights" not in dlmesh("queue"), seconds=240)
+    admin.until(lambda: "nights" not in dlmesh("queue"), seconds=30)
     dlmesh("group", "share", "nights", "ann", "--remove")
     dlmesh("group", "start", "nights")
     dlmesh("group", "delete", "nights")

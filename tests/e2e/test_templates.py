@@ -156,7 +156,7 @@ def dataset(platform: RunningPlatform) -> Iterator[Callable[[str], str]]:
         if name not in made:
             client.post("/datasets", {"name": name, "sigid": "local", **SOURCES[source](platform.home / "data")})
             made.append(name)
-            client.wait(lambda: client.get(f"/datasets/{name}"), seconds=240)
+            client.wait(lambda: client.get(f"/datasets/{name}"), seconds=60)
         return name
 
     yield make
@@ -195,4 +195,4 @@ def test_a_template_trains_validates_and_goes(admin: Client, dataset: Callable[[
     with pytest.raises(ApiError) as refusal:
         admin.get(model)
     assert refusal.value.status == 404
-    admin.until(lambda: not Path(training["path"]).exists(), seconds=240)
+    admin.until(lambda: not Path(training["path"]).exists(), seconds=20)

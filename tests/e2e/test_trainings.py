@@ -42,7 +42,7 @@ def detail_of(admin: Client, trainings: str, name: str = "t") -> dict[str, Any]:
     return detail
 
 
-def ended(admin: Client, trainings: str, name: str = "t", seconds: float = 240) -> dict[str, Any]:
+def ended(admin: Client, trainings: str, name: str = "t", seconds: float = 90) -> dict[str, Any]:
     """The training once it has a final status."""
 
     def is_final() -> bool:
@@ -65,7 +65,7 @@ def test_weights_are_downloaded_whole(admin: Client, trained: MainJob) -> None:
     assert one.content == (folder / "model_epoch_1.pth").read_bytes()
     for file, status in (("../spec.json", 400), ("none.pth", 404), ("steps", 400)):
         answer = admin._session.get(
-            f"{admin.url}/platform/rest/deeplearning/v1{path}/download", params={"file": file}, timeout=600
+            f"{admin.url}/platform/rest/deeplearning/v1{path}/download", params={"file": file}, timeout=30
         )
         assert answer.status_code == status, (file, answer.text)
         assert file in answer.json()["message"]
@@ -134,10 +134,10 @@ def test_checkpoints_by_steps_are_kept_and_a_stop_is_quick(admin: Client, traine
     detail = detail_of(admin, trainings)
     assert (detail["checkpointInterval"], detail["checkpointsKept"], detail["maxRestarts"]) == (5, 3, 2)
     steps = Path(detail["path"]) / "steps"
-    admin.until(lambda: steps.is_dir() and len(list(steps.glob("step-*/manifest.json"))) >= 3, seconds=240)
+    admin.until(lambda: steps.is_dir() and len(list(steps.glob("step-*/manifest.json"))) >= 3, seconds=60)
     asked = time.monotonic()
     admin.put(f"{trainings}/t/stop")
-    training = ended(admin, trainings, seconds=240)
+    training = ended(admin, trainings, seconds=20)
     assert training["status"] == "STOPPED"
     assert time.monotonic() - asked < 10
     kept = sorted(path.name for path in steps.iterdir())
@@ -193,7 +193,7 @@ raise RuntimeError("left twenty behind")
     assert "left twenty behind" in ended(admin, trainings)["statusMessage"]
     left = [int(pid) for pid in pids.read_text().split()]
     assert len(left) == 20
-    admin.until(lambda: not any(psutil.pid_exists(pid) for pid in left), seconds=240)
+    admin.until(lambda: not any(psutil.pid_exists(pid) for pid in left), seconds=10)
 
 
 def test_a_killed_rank_costs_no_more_than_the_steps_since_its_checkpoint(
@@ -205,9 +205,9 @@ def test_a_killed_rank_costs_no_more_than_the_steps_since_its_checkpoint(
     for name in ("calm", "killed"):
         start(admin, trainings, name, clusterSize=2, checkpointInterval=20)
         if name == "killed":
-            admin.until(lambda: (detail_of(admin, trainings, "killed").get("progress") or 0) >= 25, seconds=240)
+            admin.until(lambda: (detail_of(admin, trainings, "killed").get("progress") or 0) >= 25, seconds=60)
             os.kill(ranks_of(platform, detail_of(admin, trainings, "killed"))[-1].pid, signal.SIGKILL)
-        training = ended(admin, trainings, name)
+        training = ended(admin, trainings, name, seconds=240)
         assert training["status"] == "FINISHED", training["statusMessage"]
         curves[name] = [(attempt / "rank-0.out").read_text() for attempt in attempts_of(platform, training)]
     assert (len(curves["calm"]), len(curves["killed"])) == (1, 2)

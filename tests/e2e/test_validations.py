@@ -118,7 +118,7 @@ class Validations:
         detail: dict[str, Any] = found[0]
         return detail
 
-    def until(self, name: str, *statuses: str, seconds: float = 240) -> dict[str, Any]:
+    def until(self, name: str, *statuses: str, seconds: float = 60) -> dict[str, Any]:
         self.client.until(lambda: self.get(name)["status"] in statuses, seconds=seconds)
         return self.get(name)
 
@@ -270,7 +270,7 @@ def test_programs_that_fail_say_why_and_disturb_nobody(platform: RunningPlatform
         hostile.start(way.replace(" ", "-"), "Top1", threshold=THRESHOLDS[way])
     wrong = {}
     for way, words in REASONS.items():
-        detail = hostile.until(way.replace(" ", "-"), *ENDED, seconds=240)
+        detail = hostile.until(way.replace(" ", "-"), *ENDED, seconds=90)
         message = detail["statusMessage"]
         attempts = attempts_of(platform, detail)
         if detail["status"] != "FAILED" or not all(word in message for word in words) or len(attempts) != 1:
@@ -293,7 +293,7 @@ def test_a_running_validation_is_stopped_at_once(
     hostile.until("endless", "RUNNING")
     # The rank measures; the program runs in a child of it.
     endless = hostile.get("endless")
-    admin.until(lambda: [len(rank.children()) for rank in ranks_of(platform, endless)] == [1], seconds=240)
+    admin.until(lambda: [len(rank.children()) for rank in ranks_of(platform, endless)] == [1], seconds=20)
     (rank,) = ranks_of(platform, endless)
     processes = [rank, *rank.children()]
     assert hostile.refusal("DELETE", "/endless") == (409, "validation 'endless' is RUNNING; stop it first")
@@ -303,7 +303,7 @@ def test_a_running_validation_is_stopped_at_once(
         assert caught.value.status == 409
     asked = time.monotonic()
     admin.put(f"{hostile.path}/endless/stop")
-    assert hostile.until("endless", *ENDED, seconds=240)["status"] == "STOPPED"
+    assert hostile.until("endless", *ENDED, seconds=20)["status"] == "STOPPED"
     assert time.monotonic() - asked < 10
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
     # Once more changes nothing.
@@ -315,7 +315,7 @@ def test_a_running_validation_is_stopped_at_once(
 
 def test_a_program_that_hangs_is_ended(platform: RunningPlatform, hostile: Validations) -> None:
     hostile.start("silent", threshold=THRESHOLDS["hangs"], maxSilentSeconds=2)
-    detail = hostile.until("silent", *ENDED, seconds=240)
+    detail = hostile.until("silent", *ENDED, seconds=60)
     assert detail["status"] == "FAILED"
     assert detail["statusMessage"].startswith("rank 0 gave no sign of life for 2 s; no restart is left of 2\nwaiting")
     assert detail["valParameters"]["maxSilentSeconds"] == 2
@@ -327,7 +327,7 @@ def test_a_killed_worker_begins_again_and_finishes_once(
     hostile.start("killed", "Top1", "ConfusionMatrix", threshold=THRESHOLDS["hangs once"])
     hostile.until("killed", "RUNNING")
     folder = platform.home / "jobs" / hostile.get("killed")["appid"]
-    admin.until(lambda: "waiting" in (folder / "attempt-1/rank-0.out").read_text(), seconds=240)
+    admin.until(lambda: "waiting" in (folder / "attempt-1/rank-0.out").read_text(), seconds=20)
     (rank,) = ranks_of(platform, hostile.get("killed"))
     others = rank.children()
     os.kill(rank.pid, signal.SIGKILL)

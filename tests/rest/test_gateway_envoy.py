@@ -122,10 +122,10 @@ class Backend:
                 (models_pb2_grpc.add_ModelServiceServicer_to_server, self.models, "dlmesh.models.v1.ModelService"),
             ],
         )
-        asyncio.run_coroutine_threadsafe(self._application.start(self._settings), self._loop).result(60)
+        asyncio.run_coroutine_threadsafe(self._application.start(self._settings), self._loop).result(10)
 
     def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._application.stop(), self._loop).result(60)
+        asyncio.run_coroutine_threadsafe(self._application.stop(), self._loop).result(10)
 
     def close(self) -> None:
         self.stop()
@@ -223,7 +223,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         for process in processes:
             process.send_signal(signal.SIGTERM)
         for process in processes:
-            process.wait(120)
+            process.wait(10)
         backend.close()
 
 
@@ -560,17 +560,16 @@ def test_verified_credentials_are_cached_and_expire_after_a_password_change(plat
     assert admin.post(platform.url(USERS), json={"name": "bob", "password": "password one"}).status_code == 201
     bob = platform.client(("bob", "password one"))
     assert bob.get(url).status_code == 200
-    checks, began = platform.counter("http.public.ext_authz.ok"), time.monotonic()
+    checks = platform.counter("http.public.ext_authz.ok")
     for _ in range(50):
         assert bob.get(url).status_code == 200
-    seconds = time.monotonic() - began
-    assert platform.counter("http.public.ext_authz.ok") - checks <= min(49, 3 + seconds / CACHE_SECONDS)
+    assert platform.counter("http.public.ext_authz.ok") - checks <= 4
     assert bob.put(platform.url(f"{USERS}/bob/password"), json={"password": "password two"}).status_code == 204
     assert platform.client(("bob", "password two")).get(url).status_code == 200
-    wait_until(lambda: bob.get(url).status_code == 401, CACHE_SECONDS + 30)
+    wait_until(lambda: bob.get(url).status_code == 401, CACHE_SECONDS + 2)
     assert admin.delete(platform.url(f"{USERS}/bob")).status_code == 204
     two = platform.client(("bob", "password two"))
-    wait_until(lambda: two.get(url).status_code == 401, CACHE_SECONDS + 30)
+    wait_until(lambda: two.get(url).status_code == 401, CACHE_SECONDS + 2)
     assert "bob" not in {user["name"] for user in admin.get(platform.url(USERS)).json()}
 
 
@@ -616,20 +615,20 @@ def test_callers_wait_for_a_gateway_service_that_was_killed(platform: Platform) 
     known = platform.client()
     assert known.get(platform.url(f"{API}/datasets")).status_code == 200
     platform.gateway.kill()
-    platform.gateway.wait(120)
+    platform.gateway.wait(5)
     assert_error(requests.get(platform.url("/healthz"), timeout=10), 503, 14)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(platform.client(("alice", "password of alice")).get, platform.url(f"{API}/datasets/d"))
         platform.gateway = platform.start_gateway()
-        assert answer.result(60).json()["createUser"] == "alice False"
-    wait_until(lambda: serves(platform), 60)
+        assert answer.result(15).json()["createUser"] == "alice False"
+    wait_until(lambda: serves(platform), 5)
 
 
 def test_health_and_patience_while_a_service_restarts(platform: Platform) -> None:
     client = platform.client()
     assert client.get(platform.url(f"{API}/datasets")).status_code == 200
     platform.backend.stop()
-    wait_until(lambda: requests.get(platform.url("/healthz"), timeout=5).status_code == 503, 60)
+    wait_until(lambda: requests.get(platform.url("/healthz"), timeout=5).status_code == 503, 3)
     body = requests.get(platform.url("/healthz"), timeout=5).json()
     assert body["status"] == "NOT_SERVING"
     assert body["services"]["gateway"] == "SERVING"
@@ -638,8 +637,8 @@ def test_health_and_patience_while_a_service_restarts(platform: Platform) -> Non
     with ThreadPoolExecutor(2) as pool:
         read = pool.submit(client.get, platform.url(f"{API}/datasets/d"))
         write = pool.submit(platform.client().post, platform.url(f"{API}/datasets"), json={})
-        wait_until(lambda: platform.counter("cluster.datasets.upstream_rq_retry") >= 3, 60)
+        wait_until(lambda: platform.counter("cluster.datasets.upstream_rq_retry") >= 3, 5)
         platform.backend.start()
-        assert read.result(60).status_code == 200
-        assert write.result(60).status_code == 201
-    wait_until(lambda: serves(platform), 60)
+        assert read.result(10).status_code == 200
+        assert write.result(10).status_code == 201
+    wait_until(lambda: serves(platform), 5)

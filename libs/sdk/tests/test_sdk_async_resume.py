@@ -145,7 +145,7 @@ def _let_go(desk: Desk) -> None:
 
     worker = threading.Thread(target=ask, daemon=True)
     worker.start()
-    worker.join(120)
+    worker.join(10)
     assert answers == [NONE_LEFT]
     deadline = time.monotonic() + 10
     while not desk.is_empty():

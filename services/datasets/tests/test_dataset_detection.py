@@ -870,7 +870,7 @@ def children(pid: int) -> list[int]:
 
 
 def until(condition: Any) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
@@ -1004,7 +1004,7 @@ class Room:
         return await self.stub.GetDataset(pb.GetDatasetRequest(name="shapes"))
 
     async def finish(self) -> Any:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(60):
             while not self.jobs.requests:
                 await asyncio.sleep(0.02)
             ((job_id, request),) = self.jobs.requests.items()

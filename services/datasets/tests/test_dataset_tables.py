@@ -682,12 +682,12 @@ class Room:
         return await self.until_status(name, "FINISHED")
 
     async def until(self, condition: Any) -> None:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(10):
             while not condition():
                 await asyncio.sleep(0.02)
 
     async def until_status(self, name: str, status: str) -> Any:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(10):
             while (detail := await self.stub.GetDataset(pb.GetDatasetRequest(name=name))).status != status:
                 await asyncio.sleep(0.02)
         return detail

@@ -42,7 +42,7 @@ class Room:
         return await self.stub.GetDataset(pb.GetDatasetRequest(name=name))
 
     async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(10):
             while not await condition():
                 await asyncio.sleep(0.02)
 

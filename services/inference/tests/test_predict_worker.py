@@ -51,7 +51,7 @@ def run_worker(spec_file: Path, job: Path) -> subprocess.CompletedProcess[str]:
     job.mkdir()
     environment = {**os.environ, "DLMESH_JOB_ID": "job", "DLMESH_JOB_DIR": str(job), "RANK": "0"}
     command = [sys.executable, "-P", "-m", "inference_service.worker.predict", str(spec_file)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.triton

@@ -125,7 +125,7 @@ def served(home: Path) -> Iterator[ServedHome]:
         yield room
     finally:
         process.terminate()
-        process.wait(120)
+        process.wait(15)
         for region in SHARED_MEMORY.glob(f"{prefix}*"):
             region.unlink()
 
@@ -135,7 +135,7 @@ def _three_free() -> list[int]:
 
 
 def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError):
             requests.get(url, timeout=1).raise_for_status()
@@ -144,7 +144,7 @@ def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:
     raise AssertionError(f"Triton did not come up: {process.poll()}")
 
 
-async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 240) -> Any:
+async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 20) -> Any:
     """Poll until `condition` gives something true."""
     deadline = time.monotonic() + seconds
     while not (found := await condition()):

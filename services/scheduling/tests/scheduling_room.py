@@ -14,7 +14,7 @@ from scheduling_service.wiring import LocalSettings, build
 from testkit.services import running, settings_for
 
 JobStub = jobs_pb2_grpc.JobServiceStub
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 20
 
 
 @asynccontextmanager

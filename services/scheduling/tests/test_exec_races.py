@@ -39,7 +39,7 @@ from servicekit.times import utc_now
 from testkit.services import ADMIN, ALICE, acting_as
 
 REQUEST = ExecRequest("", "--exec-start PyTorch --model-main main.py")
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 10
 
 
 class OneFile:

@@ -27,7 +27,7 @@ from scheduling_service.wiring import LocalSettings, build
 from servicekit.database import Database
 from testkit.services import ADMIN, ALICE, BOB, acting_as, collect, running, settings_for
 
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 30
 ENDED = ("FINISHED", "ERROR", "KILLED")
 START = "--exec-start PyTorch --model-main main.py"
 BOUNDARY = "b0und4ry"

@@ -24,7 +24,7 @@ from scheduling_service.engines.local.engine import LocalEngine, pool_environmen
 from scheduling_service.engines.runner import JobFiles
 
 ENDED = (Phase.FINISHED, Phase.FAILED, Phase.STOPPED, Phase.LOST)
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 20
 NOBODY = "nobody"
 IS_ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can run ranks as another user")
@@ -447,7 +447,7 @@ async def test_warm_ranks_hide_the_same_and_cannot_ask_the_pool(home: Path, monk
     engine = LocalEngine(home, warm_pool=True)
     await engine.open()
     try:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(60):
             while not warm_socket(home).exists():
                 await asyncio.sleep(0.05)
         script = home / "trainings" / "t1" / "main.py"

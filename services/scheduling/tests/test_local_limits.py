@@ -20,7 +20,7 @@ from scheduling_service.engines.local.places import Places
 
 MIB = 1 << 20
 ENDED = (Phase.FINISHED, Phase.FAILED, Phase.STOPPED, Phase.LOST)
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 20
 # Takes some memory, says so, and waits for a file.
 TAKES = """
 import os, sys, time

@@ -508,7 +508,7 @@ async def test_engines_are_asked_for_a_bounded_time_and_about_a_bounded_number(t
     files = JobFiles(tmp_path)
     describe = DescribeAttempts(runner, files)  # type: ignore[arg-type]
     patience, groups = Patience(seconds=0.2), {"g": InstanceGroup("g", "g", 4)}
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(10):
         facts = await describe([waiting, *many, orphan, *running], groups, patience)
     assert runner.asked[:3] == ["hangs", "fails", "runs"]
     assert len(runner.asked) == 3 + MAX_ENDED

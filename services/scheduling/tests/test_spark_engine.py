@@ -89,7 +89,7 @@ async def pids_of(folder: Path, ranks: int = 2) -> list[int]:
 
 
 async def gone(*pids: int) -> None:
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(30):
         while any(files.processes.start_time(pid) is not None for pid in pids):
             await asyncio.sleep(0.05)
 
@@ -121,7 +121,7 @@ async def test_ids_are_sparks_own_and_all_logs_are_there_after_the_end(
     assert [(row["id"], row["name"]) for row in told["activeapps"]] == [(seen.application_id, "two ranks")]
     # One core a rank, and the driver takes none of them.
     assert sum(worker["coresused"] for worker in told["workers"]) == 2
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(20):
         while not (facts := await engine.describe(directory)).executors[1].memory_mb:
             await asyncio.sleep(0.2)
     containers = {executor.container_id for executor in facts.executors}
@@ -140,7 +140,7 @@ async def test_ids_are_sparks_own_and_all_logs_are_there_after_the_end(
     facts = await engine.describe(directory)
     assert [Path(executor.stdout).read_text() for executor in facts.executors] == ["rank 0 is up\n", "rank 1 is up\n"]
     assert "WARN" in Path(facts.driver.stderr).read_text()
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(30):
         while True:
             known = await asyncio.to_thread(ask, f"{spark_cluster.history_url}/api/v1/applications")
             mine = [row for row in known if row["id"] == seen.application_id]
@@ -272,7 +272,7 @@ def to(master: PlayedMaster, wanted: Attempt) -> Attempt:
 
 
 async def heard(master: PlayedMaster, name: str, times: int = 1) -> list[Any]:
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(20):
         while len(master.calls(name)) < times:
             await asyncio.sleep(0.02)
     return master.calls(name)
@@ -281,7 +281,7 @@ async def heard(master: PlayedMaster, name: str, times: int = 1) -> list[Any]:
 def late_driver(directory: Path) -> int:
     """One that comes after all was decided; it needs no Spark to see that."""
     words = [sys.executable, "-S", "-E", submission.DRIVER_PROGRAM, directory]
-    return subprocess.run(words, timeout=600, check=False).returncode
+    return subprocess.run(words, timeout=20, check=False).returncode
 
 
 async def test_a_stop_before_the_driver_came_is_final_and_takes_the_submission_back(
@@ -290,7 +290,7 @@ async def test_a_stop_before_the_driver_came_is_final_and_takes_the_submission_b
     directory = tmp_path / "a1"
     await engine.launch(to(master, attempt(directory)))
     await engine.launch(to(master, attempt(directory)))
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(20):
         while not (seen := await engine.observe(directory)).driver_id:
             await asyncio.sleep(0.02)
     assert (seen.phase, seen.driver_id) == (Phase.STARTING, "driver-20260101000000-1")
@@ -335,7 +335,7 @@ async def test_a_driver_that_spark_ended_before_it_came_is_a_loss(
     directory = tmp_path / "a1"
     master.status = {"success": state == "SUBMITTED", "driverState": state}
     await engine.launch(to(master, attempt(directory)))
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(20):
         while len(master.calls("status")) < 5 and (seen := await engine.observe(directory)).phase is Phase.STARTING:
             await asyncio.sleep(0.02)
     assert seen.phase is phase
@@ -453,7 +453,7 @@ async def test_spark_submit_is_told_no_password(
         monkeypatch.setenv(name, "hunter2")
     monkeypatch.setenv("SPARK_HOME", str(tmp_path / "spark"))
     await engine.launch(attempt(tmp_path / "a1", master_url="yarn"))
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(10):
         while not (tmp_path / "told").exists():
             await asyncio.sleep(0.02)
     told = (tmp_path / "told").read_text()
@@ -512,14 +512,14 @@ def test_the_keeper_of_a_rank_runs_it_once_and_ends_it_when_it_is_told(tmp_path:
     words = [sys.executable, "-S", "-E", str(driver.RANK_PROGRAM), str(directory), json.dumps(PLACE), str(os.getpid())]
     first = subprocess.Popen(words, start_new_session=True)
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 20
         while not (tmp_path / "runs").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert subprocess.run(words, start_new_session=True, timeout=600, check=False).returncode == rank.RAN_BEFORE
+        assert subprocess.run(words, start_new_session=True, timeout=20, check=False).returncode == rank.RAN_BEFORE
         (records.folder(directory) / files.END_FILE).write_text('{"grace_seconds": 5}')
-        assert first.wait(120) == 0
+        assert first.wait(20) == 0
         # Also when it is over: a stage that Spark tried again would come then.
-        assert subprocess.run(words, start_new_session=True, timeout=600, check=False).returncode == rank.RAN_BEFORE
+        assert subprocess.run(words, start_new_session=True, timeout=20, check=False).returncode == rank.RAN_BEFORE
     finally:
         first.kill()
         first.wait()
@@ -537,7 +537,7 @@ def test_a_rank_of_an_attempt_that_was_given_up_never_runs(tmp_path: Path) -> No
     spark_engine._write_spec(attempt(directory, "open('runs', 'w')", ranks=1, master_url="yarn"), tmp_path / "home")
     assert spark_engine._seal(directory, Phase.LOST, "the driver went without a word", ranks=[])
     words = [sys.executable, "-S", "-E", str(driver.RANK_PROGRAM), str(directory), json.dumps(PLACE), str(os.getpid())]
-    assert subprocess.run(words, timeout=600, check=False).returncode == 0
+    assert subprocess.run(words, timeout=20, check=False).returncode == 0
     record = records.read(records.folder(directory) / files.rank_file(0))
     assert record is not None
     assert (record["ended"], record["pid"]) == (True, 0)
@@ -558,7 +558,7 @@ def test_limits_and_hidden_files_are_kept_as_on_this_machine(tmp_path: Path) -> 
     spark_engine._write_spec(attempt(directory, program, ranks=1, master_url="yarn", **limits), home)
     (records.folder(directory) / files.HEARTBEAT_FILE).touch()
     words = [sys.executable, "-S", "-E", str(driver.RANK_PROGRAM), str(directory), json.dumps(PLACE), str(os.getpid())]
-    assert subprocess.run(words, start_new_session=True, timeout=600, check=False).returncode == 0
+    assert subprocess.run(words, start_new_session=True, timeout=30, check=False).returncode == 0
     record = records.read(records.folder(directory) / files.rank_file(0))
     assert record is not None
     assert record["reason"] == "rank 0 used more than the allowed 64 MiB of memory"
@@ -581,7 +581,7 @@ async def test_a_rank_ends_with_all_it_started_when_its_task_is_killed(tmp_path:
     process.kill()
     await process.wait()
     await gone(*pids)
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(20):
         while not (record := records.read(records.folder(directory) / files.rank_file(0)) or {}).get("ended"):
             await asyncio.sleep(0.02)
     assert (record["lost"], record["exit_code"]) == (True, -signal.SIGTERM)
@@ -659,7 +659,7 @@ async def test_a_program_that_replaces_the_records_of_its_attempt_holds_up_nobod
                 (records.folder(directory) / name).write_text('{"state": "odd"}')
             case _:
                 (records.folder(directory) / name).symlink_to(secret)
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(10):
         seen = await engine.observe(directory)
         await engine.stop(directory)
         await engine.describe(directory)

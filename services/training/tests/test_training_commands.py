@@ -51,7 +51,7 @@ def start(tmp_path: Path, *, environment: dict[str, str] | None = None, **spec: 
 
 def run(tmp_path: Path, **options: Any) -> tuple[int, str, str]:
     process = start(tmp_path, **options)
-    output, errors = process.communicate(timeout=600)
+    output, errors = process.communicate(timeout=60)
     return process.returncode, output, errors
 
 
@@ -69,8 +69,8 @@ def test_a_launcher_runs_once_and_without_the_gangs_variables(tmp_path: Path, co
     # Its workers are all on one node, whatever a program of the original platform says of nodes.
     words = [str(launcher), "--nnodes=$WMLA_NWORKER", "--nproc-per-node=$WMLA_WORKER_NDEVICE", "--node-rank=$NODE_RANK"]
     first = start(tmp_path, command=words, environment={"RANK": "0", "WORLD_SIZE": "2"})
-    assert first.communicate(timeout=600) == ("['--nnodes=1', '--nproc-per-node=2', '--node-rank=0'] None\n", "")
-    assert other.communicate(timeout=600) == ("", "")
+    assert first.communicate(timeout=60) == ("['--nnodes=1', '--nproc-per-node=2', '--node-rank=0'] None\n", "")
+    assert other.communicate(timeout=60) == ("", "")
     assert (first.returncode, other.returncode) == (0, 0)
 
 
@@ -122,7 +122,7 @@ def test_a_stop_reaches_the_command(tmp_path: Path, code: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=600)
+    process.communicate(timeout=30)
     assert process.returncode == 143
 
 

@@ -273,7 +273,7 @@ def validated(
         "DLMESH_JOB_DIR": str(folder / "job"),
     }
     command = [sys.executable, "-m", "training_service.worker.run_validation", str(folder / "spec.json")]
-    done = subprocess.run(command, env=environment_, text=True, capture_output=True, timeout=600, check=False)
+    done = subprocess.run(command, env=environment_, text=True, capture_output=True, timeout=60, check=False)
     report = json.loads((folder / "job/report.json").read_text())
     return done, report.get("result")
 

@@ -106,7 +106,7 @@ def run(module: str, spec: Path, job: Path | None = None) -> str:
         environment |= {"DLMESH_JOB_ID": "j1", "DLMESH_JOB_ATTEMPT": "1", "DLMESH_JOB_TOKEN": "t"}
         environment |= {"DLMESH_JOB_DIR": str(job), "DLMESH_SCHEDULING_ADDRESS": "127.0.0.1:1"}
     command = [sys.executable, "-m", f"training_service.worker.{module}", str(spec)]
-    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=240, check=False)
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

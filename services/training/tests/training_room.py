@@ -51,7 +51,7 @@ class Room:
 
     async def until(self, condition: Callable[[], Any]) -> Any:
         """Poll until `condition` (a coroutine function) gives something true."""
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(10):
             while not (found := await condition()):
                 await asyncio.sleep(0.02)
             return found
