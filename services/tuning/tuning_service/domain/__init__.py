@@ -1,0 +1,1 @@
+"""Studies, trials and search spaces; the only place that knows which move is legal."""
