@@ -22,6 +22,7 @@ EMPTY, TEXT, STRUCT = "google.protobuf.Empty", "google.protobuf.StringValue", "g
 HTTP_BODY = "google.api.HttpBody"
 INTERNAL_SERVICES = {
     "dlmesh.scheduling.v1.JobService",
+    "dlmesh.scheduling.v1.TrialService",
     "dlmesh.settings.v1.SettingsService",
     "dlmesh.training.v1.MetricService",
     "envoy.service.auth.v3.Authorization",
