@@ -1,8 +1,8 @@
 """The search space: which values a parameter may have, and how algorithms see them.
 
-Algorithms know nothing of names, types, steps and powers. They work on places: one coordinate a dimension, a number from
-0 to 1 where any value between two ends will do, else the index of one of finitely many values. That is what gives both
-ends of a range their full weight, keeps grids exact, and lets two places be compared.
+Algorithms know nothing of names, types, steps and powers. They work on places: one coordinate a dimension, a number
+from 0 to 1 where any value between two ends will do, else the index of one of finitely many values. That is what gives
+both ends of a range their full weight, keeps grids exact, and lets two places be compared.
 """
 
 from __future__ import annotations

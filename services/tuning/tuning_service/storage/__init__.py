@@ -1,8 +1,5 @@
-"""The database of this service; tables come with the first tuning task."""
+"""Studies, trials and installed algorithms in the database; uploads and plug-ins on disk."""
 
 from pathlib import Path
 
-import sqlalchemy as sa
-
 MIGRATIONS = Path(__file__).parent / "migrations"
-METADATA = sa.MetaData()

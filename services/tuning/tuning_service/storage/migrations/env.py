@@ -1,6 +1,6 @@
 """Alembic's entry; the connection comes from `Database.migrate`."""
 
 from servicekit.database import env_main
-from tuning_service.storage import METADATA
+from tuning_service.storage.tables import Base
 
-env_main(METADATA)
+env_main(Base.metadata)

@@ -1,0 +1,235 @@
+"""What a study is to do: the request, read and complete. Read anew from the stored request whenever it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from servicekit.errors import invalid
+from servicekit.names import check_name
+
+from tuning_service.domain.fields import Fields, shown
+from tuning_service.domain.parameters import as_value, read_experiments, read_space
+from tuning_service.domain.space import Fixed, Space, Value
+
+MAX_TRIALS = 100_000
+MAX_PARALLEL = 1000
+MAX_MINUTES = 10 * 366 * 24 * 60
+MAX_OBJECTIVES = 8
+MAX_WARM_STARTS = 20
+MAX_START_POINTS = 1000
+# A program that fails so often and never succeeded has a defect: more trials would not find it.
+HOPELESS_FAILURES = 20
+
+_DIRECTIONS = {"minimize": "minimize", "maximize": "maximize", "minimise": "minimize", "maximise": "maximize"}
+_KEPT = {**_DIRECTIONS, "latest": "latest"}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric that is optimised."""
+
+    metric: str
+    maximize: bool
+
+    def loss(self, value: float) -> float:
+        """The less the better."""
+        return -value if self.maximize else value
+
+
+@dataclass(frozen=True)
+class MedianRule:
+    """Ends a trial whose best value so far is worse than the median of the others' at the same step.
+
+    It looks at trials that have come to `min_steps`, once `min_trials` have finished.
+    """
+
+    min_steps: int = 1
+    min_trials: int = 5
+
+
+class AlgorithmFacts(Protocol):
+    """What has to be known of an algorithm to read what is asked of it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def takes_experiments(self) -> bool: ...
+    @property
+    def needs_resource(self) -> bool: ...
+    @property
+    def max_objectives(self) -> int: ...
+
+    def read_settings(self, given: Mapping[str, str]) -> Mapping[str, Any]:
+        """`algoParams`, typed and complete; 400."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study's request. Limits that are None do not hold; `max_seconds` is of the whole study, `max_trial_seconds` of
+    one trial's run. `experiments` are id and parameters of the trials that were given instead of a space."""
+
+    space: Space
+    experiments: Sequence[tuple[int, tuple[Fixed, ...]]]
+    algorithm: str
+    settings: Mapping[str, Any]
+    objectives: tuple[Objective, ...]
+    parallel: int = 1
+    max_trials: int | None = None
+    max_seconds: float | None = None
+    max_trial_seconds: float = 0.0
+    max_failures: int | None = None
+    goal: float | None = None
+    patience: int | None = None
+    median_rule: MedianRule | None = None
+    warm_start: Sequence[str] = ()
+    start_points: Sequence[Mapping[str, Value]] = ()
+    additional_metrics: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def resource_name(self) -> str:
+        """The parameter that the algorithm sets itself; empty when there is none."""
+        return str(self.settings.get("ResourceName", ""))
+
+
+def algorithm_name(tree: Fields) -> str:
+    """Which algorithm is asked for."""
+    return tree.object("algoDef", required=True).text("algorithm")
+
+
+def algorithm_parameters(tree: Fields) -> dict[str, str]:
+    """`algoParams` as they came, by name; older clients write eta beside them."""
+    algorithm = tree.object("algoDef")
+    found: dict[str, str] = {}
+    for parameter in algorithm.objects("algoParams"):
+        name = parameter.text("name")
+        _, value = parameter.get("value")
+        if value is None or isinstance(value, list | dict):
+            raise invalid(parameter.place("value"), shown(value or ""), "a text; it has to be given")
+        if name in found:
+            raise invalid(parameter.place("name"), name, "a name that no other entry has")
+        found[name] = str(value)
+    eta = algorithm.number("hyperbandEta")
+    if eta and not any(name.lower() == "eta" for name in found):
+        found["eta"] = str(eta)
+    return found
+
+
+def read_plan(tree: Fields, algorithm: AlgorithmFacts, *, experiment_parameters: str = "hyperParams") -> Plan:
+    """The whole request but for what runs; 400 naming what is wrong."""
+    settings_tree = tree.object("algoDef")
+    given = algorithm_parameters(tree)
+    if "eta" in given and "hyperbandEta" in settings_tree and not algorithm.needs_resource:
+        # Notebooks send it with every algorithm.
+        del given["eta"]
+    settings = algorithm.read_settings(given)
+    has_parameters, has_experiments = bool(tree.items("hyperParams")), bool(tree.items("experiments"))
+    if has_parameters and has_experiments:
+        raise invalid("experiments", "given beside hyperParams", "one of hyperParams and experiments")
+    if algorithm.takes_experiments and not has_experiments:
+        raise invalid("experiments", "", f"at least one experiment, which is what {algorithm.name} runs")
+    if not algorithm.takes_experiments and not has_parameters:
+        allowed = "at least one parameter"
+        if has_experiments:
+            allowed += f", which {algorithm.name} searches; experiments are for ExperimentGridSearch"
+        raise invalid("hyperParams", "", allowed)
+    resource = str(settings.get("ResourceName", ""))
+    space = read_space(tree, resource=resource)
+    experiments = read_experiments(tree, experiment_parameters) if has_experiments else []
+    if resource and int(settings["ResourceValue"]) < int(settings.get("MinResource") or 1):
+        raise invalid("algoParams.ResourceValue", settings["ResourceValue"], "at least MinResource")
+    return _with_limits(
+        settings_tree,
+        Plan(
+            space=space,
+            experiments=experiments,
+            algorithm=algorithm.name,
+            settings=settings,
+            objectives=_objectives(settings_tree, algorithm),
+            warm_start=_warm_start(settings_tree),
+            start_points=_start_points(settings_tree, space),
+            additional_metrics=_additional(settings_tree),
+        ),
+    )
+
+
+def _with_limits(tree: Fields, plan: Plan) -> Plan:
+    minutes = tree.number("maxRunTime")
+    if minutes is not None and minutes not in (0, -1) and not 0 < minutes <= MAX_MINUTES:
+        raise invalid(tree.place("maxRunTime"), minutes, f"minutes, up to {MAX_MINUTES}, or -1 for no limit")
+    trial_minutes = tree.number("maxTrialTime")
+    if trial_minutes is not None and trial_minutes not in (0, -1) and not 0 < trial_minutes <= MAX_MINUTES:
+        raise invalid(tree.place("maxTrialTime"), trial_minutes, f"minutes, up to {MAX_MINUTES}, or -1 for no limit")
+    median = None
+    if "earlyStopping" in tree:
+        rule = tree.object("earlyStopping")
+        rule.word("rule", {"median": "median"}, default="median")
+        median = MedianRule(rule.within(1, 2**31 - 1, 1, "minSteps"), rule.within(1, MAX_TRIALS, 5, "minTrials"))
+    return Plan(
+        **{
+            **plan.__dict__,
+            "parallel": tree.within(1, MAX_PARALLEL, 1, "maxParalleJobNum", "maxParalleJob"),
+            "max_trials": tree.limit("maxJobNum", most=MAX_TRIALS),
+            "max_seconds": minutes * 60 if minutes is not None and minutes > 0 else None,
+            "max_trial_seconds": trial_minutes * 60 if trial_minutes is not None and trial_minutes > 0 else 0.0,
+            "max_failures": tree.limit("maxFailedJobNum", most=MAX_TRIALS),
+            "goal": tree.number("goal"),
+            "patience": tree.limit("patience", most=MAX_TRIALS),
+            "median_rule": median,
+        }
+    )
+
+
+def _objectives(tree: Fields, algorithm: AlgorithmFacts) -> tuple[Objective, ...]:
+    first = Objective(tree.text("objectiveMetric"), tree.word("objective", _DIRECTIONS) == "maximize")
+    found = [first]
+    for other in tree.objects("objectives"):
+        metric = other.text("metric", "objectiveMetric")
+        if metric in {one.metric for one in found}:
+            raise invalid(other.place("metric"), metric, "a metric that is no objective yet")
+        found.append(Objective(metric, other.word("objective", _DIRECTIONS) == "maximize"))
+    most = min(MAX_OBJECTIVES, algorithm.max_objectives)
+    if len(found) > most:
+        allowed = f"at most {most} objectives in all with {algorithm.name}"
+        raise invalid(tree.place("objectives"), f"{len(found) - 1} more than objectiveMetric", allowed)
+    return tuple(found)
+
+
+def _additional(tree: Fields) -> dict[str, str]:
+    metrics = tree.object("additionalMetrics")
+    return {name: metrics.word(name, _KEPT) for name, _ in metrics}
+
+
+def _warm_start(tree: Fields) -> list[str]:
+    names = list(dict.fromkeys(str(name) for name in tree.items("warmStart")))
+    if len(names) > MAX_WARM_STARTS:
+        raise invalid(tree.place("warmStart"), f"{len(names)} names", f"at most {MAX_WARM_STARTS}")
+    for name in names:
+        check_name(tree.place("warmStart"), name)
+    return names
+
+
+def _start_points(tree: Fields, space: Space) -> list[Mapping[str, Value]]:
+    """Trials to begin with; a parameter that one leaves out takes part in the search's own first trials."""
+    points = tree.objects("startPoints")
+    if len(points) > MAX_START_POINTS:
+        raise invalid(tree.place("startPoints"), f"{len(points)} points", f"at most {MAX_START_POINTS}")
+    by_name = {dimension.name: dimension for dimension in space.dimensions}
+    found: list[Mapping[str, Value]] = []
+    for point in points:
+        values: dict[str, Value] = {}
+        for name, given in point:
+            if name not in by_name:
+                raise invalid(point.place(name), shown(given), f"values of {', '.join(by_name) or 'no parameter'}")
+            value = as_value(point.place(name), given, by_name[name].data_type)
+            if by_name[name].coordinate(value) is None:
+                raise invalid(point.place(name), shown(given), "a value of the search space")
+            values[name] = value
+        missing = sorted(set(by_name) - set(values))
+        if missing:
+            raise invalid(point.place(missing[0]), "", "a value of the search space; it has to be given")
+        found.append(values)
+    return found
+
+

@@ -1,0 +1,164 @@
+"""Studies and trials: what they are, and which move is legal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from tuning_service.domain.results import MetricRange, Results
+from tuning_service.domain.space import Place, Value
+
+MAX_MESSAGE = 4000
+
+
+class Status(StrEnum):
+    """SUBMITTED -> RUNNING -> FINISHED | FAILED | STOPPED; a restart leads from those three to RUNNING again."""
+
+    SUBMITTED = "SUBMITTED"
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+
+    @property
+    def is_final(self) -> bool:
+        """True when nothing happens until somebody restarts it."""
+        return self in (Status.FINISHED, Status.FAILED, Status.STOPPED)
+
+
+class TrialStatus(StrEnum):
+    """NOTRUN -> SUBMITTED -> RUNNING -> FINISHED | FAILED | STOPPED; the last three never change, but that a restart of
+    the study runs again what its stop cut off."""
+
+    NOTRUN = "NOTRUN"
+    SUBMITTED = "SUBMITTED"
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+
+    @property
+    def is_final(self) -> bool:
+        """True when its job has ended."""
+        return self in (TrialStatus.FINISHED, TrialStatus.FAILED, TrialStatus.STOPPED)
+
+
+class Kind(StrEnum):
+    """What a study's trials are."""
+
+    HYPER_SEARCH = "hyper_search"
+    MODEL_TUNING = "model_tuning"
+
+
+@dataclass
+class Counts:
+    """Of a study's trials: how many there are, and how they ended."""
+
+    trials: int = 0
+    finished: int = 0
+    failed: int = 0
+    stopped: int = 0
+
+    @property
+    def ended(self) -> int:
+        return self.finished + self.failed + self.stopped
+
+    @property
+    def open(self) -> int:
+        return self.trials - self.ended
+
+
+@dataclass
+class Study:
+    """A search. `request` is what was asked for, as it came; `model` is the model of a tuning (uid and name), empty
+    otherwise. `seed` decides every random choice. `run_seconds` is how long it ran before its last restart, `resumed_at`
+    when that was. `best` is the number of the best trial, 0 while there is none; `improved_at` is how many trials had
+    ended when it became that.
+    """
+
+    uid: str
+    name: str
+    kind: Kind
+    owner: str
+    request: Mapping[str, Any]
+    group_id: str
+    group_name: str
+    seed: int
+    created_at: datetime
+    model_uid: str = ""
+    model_name: str = ""
+    upload: str = ""
+    upload_name: str = ""
+    status: Status = Status.SUBMITTED
+    status_message: str = ""
+    stop_requested: bool = False
+    counts: Counts = field(default_factory=Counts)
+    best: int = 0
+    best_loss: float | None = None
+    improved_at: int = 0
+    is_exhausted: bool = False
+    resumed_at: datetime | None = None
+    run_seconds: float = 0.0
+    ended_at: datetime | None = None
+
+    def seconds(self, now: datetime) -> float:
+        """How long it has been running, pauses left out."""
+        if self.resumed_at is None:
+            return self.run_seconds
+        return self.run_seconds + max(0.0, ((self.ended_at or now) - self.resumed_at).total_seconds())
+
+    def end(self, status: Status, message: str, now: datetime) -> None:
+        """It has a result, or none."""
+        self.status, self.status_message, self.ended_at = status, message[:MAX_MESSAGE], now
+
+    def resume(self, now: datetime) -> None:
+        """It goes on."""
+        self.run_seconds = self.seconds(now)
+        self.resumed_at, self.ended_at = now, None
+        self.status, self.status_message, self.stop_requested = Status.RUNNING, "", False
+        self.is_exhausted = False
+
+
+@dataclass
+class Trial:
+    """One run with one set of parameters. `uid` is the id of its job. `place` and `notes` are the algorithm's; `values`
+    are what the program gets. `objectives` are the newest values of the metrics that are optimised. `is_extra` ones are
+    known from elsewhere and never ran here."""
+
+    study_uid: str
+    number: int
+    uid: str
+    values: Mapping[str, Value]
+    place: Place | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    status: TrialStatus = TrialStatus.NOTRUN
+    message: str = ""
+    objectives: tuple[float, ...] = ()
+    metrics: Mapping[str, MetricRange] = field(default_factory=dict)
+    last_step: float = 0.0
+    attempts: int = 1
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    driver_id: str = ""
+    stop_reason: str = ""
+
+    def take(self, results: Results) -> None:
+        """Keep what its program wrote."""
+        self.objectives = results.values
+        self.metrics = dict(results.metrics or {})
+        self.last_step = results.last_step
+
+    def end(self, status: TrialStatus, message: str, ended_at: datetime) -> None:
+        """Its job has ended, or will never begin."""
+        self.status, self.message, self.ended_at = status, message[:MAX_MESSAGE], ended_at
+
+    def run_again(self, uid: str) -> None:
+        """What a stop of the study cut off begins anew, as another job."""
+        self.uid, self.attempts = uid, self.attempts + 1
+        self.status, self.message, self.stop_reason = TrialStatus.NOTRUN, "", ""
+        self.objectives, self.metrics, self.last_step = (), {}, 0.0
+        self.started_at = self.ended_at = None
+        self.driver_id = ""
