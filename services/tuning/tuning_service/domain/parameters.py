@@ -130,7 +130,9 @@ def _discrete(name: str, parameter: Fields, data_type: DataType) -> Dimension:
     field = _DISCRETE[data_type]
     for unused in ("step", "power"):
         if unused in parameter:
-            raise invalid(parameter.place(unused), shown(parameter.get(unused)[1]), "nothing; it is for type Range only")
+            raise invalid(
+                parameter.place(unused), shown(parameter.get(unused)[1]), "nothing; it is for type Range only"
+            )
     values = parameter.items(field)
     if not 1 <= len(values) <= MAX_VALUES:
         raise invalid(parameter.place(field), f"{len(values)} values", f"1 to {MAX_VALUES} values of type {data_type}")

@@ -231,5 +231,3 @@ def _start_points(tree: Fields, space: Space) -> list[Mapping[str, Value]]:
             raise invalid(point.place(missing[0]), "", "a value of the search space; it has to be given")
         found.append(values)
     return found
-
-

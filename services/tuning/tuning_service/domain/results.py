@@ -55,7 +55,7 @@ def read_results(text: str, objectives: Sequence[Objective]) -> Results:
     if isinstance(rows, dict):
         rows = [rows]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        return Results(complaint="val_dict_list.json is no list of objects such as {\"step\": 1, \"loss\": 0.5}")
+        return Results(complaint='val_dict_list.json is no list of objects such as {"step": 1, "loss": 0.5}')
     metrics: dict[str, MetricRange] = {}
     curve: list[tuple[float, float]] = []
     for index, row in enumerate(rows):

@@ -1,0 +1,201 @@
+"""What the use cases need from outside: storage, disk, processes that think, and the other services."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from servicekit.jobs import JobFacts
+
+from tuning_service.domain.evaluation import Answer, Evaluation, Problem
+from tuning_service.domain.plan import AlgorithmFacts, Plan
+from tuning_service.domain.results import Results
+from tuning_service.domain.study import Kind, Study, Trial, TrialStatus
+
+
+@dataclass(frozen=True)
+class TrialPage:
+    """Which trials of a study: of these `statuses` (all when empty), by number or, `by_loss`, the best first."""
+
+    start: int = 0
+    length: int = 1000
+    statuses: Sequence[TrialStatus] = ()
+    by_loss: bool = False
+    newest_first: bool = False
+
+
+class Studies(Protocol):
+    """The tables of studies and trials. Each call is one transaction; deleted studies are found by `deleted` only."""
+
+    async def add(self, study: Study) -> None:
+        """Store a new study; 409 when its name is taken."""
+
+    async def find(self, kind: Kind, model_uid: str, name: str) -> Study | None:
+        """The study of that name."""
+
+    async def get(self, uid: str) -> Study | None:
+        """The study, as long as it is not deleted."""
+
+    async def list(self, kind: Kind, *, model_uid: str = "", owner: str | None = None) -> Sequence[Study]:
+        """Those of `owner` (None: of everybody), oldest first."""
+
+    async def tended(self) -> Sequence[Study]:
+        """Those of which something has to be made true yet."""
+
+    async def page(self, uid: str, page: TrialPage) -> Sequence[Trial]:
+        """Some trials of a study."""
+
+    async def numbered(self, uid: str, numbers: Sequence[int]) -> Sequence[Trial]:
+        """The trials with these numbers."""
+
+    async def open_trials(self, uid: str) -> Sequence[Trial]:
+        """Those that have not ended, by number."""
+
+    async def changed(self, uid: str, since: int) -> tuple[Sequence[Trial], int]:
+        """Trials whose algorithm has to hear of them, by number: all that changed after the change `since`, and the
+        number of the newest change."""
+
+    async def append(self, uid: str, expected: int, trials: Sequence[Trial], *, is_exhausted: bool) -> bool:
+        """Add trials to a study that has `expected` of them and goes on; False when it has others or does not."""
+
+    async def save(self, uid: str, trials: Sequence[Trial], losses: Mapping[int, float]) -> None:
+        """Write how trials stand, count those that ended, keep the best; `losses` of those that have one. What has
+        ended already stays as it is."""
+
+    async def begin(self, uid: str, now: datetime) -> None:
+        """It runs."""
+
+    async def describe(self, uid: str, message: str) -> None:
+        """Say what a study that runs is doing."""
+
+    async def end(self, study: Study) -> bool:
+        """Write the end of a study that runs; False when it was stopped or restarted in this moment."""
+
+    async def settle(self, uid: str) -> None:
+        """Nothing is left to be done for a study that has ended; it stays in sight."""
+
+    async def request_stop(self, uid: str, now: datetime, *, at_once: bool) -> bool:
+        """Order its end; `at_once` it counts as STOPPED already. False when it has ended before."""
+
+    async def resume(self, study: Study, make_uid: Callable[[], str]) -> int:
+        """Let a study that has ended go on, with its request as given; trials that its stop cut off begin again. How
+        many those are. 409 when it runs."""
+
+    async def delete(self, uid: str, now: datetime) -> None:
+        """Take a study that has ended out of sight; 409 while it runs."""
+
+    async def deleted(self) -> Sequence[str]:
+        """Uids of studies whose trials and files have to be removed."""
+
+    async def remove_trials(self, uid: str, numbers: Sequence[int]) -> None:
+        """Remove rows of a deleted study."""
+
+    async def remove(self, uid: str) -> None:
+        """Remove the row of a deleted study."""
+
+
+class Suggestions(Protocol):
+    """The processes that think out what to try next."""
+
+    async def ask(self, study: Study, algorithm: str, problem: Problem, history: History, count: int) -> Answer:
+        """What to try next. `SuggestionError` when the study cannot go on, OSError when it is worth asking again."""
+
+    async def forget(self, study_uid: str) -> None:
+        """It has ended: what is kept of it, and runs for it, may go."""
+
+
+class History(Protocol):
+    """The trials of a study as its algorithm may see them."""
+
+    async def since(self, change: int) -> tuple[Sequence[Evaluation], int]:
+        """What is new after the change, by number, and the number of the newest change; 0 is everything."""
+
+
+class SuggestionError(Exception):
+    """An algorithm that cannot go on; its text says why, for people."""
+
+
+class Runner(Protocol):
+    """What runs the trials of one kind of study."""
+
+    async def check(self, study: Study) -> tuple[str, str]:
+        """Id and name of the instance group that a study's trials will run on; 400 when they never could."""
+
+    async def start(self, study: Study, plan: Plan, trial: Trial) -> None:
+        """Run a trial; the same trial again is the same run. 400 when it can never run."""
+
+    async def results(self, study: Study, plan: Plan, trials: Sequence[Trial]) -> Mapping[str, Results]:
+        """What trials have written so far, by uid."""
+
+    async def delete(self, uids: Sequence[str]) -> None:
+        """End runs that go on, and remove all of them with their files."""
+
+
+class Jobs(Protocol):
+    """Jobs of the scheduling service."""
+
+    async def get(self, job_ids: Sequence[str]) -> Mapping[str, JobFacts]:
+        """The jobs that are known."""
+
+    async def stop(self, job_id: str) -> None:
+        """Ask for the end of a job; 404 when it was never submitted."""
+
+    async def await_ends(self, job_ids: Sequence[str], seconds: float) -> set[str]:
+        """Those of the jobs that have ended, as soon as one has; none after `seconds`."""
+
+
+@dataclass(frozen=True)
+class InstalledAlgorithm:
+    """An algorithm that a user installed, in `folder`."""
+
+    name: str
+    uid: str
+    creator: str
+    created_at: datetime
+    path: str = ""
+    conda_home: str = ""
+    conda_environment: str = ""
+    remote_execution: bool = False
+    log_level: str = "INFO"
+
+
+class Algorithms(Protocol):
+    """Built-in algorithms and installed ones."""
+
+    def built_in(self) -> Sequence[str]:
+        """The names of the former."""
+
+    async def find(self, name: str) -> AlgorithmFacts | None:
+        """The algorithm of that name, in any case if it is built in."""
+
+    async def installed(self) -> Sequence[InstalledAlgorithm]:
+        """All that users installed, by name."""
+
+    async def add(self, algorithm: InstalledAlgorithm) -> None:
+        """Store one; 409 when the name is taken."""
+
+    async def remove(self, name: str) -> InstalledAlgorithm | None:
+        """Remove it; None when there is none."""
+
+
+class StudyFolders(Protocol):
+    """The folders of studies below `$DLMESH_HOME/tuning`. Blocking; OSError for a disk in trouble."""
+
+    def open(self, uid: str) -> Path:
+        """Make the folder of a study that is being started."""
+
+    def publish(self, uid: str, upload: Path | None, name: str) -> str:
+        """Keep the file of an upload; where it lies, durable when this returns. Empty without one."""
+
+    def remove(self, uid: str) -> None:
+        """Remove the folder; nothing when it is gone."""
+
+    def orphans(self) -> Sequence[str]:
+        """Names of old folders, which may be nobody's."""
+
+
+Wake = Callable[[], None]
+Receive = Callable[[Path], Awaitable[Any]]
