@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,13 +17,15 @@ from servicekit.texts import storable_json
 
 # The loops come back by themselves; a request of a user waits the usual while.
 LOOP_PATIENCE_SECONDS = 1.0
+# What the answer of a long call may take beyond the time that it waits by itself.
+ANSWER_SECONDS = 15.0
 
 
 class JobsClient:
     """Jobs of the scheduling service. Every call may be repeated; 503 when the service is away.
 
-    `submit`, `get` and `stop` are for loops. `delete` and `instance_group` also serve the request of a user and are
-    called in the name of the service: jobs belong to services, and which groups exist is no secret.
+    `submit`, `get`, `await_ends` and `stop` are for loops. `delete` and `instance_group` also serve the request of a
+    user and are called in the name of the service: jobs belong to services, and which groups exist is no secret.
     """
 
     def __init__(
@@ -74,6 +76,19 @@ class JobsClient:
             half = len(job_ids) // 2
             return {**await self.get(job_ids[:half]), **await self.get(job_ids[half:])}
         return {job.id: _facts(job) for job in response.jobs}
+
+    async def await_ends(self, job_ids: Collection[str], seconds: float) -> set[str]:
+        """Those of the jobs that have ended or are unknown, as soon as there are any; none after `seconds`, at most 30.
+
+        504 when the service lives but does not answer. It may be cancelled at any time.
+        """
+        message = jobs_pb2.AwaitEndsRequest(job_ids=job_ids, seconds=seconds)
+        with acting_as(self._identity):
+            response = await call_peer(
+                lambda: self._stub.AwaitEnds(message, timeout=seconds + ANSWER_SECONDS),
+                patience_seconds=LOOP_PATIENCE_SECONDS,
+            )
+        return set(response.job_ids)
 
     async def stop(self, job_id: str) -> None:
         """404 when the job was never submitted."""

@@ -45,7 +45,8 @@ class Application:
     """A service, wired but not started.
 
     `servicers` are (add_XServicer_to_server, servicer, full service name); `startup` runs before the port opens (a
-    migration, say) and `shutdown` after it closed. `settings` are what the service reads beyond the common ones, by the
+    migration, say) and `shutdown` after it closed; `let_go` is called when the end begins, so that calls which wait for
+    something are answered. `settings` are what the service reads beyond the common ones, by the
     name that goes before theirs in `GET /conf` ("" is none).
     """
 
@@ -56,6 +57,7 @@ class Application:
     channels: Sequence[Channels] = ()
     startup: Sequence[Callable[[], Awaitable[None]]] = ()
     shutdown: Sequence[Callable[[], Awaitable[None]]] = ()
+    let_go: Sequence[Callable[[], None]] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list, repr=False)
     _server: grpc.aio.Server | None = field(default=None, repr=False)
@@ -88,6 +90,8 @@ class Application:
 
     async def stop(self) -> None:
         """Finish the calls in flight (a few seconds at most), stop the loops, close what was opened."""
+        for let_go in self.let_go:
+            let_go()
         if self._server is not None:
             await self._server.stop(DRAIN_SECONDS)
         for loop in self.loops:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlmesh.scheduling.v1 import jobs_pb2_grpc, scheduling_pb2_grpc
+from dlmesh.scheduling.v1 import jobs_pb2_grpc, scheduling_pb2_grpc, trials_pb2_grpc
 from servicekit.database import Database
 from servicekit.reconcile import ReconcileLoop
 from servicekit.server import Application
@@ -24,6 +24,7 @@ from scheduling_service.engines.runner import EngineRunner, JobFiles
 from scheduling_service.exec_limits import ExecLimits
 from scheduling_service.storage.groups import SqlGroups
 from scheduling_service.storage.jobs import SqlJobs
+from scheduling_service.usecases.await_ends import AwaitEnds, JobEnds
 from scheduling_service.usecases.delete_job import DeleteJob
 from scheduling_service.usecases.describe_attempts import DescribeAttempts
 from scheduling_service.usecases.find_application import FindApplication
@@ -80,19 +81,26 @@ def build(
     runner = EngineRunner(engines, files, settings.secret, settings.peers, os.environ, settings.data_roots)
     # The engine is this machine's, so whoever runs on it takes the lease over from a process that was killed.
     holder = f"{socket.gethostname()}:{settings.home}"
-    queue = RunQueue(jobs, groups, runner, files, utc_now, holder, local.grow_after_seconds)
+    ends = JobEnds()
+    queue = RunQueue(
+        jobs, groups, runner, files, utc_now, holder, grow_after_seconds=local.grow_after_seconds, tell_end=ends.tell
+    )
     # Looking at a gang costs a few stats of files, and a short job should not seem long.
     loop = ReconcileLoop("queue", queue.step, soon_seconds=0.05)
+    for engine in engines.values():
+        engine.on_news(loop.wake)
 
     reasons = WaitingReasons(groups)
     describe = DescribeAttempts(runner, files)
-    submit, stop, delete = SubmitJob(jobs, groups, utc_now, loop.wake), StopJob(jobs, loop.wake), DeleteJob(jobs, files)
+    submit, stop = SubmitJob(jobs, groups, utc_now, loop.wake), StopJob(jobs, loop.wake)
+    delete = DeleteJob(jobs, files, ends.tell)
     exec_limits = ExecLimits.from_environment()
     execs = build_execs(settings, database, jobs, groups, files, submit, stop, delete, exec_limits)
     job_servicer = JobServicer(
         submit,
         stop,
         delete,
+        AwaitEnds(jobs, ends),
         jobs,
         groups,
         files,
@@ -123,6 +131,11 @@ def build(
                 execs.servicer,
                 "dlmesh.scheduling.v1.ExecService",
             ),
+            (
+                trials_pb2_grpc.add_TrialServiceServicer_to_server,
+                execs.trial_servicer,
+                "dlmesh.scheduling.v1.TrialService",
+            ),
         ],
         loops=[loop, execs.loop],
         databases=[database],
@@ -131,6 +144,7 @@ def build(
             lambda: groups.ensure_local(local.slots, local.gpus),
             *(engine.open for engine in engines.values()),
         ],
+        let_go=[ends.close],
         shutdown=[engine.close for engine in engines.values()],
         settings={"": local, "exec": exec_limits},
     )

@@ -10,6 +10,7 @@ from servicekit.settings import ServiceSettings
 from servicekit.times import utc_now
 
 from scheduling_service.api.exec_servicer import ExecServicer
+from scheduling_service.api.trial_servicer import TrialServicer
 from scheduling_service.exec_frameworks.installed import InstalledFrameworks
 from scheduling_service.exec_limits import ExecLimits
 from scheduling_service.storage.exec_folders import DiskExecFolders
@@ -17,17 +18,22 @@ from scheduling_service.storage.exec_logs import DiskExecLogs
 from scheduling_service.storage.exec_results import DiskExecResults
 from scheduling_service.storage.execs import SqlExecs
 from scheduling_service.storage.model_archives import ArchiveLimits
+from scheduling_service.storage.stored_uploads import DiskStoredUploads
+from scheduling_service.storage.trial_files import DiskTrialFiles
 from scheduling_service.usecases.delete_exec import DeleteAllExecs, DeleteExec
 from scheduling_service.usecases.delete_job import DeleteJob
 from scheduling_service.usecases.find_exec import FindExec, ListExecs
 from scheduling_service.usecases.manage_exec_frameworks import ManageExecFrameworks
 from scheduling_service.usecases.ports import Groups, Jobs, RunDirectories
+from scheduling_service.usecases.prepare_exec import ExecSettings, PrepareExec
 from scheduling_service.usecases.read_exec import ReadExecLog, ReadExecResult
-from scheduling_service.usecases.start_exec import ExecSettings, InFlight, StartExec
+from scheduling_service.usecases.start_exec import InFlight, StartExec
+from scheduling_service.usecases.start_trial import CheckTrial, StartTrial
 from scheduling_service.usecases.stop_exec import StopExec
 from scheduling_service.usecases.stop_job import StopJob
 from scheduling_service.usecases.submit_job import SubmitJob
 from scheduling_service.usecases.tend_execs import TendExecs
+from scheduling_service.usecases.tend_trials import DeleteTrials, ReadTrialResults
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class ExecParts:
     """What `build_execs` made."""
 
     servicer: ExecServicer
+    trial_servicer: TrialServicer
     loop: ReconcileLoop
 
 
@@ -49,7 +56,7 @@ def build_execs(
     delete: DeleteJob,
     limits: ExecLimits,
 ) -> ExecParts:
-    """ExecService and its loop."""
+    """ExecService, TrialService and their loop."""
     root = settings.home / "execs"
     execs = SqlExecs(database)
     folders = DiskExecFolders(root, ArchiveLimits(size_bytes=limits.max_upload_bytes))
@@ -64,18 +71,9 @@ def build_execs(
         loop.wake()
 
     find = FindExec(execs)
-    start = StartExec(
-        execs,
-        folders,
-        frameworks,
-        groups,
-        jobs,
-        submit,
-        in_flight,
-        ExecSettings(settings.data_roots, limits.stop_grace_seconds, limits.max_disk_bytes),
-        utc_now,
-        wake_after_trouble,
-    )
+    of_every_task = ExecSettings(settings.data_roots, limits.stop_grace_seconds, limits.max_disk_bytes)
+    prepare = PrepareExec(folders, frameworks, groups, jobs, of_every_task, utc_now)
+    start = StartExec(execs, folders, prepare, submit, in_flight, wake_after_trouble)
     servicer = ExecServicer(
         start,
         find,
@@ -88,4 +86,11 @@ def build_execs(
         ManageExecFrameworks(frameworks, settings.data_roots),
         max_upload_bytes=limits.max_upload_bytes,
     )
-    return ExecParts(servicer, loop)
+    trial_servicer = TrialServicer(
+        CheckTrial(folders, prepare, submit, in_flight),
+        StartTrial(execs, folders, start, submit, in_flight),
+        ReadTrialResults(execs, DiskTrialFiles(root)),
+        DeleteTrials(execs, utc_now, loop.wake),
+        DiskStoredUploads(settings.home, limits.max_upload_bytes),
+    )
+    return ExecParts(servicer, trial_servicer, loop)

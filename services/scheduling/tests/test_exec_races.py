@@ -26,7 +26,8 @@ from scheduling_service.usecases.delete_exec import DeleteAllExecs
 from scheduling_service.usecases.delete_job import DeleteJob
 from scheduling_service.usecases.exec_ports import UploadedFile
 from scheduling_service.usecases.find_exec import FindExec
-from scheduling_service.usecases.start_exec import ExecRequest, ExecSettings, InFlight, StartExec
+from scheduling_service.usecases.prepare_exec import ExecRequest, ExecSettings, PrepareExec
+from scheduling_service.usecases.start_exec import InFlight, StartExec
 from scheduling_service.usecases.stop_exec import StopExec
 from scheduling_service.usecases.stop_job import StopJob
 from scheduling_service.usecases.submit_job import SubmitJob
@@ -118,8 +119,8 @@ async def room(tmp_path: Path) -> AsyncIterator[Any]:
     delete = DeleteJob(jobs, JobFiles(tmp_path / "jobs"))
     tend = TendExecs(execs, folders, results, submit, stop, delete, in_flight)
     frameworks = InstalledFrameworks(tmp_path / "exec-frameworks")
-    settings = ExecSettings([tmp_path])
-    start = StartExec(execs, folders, frameworks, groups, jobs, submit, in_flight, settings, utc_now, tend.look_again)
+    prepare = PrepareExec(folders, frameworks, groups, jobs, ExecSettings([tmp_path]), utc_now)
+    start = StartExec(execs, folders, prepare, submit, in_flight, tend.look_again)
     yield SimpleNamespace(
         start=start,
         stop=StopExec(execs, FindExec(execs), submit, stop),

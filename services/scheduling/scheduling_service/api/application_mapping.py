@@ -61,6 +61,8 @@ def application_to_proto(application: Application, platform_user: str) -> schedu
         detail.schedule_name = group.policy
         detail.master_service = group.engine
         detail.driver_execution_user = detail.executor_execution_user = group.execution_user or platform_user
+    if spec.study:
+        detail.tuning_name = spec.study
     if job.progress.total:
         detail.progress = job.progress.done / job.progress.total
     if application.facts is not None:

@@ -27,8 +27,9 @@ from scheduling_service.usecases.delete_exec import DeleteAllExecs, DeleteExec
 from scheduling_service.usecases.exec_ports import ExecFramework, UploadedFile
 from scheduling_service.usecases.find_exec import FindExec, ListExecs
 from scheduling_service.usecases.manage_exec_frameworks import ManageExecFrameworks
+from scheduling_service.usecases.prepare_exec import ExecRequest
 from scheduling_service.usecases.read_exec import LogRequest, LogType, ReadExecLog, ReadExecResult
-from scheduling_service.usecases.start_exec import ExecRequest, StartExec
+from scheduling_service.usecases.start_exec import StartExec
 from scheduling_service.usecases.stop_exec import StopExec
 
 JSON, TEXT, BYTES = "application/json", "text/plain; charset=utf-8", "application/octet-stream"

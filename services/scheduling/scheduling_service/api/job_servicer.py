@@ -14,6 +14,7 @@ from workerkit.spool import open_plain
 from scheduling_service.api import mapping
 from scheduling_service.api.log_pieces import log_pieces
 from scheduling_service.domain.job import Job
+from scheduling_service.usecases.await_ends import AwaitEnds
 from scheduling_service.usecases.delete_job import DeleteJob
 from scheduling_service.usecases.ports import Groups, Jobs, RunDirectories
 from scheduling_service.usecases.stop_job import StopJob
@@ -31,12 +32,13 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         submit: SubmitJob,
         stop: StopJob,
         delete: DeleteJob,
+        await_ends: AwaitEnds,
         jobs: Jobs,
         groups: Groups,
         directories: RunDirectories,
         reasons: WaitingReasons,
     ) -> None:
-        self._submit, self._stop, self._delete = submit, stop, delete
+        self._submit, self._stop, self._delete, self._await_ends = submit, stop, delete, await_ends
         self._jobs, self._groups, self._directories, self._reasons = jobs, groups, directories, reasons
 
     async def SubmitJob(self, request: jobs_pb2.SubmitJobRequest, context: Any) -> jobs_pb2.SubmitJobResponse:
@@ -57,6 +59,10 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         current_identity().require_service()
         await self._delete(request.job_id)
         return jobs_pb2.DeleteJobResponse()
+
+    async def AwaitEnds(self, request: jobs_pb2.AwaitEndsRequest, context: Any) -> jobs_pb2.AwaitEndsResponse:
+        current_identity().require_service()
+        return jobs_pb2.AwaitEndsResponse(job_ids=await self._await_ends(request.job_ids, request.seconds))
 
     async def ReadJobLog(
         self, request: jobs_pb2.ReadJobLogRequest, context: Any

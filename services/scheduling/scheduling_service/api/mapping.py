@@ -38,6 +38,7 @@ def spec_from_proto(spec: jobs_pb2.JobSpec) -> Spec:
         after=list(spec.after),
         memory_bytes_per_rank=spec.memory_bytes_per_rank,
         cores_per_rank=spec.cores_per_rank,
+        study=spec.study,
     )
 
 
@@ -88,6 +89,7 @@ def job_to_proto(job: Job, run_directory: Path, reason: str) -> jobs_pb2.Job:
             after=spec.after,
             memory_bytes_per_rank=spec.memory_bytes_per_rank,
             cores_per_rank=spec.cores_per_rank,
+            study=spec.study,
         ),
         state=job.state.value,
         reason=reason,

@@ -10,7 +10,7 @@ from scheduling_service.domain.job import Spec, State
 
 @dataclass(frozen=True)
 class ExecTask:
-    """What was asked for: the command line and the job that it became."""
+    """What was asked for: the command line and the job that it became. A trial belongs to a service's study."""
 
     id: str
     owner: str
@@ -18,6 +18,7 @@ class ExecTask:
     arguments: str
     spec: Spec
     created_at: datetime
+    is_trial: bool = False
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class Spec:
     after: Sequence[str] = ()
     memory_bytes_per_rank: int = 0
     cores_per_rank: float = 0.0
+    study: str = ""
 
     @property
     def fewest_ranks(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,6 +84,12 @@ class Engine(ABC):
 
     def check_group(self, group: InstanceGroup) -> None:  # noqa: B027  most settings suit every engine
         """400 naming the field when no group of this engine may be so: its master URL, options or execution user."""
+
+    def on_news(self, tell: Callable[[], None]) -> None:  # noqa: B027  who is looked at now and then need not tell
+        """`tell` is to be called from the event loop when an attempt may have ended, as soon as the engine can know.
+
+        Called once before `open`. Nobody relies on it: attempts are observed all the same.
+        """
 
     async def open(self) -> None:  # noqa: B027  engines without preparations need none
         """Called once before the first launch."""

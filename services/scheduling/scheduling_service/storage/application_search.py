@@ -21,7 +21,7 @@ from scheduling_service.usecases.ports import Query, SortKey
 _Expression = sa.ColumnElement[Any]
 
 # The order of submission, and what is the same for all.
-_BY_AGE = frozenset({SortKey.SUBMITTED, SortKey.TYPE, SortKey.IS_SHARED, SortKey.TUNING})
+_BY_AGE = frozenset({SortKey.SUBMITTED, SortKey.TYPE, SortKey.IS_SHARED})
 _OF_GROUP = frozenset(
     {
         *(SortKey.DRIVER_USER, SortKey.EXECUTOR_USER, SortKey.MASTER_URL, SortKey.SCHEDULE, SortKey.MASTER_SERVICE),
@@ -138,6 +138,7 @@ def _orders() -> Mapping[SortKey, _Expression]:
         SortKey.MODEL: JOBS.c.model,
         SortKey.DATASET: JOBS.c.dataset,
         SortKey.FRAMEWORK: JOBS.c.framework,
+        SortKey.TUNING: JOBS.c.study,
         SortKey.GROUP_NAME: _of_group(GROUPS.c.name),
         SortKey.HISTORY_SERVER_URL: _of_group(GROUPS.c.history_server_url),
         SortKey.STATUS_MESSAGE: sa.func.coalesce(sa.func.nullif(JOBS.c.reason, ""), JOBS.c.waits_because),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from servicekit.errors import invalid
-from servicekit.folders import copy_file, remove_folder, sync_folder
+from servicekit.folders import copy_file, remove_folder, sync_folder, write_file
 
 from scheduling_service.domain.exec_arguments import ExecArguments
 from scheduling_service.domain.exec_spec import ExecSpec
@@ -16,6 +16,7 @@ from scheduling_service.storage.model_archives import ArchiveLimits, checked_par
 from scheduling_service.usecases.exec_ports import UploadedFile
 
 CODE, RESULTS, LOG, SPEC = "code", "results", "log", "spec.json"
+CONFIG = "config.json"
 _DRAFT = ".draft-"
 # A folder without a row that is older than this is nobody's.
 ORPHAN_SECONDS = 24 * 3600.0
@@ -67,6 +68,15 @@ class DiskExecFolders:
             if (root / arguments.model_main).is_file():
                 return str(root.relative_to(draft)), arguments.model_main
         raise invalid("--model-main", arguments.model_main, _alternatives(roots[-1], arguments.model_main))
+
+    def write_config(self, folder: Path, text: str) -> None:
+        config = folder / CONFIG
+        # Unpacked by us: there are files and folders, and no links.
+        if config.is_dir():
+            remove_folder(config)
+        config.unlink(missing_ok=True)
+        write_file(config, text)
+        sync_folder(folder)
 
     def folder(self, task_id: str) -> Path:
         return self._root / task_id

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 from servicekit.database import Database, UtcDateTime
+from servicekit.errors import Code, ServiceError
 from servicekit.texts import storable
+from servicekit.times import utc_now
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from scheduling_service.domain.application import why
 from scheduling_service.domain.exec_task import ExecTask, ExecView
@@ -27,8 +32,10 @@ EXECS = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
     # Deleted by its owner; the loop stops it, removes its files and then the row.
     sa.Column("is_hidden", sa.Boolean, nullable=False),
-    sa.Index("ix_execs_created_at", "created_at", "id"),
-    sa.Index("ix_execs_owner_created_at", "owner", "created_at", "id"),
+    # Lists leave them out.
+    sa.Column("is_trial", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Index("ix_execs_lists", "is_trial", "created_at", "id"),
+    sa.Index("ix_execs_lists_of_owner", "owner", "is_trial", "created_at", "id"),
     sa.Index(
         "ix_execs_hidden",
         "created_at",
@@ -37,6 +44,17 @@ EXECS = sa.Table(
     ),
 )
 
+# Ids of trials that were deleted, kept for a while so that a start that comes late starts nothing.
+DELETED_TRIALS = sa.Table(
+    "deleted_trials",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("deleted_at", UtcDateTime, nullable=False),
+    sa.Index("ix_deleted_trials_deleted_at", "deleted_at"),
+)
+
+# Both databases limit the parameters of one statement.
+IDS_PER_STATEMENT = 1000
 _OF_THE_JOB = ("state", "reason", "ended_at", "application_id", "driver_id", "warning", "log_tail")
 _OF_THE_TASK = ("id", "owner", "group_id", "arguments", "created_at")
 _VIEW = sa.select(
@@ -52,6 +70,8 @@ class SqlExecs:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        is_postgresql = database.url.get_backend_name() == "postgresql"
+        self._insert = postgresql.insert if is_postgresql else sqlite.insert
 
     async def add(self, task: ExecTask) -> None:
         row = {
@@ -62,9 +82,24 @@ class SqlExecs:
             "spec": asdict(task.spec),
             "created_at": task.created_at,
             "is_hidden": False,
+            "is_trial": task.is_trial,
         }
         async with self._database.session() as session:
+            if task.is_trial:
+                await self._refuse_deleted(session, task)
             await session.execute(sa.insert(EXECS).values(**row))
+
+    async def _refuse_deleted(self, session: AsyncSession, task: ExecTask) -> None:
+        """404 when its id was deleted. A deletion that comes in this moment waits for the end of the transaction."""
+        if not await self._note_deleted(session, [task.id], task.created_at):
+            raise ServiceError(Code.NOT_FOUND, "DELETED", f"trial {task.id} was deleted", {"task_id": task.id})
+        await session.execute(sa.delete(DELETED_TRIALS).where(DELETED_TRIALS.c.id == task.id))
+
+    async def _note_deleted(self, session: AsyncSession, task_ids: Sequence[str], now: datetime) -> Sequence[str]:
+        """Those that were not noted yet."""
+        statement = self._insert(DELETED_TRIALS).on_conflict_do_nothing().returning(DELETED_TRIALS.c.id)
+        rows = [{"id": task_id, "deleted_at": now} for task_id in task_ids]
+        return list((await session.execute(statement, rows)).scalars())
 
     async def find(self, task_id: str) -> ExecView | None:
         query = _VIEW.where(EXECS.c.id == task_id, EXECS.c.is_hidden.is_(False))
@@ -73,7 +108,7 @@ class SqlExecs:
         return None if row is None else _view(row)
 
     async def visible(self, owner: str | None, after: ExecView | None, length: int) -> Sequence[ExecView]:
-        query = _VIEW.where(EXECS.c.is_hidden.is_(False))
+        query = _VIEW.where(EXECS.c.is_trial.is_(False), EXECS.c.is_hidden.is_(False))
         if owner is not None:
             query = query.where(EXECS.c.owner == owner)
         if after is not None:
@@ -85,11 +120,41 @@ class SqlExecs:
             return [_view(row) for row in (await session.execute(query)).mappings()]
 
     async def hide(self, task_id: str) -> None:
+        change = sa.update(EXECS).where(EXECS.c.id == task_id).values(is_hidden=True).returning(EXECS.c.is_trial)
         async with self._database.session() as session:
-            await session.execute(sa.update(EXECS).where(EXECS.c.id == task_id).values(is_hidden=True))
+            if (await session.execute(change)).scalar_one_or_none():
+                await self._note_deleted(session, [task_id], utc_now())
+
+    async def trials(self, task_ids: Sequence[str]) -> set[str]:
+        found: set[str] = set()
+        async with self._database.session(read_only=True) as session:
+            for ids in _pieces(task_ids):
+                mine = sa.and_(EXECS.c.id.in_(ids), EXECS.c.is_trial, EXECS.c.is_hidden.is_(False))
+                found.update((await session.execute(sa.select(EXECS.c.id).where(mine))).scalars())
+        return found
+
+    async def was_deleted(self, task_id: str) -> bool:
+        hidden = sa.select(EXECS.c.id).where(EXECS.c.id == task_id, EXECS.c.is_hidden.is_(True))
+        noted = sa.select(DELETED_TRIALS.c.id).where(DELETED_TRIALS.c.id == task_id)
+        async with self._database.session(read_only=True) as session:
+            return (await session.execute(sa.union_all(hidden, noted))).first() is not None
+
+    async def delete_trials(self, task_ids: Sequence[str], now: datetime) -> None:
+        # In one order, so that two deletions wait for each other and not both at once.
+        for ids in _pieces(sorted(task_ids)):
+            async with self._database.session() as session:
+                await self._note_deleted(session, ids, now)
+                mine = sa.and_(EXECS.c.id.in_(ids), EXECS.c.is_trial)
+                await session.execute(sa.update(EXECS).where(mine).values(is_hidden=True))
+
+    async def forget_deleted(self, before: datetime) -> None:
+        # What is still being removed keeps its note.
+        gone = DELETED_TRIALS.c.id.not_in(sa.select(EXECS.c.id).where(EXECS.c.is_hidden.is_(True)))
+        async with self._database.session() as session:
+            await session.execute(sa.delete(DELETED_TRIALS).where(DELETED_TRIALS.c.deleted_at < before, gone))
 
     async def hide_all(self, owner: str) -> int:
-        mine = sa.and_(EXECS.c.owner == owner, EXECS.c.is_hidden.is_(False))
+        mine = sa.and_(EXECS.c.owner == owner, EXECS.c.is_trial.is_(False), EXECS.c.is_hidden.is_(False))
         async with self._database.session() as session:
             result = await session.execute(sa.update(EXECS).where(mine).values(is_hidden=True))
         return result.rowcount if isinstance(result, sa.CursorResult) else 0
@@ -115,9 +180,8 @@ class SqlExecs:
     async def known(self, task_ids: Sequence[str]) -> set[str]:
         found: set[str] = set()
         async with self._database.session(read_only=True) as session:
-            for start in range(0, len(task_ids), 1000):
-                query = sa.select(EXECS.c.id).where(EXECS.c.id.in_(task_ids[start : start + 1000]))
-                found.update((await session.execute(query)).scalars())
+            for ids in _pieces(task_ids):
+                found.update((await session.execute(sa.select(EXECS.c.id).where(EXECS.c.id.in_(ids)))).scalars())
         return found
 
     async def remove(self, task_id: str) -> None:
@@ -125,9 +189,16 @@ class SqlExecs:
             await session.execute(sa.delete(EXECS).where(EXECS.c.id == task_id))
 
 
+def _pieces(task_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(task_ids), IDS_PER_STATEMENT):
+        yield task_ids[start : start + IDS_PER_STATEMENT]
+
+
 def _task(row: sa.RowMapping) -> ExecTask:
     spec = Spec(**row["spec"])
-    return ExecTask(row["id"], row["owner"], row["group_id"], row["arguments"], spec, row["created_at"])
+    return ExecTask(
+        row["id"], row["owner"], row["group_id"], row["arguments"], spec, row["created_at"], row["is_trial"]
+    )
 
 
 def _view(row: sa.RowMapping) -> ExecView:

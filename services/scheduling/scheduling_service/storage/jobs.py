@@ -22,6 +22,8 @@ from scheduling_service.usecases.ports import Query
 
 # Submissions in one transaction.
 MAX_BATCH = 200
+# Both databases limit the parameters of one statement.
+IDS_PER_STATEMENT = 1000
 MAX_PHASE_CHARACTERS = 200
 MAX_WARNING_CHARACTERS = 500
 # Fixed at submission, or written by users and workers while the loop works.
@@ -39,6 +41,7 @@ _NOT_THE_LOOPS = (
         "slots",
         "fewest_slots",
         "priority",
+        "study",
     ),
     *("stop_requested", "progress", "result_json", "warning"),
 )
@@ -92,6 +95,15 @@ class SqlJobs:
 
     async def find(self, job_ids: Collection[str]) -> Sequence[Job]:
         return await self._select(JOBS.c.id.in_(list(job_ids)))
+
+    async def active_of(self, job_ids: Sequence[str]) -> set[str]:
+        found: set[str] = set()
+        async with self._database.session(read_only=True) as session:
+            for start in range(0, len(job_ids), IDS_PER_STATEMENT):
+                ids = job_ids[start : start + IDS_PER_STATEMENT]
+                query = sa.select(JOBS.c.id).where(JOBS.c.id.in_(ids), JOBS.c.state.in_(ACTIVE))
+                found.update((await session.execute(query)).scalars())
+        return found
 
     async def active(self) -> Sequence[Job]:
         return await self._select(JOBS.c.state.in_(ACTIVE))
@@ -202,6 +214,7 @@ def _row(job: Job) -> dict[str, Any]:
         "slots": job.spec.ranks,
         "fewest_slots": job.spec.fewest_ranks,
         "priority": job.spec.priority,
+        "study": job.spec.study,
         "state": job.state.value,
         "reason": storable(job.reason),
         "waits_because": storable(job.waits_because),
@@ -231,7 +244,7 @@ def _row(job: Job) -> dict[str, Any]:
 
 
 def _job(row: dict[str, Any]) -> Job:
-    for shadow in ("owner", "name", "model", "dataset", "framework", "slots", "fewest_slots", "priority"):
+    for shadow in ("owner", "name", "model", "dataset", "framework", "slots", "fewest_slots", "priority", "study"):
         del row[shadow]
     row["spec"] = Spec(**row["spec"])
     row["state"] = State(row["state"])

@@ -32,6 +32,7 @@ JOBS = sa.Table(
     sa.Column("slots", sa.Integer, nullable=False),
     sa.Column("fewest_slots", sa.Integer, nullable=False, server_default="0"),
     sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("study", sa.Text, nullable=False, server_default=""),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("waits_because", sa.Text, nullable=False, server_default=""),
@@ -75,6 +76,7 @@ JOBS = sa.Table(
             "driver_id",
             "group_id",
             "framework",
+            "study",
         )
     ),
     sa.Index("ix_jobs_state_sequence", "state", "sequence"),

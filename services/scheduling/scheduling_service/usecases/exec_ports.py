@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -19,19 +20,31 @@ class Execs(Protocol):
     """The table of exec tasks. Each call is one transaction; what was hidden is found by `hidden` only."""
 
     async def add(self, task: ExecTask) -> None:
-        """Store a new task."""
+        """Store a new task; 404 with the reason DELETED when it is a trial whose id was deleted."""
 
     async def find(self, task_id: str) -> ExecView | None:
         """The task as it stands."""
 
     async def visible(self, owner: str | None, after: ExecView | None, length: int) -> Sequence[ExecView]:
-        """The next tasks behind `after`, of `owner` or of everybody, newest first."""
+        """The next tasks behind `after`, of `owner` or of everybody, newest first; without trials."""
 
     async def hide(self, task_id: str) -> None:
         """From now on nobody sees it."""
 
     async def hide_all(self, owner: str) -> int:
-        """The same for all tasks of `owner`; how many there were."""
+        """The same for all tasks of `owner` but trials; how many there were."""
+
+    async def trials(self, task_ids: Sequence[str]) -> set[str]:
+        """Which of them are trials, and not hidden."""
+
+    async def was_deleted(self, task_id: str) -> bool:
+        """Whether the trial is hidden, or its id was deleted."""
+
+    async def delete_trials(self, task_ids: Sequence[str], now: datetime) -> None:
+        """Hide those that are trials; those that are unknown can no longer be added."""
+
+    async def forget_deleted(self, before: datetime) -> None:
+        """Ids of trials that were deleted before then may be used again."""
 
     async def hidden(self) -> Sequence[str]:
         """Ids of those that wait to be removed."""
@@ -67,6 +80,29 @@ class Upload(Protocol):
         """Receive it all for nothing: a client that is still sending would not hear the answer."""
 
 
+class StoredUploads(Protocol):
+    """Uploads that other services keep on the disk."""
+
+    def at(self, path: str, name: str) -> Upload:
+        """The file at `path`, relative to the platform's home, called `name` by its sender; none for an empty path.
+        400 unless it lies where studies keep theirs."""
+
+
+@dataclass(frozen=True)
+class TrialResults:
+    """What a program wrote for its study; `error` says why there is no `text` though there is something."""
+
+    text: str = ""
+    error: str = ""
+
+
+class TrialFiles(Protocol):
+    """What programs of trials wrote."""
+
+    def results(self, task_id: str) -> TrialResults:
+        """As it is now; nothing where there is no plain file. Blocking."""
+
+
 class ExecFolders(Protocol):
     """The folders of tasks below `$DLMESH_HOME/execs`. Blocking; OSError for a disk in trouble."""
 
@@ -78,6 +114,9 @@ class ExecFolders(Protocol):
 
     def find_program(self, draft: Path, arguments: ExecArguments) -> tuple[str, str]:
         """The working directory, relative to the draft, and the file in it to run (empty with a command); 400."""
+
+    def write_config(self, folder: Path, text: str) -> None:
+        """Write config.json into `folder` of a draft, over whatever is there; durable when the draft is published."""
 
     def folder(self, task_id: str) -> Path:
         """Where the task lies once it is published."""

@@ -103,6 +103,9 @@ class Jobs(Protocol):
     async def find(self, job_ids: Collection[str]) -> Sequence[Job]:
         """Those that are known, oldest first."""
 
+    async def active_of(self, job_ids: Sequence[str]) -> set[str]:
+        """Which of them are known and have not ended."""
+
     async def active(self) -> Sequence[Job]:
         """Those without a final state, oldest first."""
 

@@ -48,10 +48,12 @@ class RunQueue:
         holder: str,
         grow_after_seconds: float = GROW_AFTER_SECONDS,
         lease_seconds: float = LEASE_SECONDS,
+        tell_end: Callable[[str], None] = lambda job_id: None,
     ) -> None:
+        """`tell_end` is called with the id of a job once its row says that it has ended."""
         self._jobs, self._groups, self._runner, self._directories = jobs, groups, runner, directories
         self._now, self._holder, self._grow_after_seconds = now, holder, grow_after_seconds
-        self._lease_seconds = lease_seconds
+        self._lease_seconds, self._tell_end = lease_seconds, tell_end
         self._leads_until: datetime | None = None
         self._ledger: Ledger | None = None
         self._seen_sequence = 0
@@ -189,10 +191,10 @@ class RunQueue:
         await self._jobs.save(job)
         self._put(ledger, job)
 
-    @staticmethod
-    def _put(ledger: Ledger, job: Job) -> None:
+    def _put(self, ledger: Ledger, job: Job) -> None:
         if job.state.is_final:
             ledger.drop(job.id)
+            self._tell_end(job.id)
         else:
             ledger.put(job)
 

@@ -30,7 +30,7 @@ class SubmitJob:
             raise invalid("job_id", job_id, "1 to 64 letters and digits")
         spec = replace(spec, after=list(dict.fromkeys(spec.after)))
         try:
-            group = await self._check(job_id, spec, instance_group)
+            group = await self.check(job_id, spec, instance_group)
         except ServiceError:
             # Submitted again, after its group or a quota became smaller.
             if known := await self._jobs.find([job_id]):
@@ -40,7 +40,8 @@ class SubmitJob:
         self._wake()
         return job
 
-    async def _check(self, job_id: str, spec: Spec, instance_group: str) -> InstanceGroup:
+    async def check(self, job_id: str, spec: Spec, instance_group: str) -> InstanceGroup:
+        """Its group; 400 when the job could never run."""
         group = await self._groups.get(instance_group)
         if not spec.command:
             raise invalid("command", "", "a program and its arguments")
@@ -77,7 +78,7 @@ class SubmitJob:
 
 
 def _check_texts(spec: Spec) -> None:
-    for field in ("name", "application_name", "model", "dataset", "framework"):
+    for field in ("name", "application_name", "model", "dataset", "framework", "study"):
         value = getattr(spec, field)
         # Indexes of PostgreSQL take no longer entries, and it takes no NUL at all; jobs are stored many at once.
         if len(value.encode()) > MAX_TEXT_BYTES or "\0" in value:

@@ -6,9 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 
 from servicekit.errors import Code, ServiceError
 from servicekit.reconcile import Next
+from servicekit.times import utc_now
 
 from scheduling_service.domain.exec_task import ExecTask
 from scheduling_service.usecases.delete_job import DeleteJob
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 
 # Folders without rows are what a kill left: seldom, and nobody waits for their end.
 ORPHANS_EVERY_SECONDS = 600.0
+# How long a trial that was deleted cannot be started again.
+REMEMBERED = timedelta(days=30)
 
 
 class TendExecs:
@@ -38,10 +42,11 @@ class TendExecs:
         delete: DeleteJob,
         in_flight: InFlight,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._execs, self._folders, self._results = execs, folders, results
         self._submit, self._stop, self._delete = submit, stop, delete
-        self._in_flight, self._clock = in_flight, clock
+        self._in_flight, self._clock, self._now = in_flight, clock, now
         self._is_complete = False
         self._orphans_at = -ORPHANS_EVERY_SECONDS
 
@@ -54,6 +59,7 @@ class TendExecs:
             await self._complete()
         if self._clock() - self._orphans_at >= ORPHANS_EVERY_SECONDS:
             await self._remove_orphans()
+            await self._execs.forget_deleted(self._now() - REMEMBERED)
             self._orphans_at = self._clock()
         left = [await self._removed(task_id) for task_id in await self._execs.hidden()]
         return Next.LATER if all(left) and self._is_complete else Next.SOON

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Obser
 from scheduling_service.engines.environment import inherited
 from scheduling_service.engines.local import cgroups, group_rules, hiding, places, processes, records
 from scheduling_service.engines.local.descriptions import Descriptions
+from scheduling_service.engines.local.ends import KeeperEnds
 from scheduling_service.engines.local.keeper import (
     KEEPER_FILE,
     LOCK_FILE,
@@ -62,6 +63,10 @@ class LocalEngine(Engine):
         # Attempts that this process launched and whose keeper it has not seen yet.
         self._launched: set[Path] = set()
         self._descriptions = Descriptions(shutil.which("nvidia-smi"))
+        self._ends = KeeperEnds()
+
+    def on_news(self, tell: Callable[[], None]) -> None:
+        self._ends.tell = tell
 
     def check_group(self, group: InstanceGroup) -> None:
         group_rules.check(group)
@@ -77,6 +82,7 @@ class LocalEngine(Engine):
             self._pool_watch = asyncio.create_task(self._keep_pool(), name="warm-pool")
 
     async def close(self) -> None:
+        self._ends.close()
         if self._pool_watch is not None:
             self._pool_watch.cancel()
             await asyncio.gather(self._pool_watch, return_exceptions=True)
@@ -94,7 +100,9 @@ class LocalEngine(Engine):
         self._launched.add(directory)
         if attempt.warm and await self._launch_warm(directory):
             return
-        self._children.add(_spawn_keeper(directory))
+        keeper = _spawn_keeper(directory)
+        self._children.add(keeper)
+        self._ends.watch(keeper)
 
     async def observe(self, directory: Path) -> Observation:
         self._reap()
@@ -104,6 +112,8 @@ class LocalEngine(Engine):
         if keeper is not None and is_alive(keeper):
             # Also when it has written the outcome: it is about to end.
             self._launched.discard(directory)
+            # Also one that an earlier process of ours launched.
+            self._ends.watch(keeper.pid)
             return Observation(Phase.RUNNING, keeper_pid=keeper.pid)
         # Read after looking whether the keeper lives: it writes the outcome before it ends.
         if (kept / OUTCOME_FILE).exists():
@@ -194,7 +204,11 @@ class LocalEngine(Engine):
                     writer.close()
         except (OSError, TimeoutError):
             return False
-        return answer == b"started\n"
+        word, _, keeper = answer.decode().strip().partition(" ")
+        if word != "started":
+            return False
+        self._ends.watch(int(keeper))
+        return True
 
     def _is_pool(self, writer: asyncio.StreamWriter) -> bool:
         """Whether our pool listens there: programs may put a socket of their own in its place."""

@@ -57,8 +57,8 @@ def serve(address: Path, service: int) -> None:
                 continue
             request = connection.makefile("r").readline().strip()
             if request:
-                _fork_keeper(Path(request), (listener, connection))
-                connection.sendall(b"started\n")
+                pid = _fork_keeper(Path(request), (listener, connection))
+                connection.sendall(f"started {pid}\n".encode())
 
 
 def _peer(connection: socket.socket) -> int:
@@ -79,10 +79,13 @@ def _import_everything() -> None:
         importlib.import_module(module)
 
 
-def _fork_keeper(directory: Path, inherited: tuple[socket.socket, ...]) -> None:
-    """The keeper has a session of its own, so it is not ended with the pool. A fork of so much is dear: one only."""
-    if os.fork():
-        return
+def _fork_keeper(directory: Path, inherited: tuple[socket.socket, ...]) -> int:
+    """The pid of a keeper, which has a session of its own, so it is not ended with the pool.
+
+    A fork of so much is dear: one only.
+    """
+    if pid := os.fork():
+        return pid
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
