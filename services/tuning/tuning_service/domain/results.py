@@ -38,11 +38,6 @@ class Results:
     curve: Sequence[tuple[float, float]] = ()
     complaint: str = ""
 
-    @property
-    def last_step(self) -> float:
-        """0 when there is none."""
-        return self.curve[-1][0] if self.curve else 0.0
-
 
 def read_results(text: str, objectives: Sequence[Objective]) -> Results:
     """The results in `text`, a JSON list of objects with a step and metrics; numbers may be text."""

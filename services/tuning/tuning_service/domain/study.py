@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -12,6 +12,11 @@ from tuning_service.domain.results import MetricRange, Results
 from tuning_service.domain.space import Place, Value
 
 MAX_MESSAGE = 4000
+MAX_POINTS = 100
+# Why a trial was stopped: what its study's stop cut off runs again after a restart, and of what had no hope the last
+# value is as good as a result.
+STOPPED_WITH_STUDY = "the study was stopped"
+STOPPED_BY_RULE = "worse than the median of the others"
 
 
 class Status(StrEnum):
@@ -74,8 +79,8 @@ class Counts:
 @dataclass
 class Study:
     """A search. `request` is what was asked for, as it came; `model` is the model of a tuning (uid and name), empty
-    otherwise. `seed` decides every random choice. `run_seconds` is how long it ran before its last restart, `resumed_at`
-    when that was. `best` is the number of the best trial, 0 while there is none; `improved_at` is how many trials had
+    otherwise. `seed` decides every random choice. `run_seconds` is how long it ran before its last restart,
+    `resumed_at` when that was. `best` is the number of the best trial, 0 while there is none; `improved_at` is how many trials had
     ended when it became that.
     """
 
@@ -125,8 +130,8 @@ class Study:
 @dataclass
 class Trial:
     """One run with one set of parameters. `uid` is the id of its job. `place` and `notes` are the algorithm's; `values`
-    are what the program gets. `objectives` are the newest values of the metrics that are optimised. `is_extra` ones are
-    known from elsewhere and never ran here."""
+    are what the program gets. `objectives` are the newest values of the metrics that are optimised, `curve` is step and
+    value of the first of them, thinned out."""
 
     study_uid: str
     number: int
@@ -138,7 +143,7 @@ class Trial:
     message: str = ""
     objectives: tuple[float, ...] = ()
     metrics: Mapping[str, MetricRange] = field(default_factory=dict)
-    last_step: float = 0.0
+    curve: Sequence[tuple[float, float]] = ()
     attempts: int = 1
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -149,7 +154,7 @@ class Trial:
         """Keep what its program wrote."""
         self.objectives = results.values
         self.metrics = dict(results.metrics or {})
-        self.last_step = results.last_step
+        self.curve = thinned(results.curve)
 
     def end(self, status: TrialStatus, message: str, ended_at: datetime) -> None:
         """Its job has ended, or will never begin."""
@@ -159,6 +164,13 @@ class Trial:
         """What a stop of the study cut off begins anew, as another job."""
         self.uid, self.attempts = uid, self.attempts + 1
         self.status, self.message, self.stop_reason = TrialStatus.NOTRUN, "", ""
-        self.objectives, self.metrics, self.last_step = (), {}, 0.0
+        self.objectives, self.metrics, self.curve = (), {}, ()
         self.started_at = self.ended_at = None
         self.driver_id = ""
+
+
+def thinned(curve: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """At most MAX_POINTS of a curve, the first and the last among them."""
+    if len(curve) <= MAX_POINTS:
+        return tuple(curve)
+    return tuple(curve[round(index * (len(curve) - 1) / (MAX_POINTS - 1))] for index in range(MAX_POINTS))

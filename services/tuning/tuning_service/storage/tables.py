@@ -87,7 +87,7 @@ class TrialRow(Base):
     objectives: Mapped[list[float]] = mapped_column(sa.JSON)
     loss: Mapped[float | None] = mapped_column(sa.Double)
     metrics: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
-    last_step: Mapped[float] = mapped_column(sa.Double, default=0.0)
+    curve: Mapped[list[Any]] = mapped_column(sa.JSON)
     attempts: Mapped[int] = mapped_column(sa.Integer, default=1)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -55,8 +55,11 @@ class Studies(Protocol):
         """Those that have not ended, by number."""
 
     async def changed(self, uid: str, since: int) -> tuple[Sequence[Trial], int]:
-        """Trials whose algorithm has to hear of them, by number: all that changed after the change `since`, and the
-        number of the newest change."""
+        """Trials that an algorithm has to hear of, by number, without metrics and curves: all that came or ended after
+        the change `since`; and the number of the newest change."""
+
+    async def finished_curves(self, uid: str, length: int) -> Sequence[Sequence[tuple[float, float]]]:
+        """The curves of the newest finished trials."""
 
     async def append(self, uid: str, expected: int, trials: Sequence[Trial], *, is_exhausted: bool) -> bool:
         """Add trials to a study that has `expected` of them and goes on; False when it has others or does not."""
@@ -127,7 +130,7 @@ class Runner(Protocol):
     async def start(self, study: Study, plan: Plan, trial: Trial) -> None:
         """Run a trial; the same trial again is the same run. 400 when it can never run."""
 
-    async def results(self, study: Study, plan: Plan, trials: Sequence[Trial]) -> Mapping[str, Results]:
+    async def results(self, plan: Plan, trials: Sequence[Trial]) -> Mapping[str, Results]:
         """What trials have written so far, by uid."""
 
     async def delete(self, uids: Sequence[str]) -> None:

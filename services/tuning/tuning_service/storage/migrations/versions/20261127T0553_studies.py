@@ -64,7 +64,7 @@ def upgrade() -> None:
         sa.Column("objectives", sa.JSON(), nullable=False),
         sa.Column("loss", sa.Double()),
         sa.Column("metrics", sa.JSON(), nullable=False),
-        sa.Column("last_step", sa.Double(), nullable=False),
+        sa.Column("curve", sa.JSON(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("started_at", UtcDateTime()),
         sa.Column("ended_at", UtcDateTime()),

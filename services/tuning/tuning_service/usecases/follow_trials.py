@@ -1,0 +1,148 @@
+"""One pass over the trials of a study that have not ended: start them, take over what their jobs say, settle them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+
+from servicekit.errors import Code, ServiceError
+from servicekit.jobs import JobFacts
+
+from tuning_service.domain.plan import Plan
+from tuning_service.domain.results import Results
+from tuning_service.domain.stopping import is_hopeless, is_over_time
+from tuning_service.domain.study import STOPPED_BY_RULE, STOPPED_WITH_STUDY, Kind, Study, Trial, TrialStatus
+from tuning_service.usecases.ports import Jobs, Runner, Studies
+from tuning_service.usecases.trials import losses_of
+
+_ENDED_JOBS = ("FINISHED", "ERROR", "KILLED")
+MAX_TAIL = 1000
+# With how many finished trials one that runs is compared, and how often.
+COMPARED_TRIALS = 200
+COMPARE_SECONDS = 5.0
+
+
+class FollowTrials:
+    """Callable with a study and its open trials; True when one of them has ended. Every step may be repeated."""
+
+    def __init__(
+        self, studies: Studies, runners: Mapping[Kind, Runner], jobs: Jobs, now: Callable[[], datetime]
+    ) -> None:
+        self._studies, self._runners, self._jobs, self._now = studies, runners, jobs, now
+        self._told_to_stop: set[str] = set()
+        self._compared_at: dict[str, datetime] = {}
+
+    async def __call__(self, study: Study, plan: Plan, trials: Sequence[Trial]) -> bool:
+        runner = self._runners[study.kind]
+        fresh = [trial for trial in trials if trial.status is TrialStatus.NOTRUN]
+        followed = [trial for trial in trials if trial.status is not TrialStatus.NOTRUN]
+        facts = await self._jobs.get([trial.uid for trial in followed]) if followed else {}
+        ended = [trial for trial in followed if trial.uid not in facts or facts[trial.uid].state in _ENDED_JOBS]
+        results = await runner.results(plan, ended) if ended else {}
+        changed = []
+        for trial in followed:
+            if trial in ended:
+                _settle(trial, facts.get(trial.uid), results.get(trial.uid, Results()), self._now())
+                self._told_to_stop.discard(trial.uid)
+                changed.append(trial)
+            elif _take_over(trial, facts[trial.uid]):
+                changed.append(trial)
+        # What has ended is written before anything else is tried.
+        await self._save(study, plan, changed)
+        for trial in fresh:
+            await self._start(study, runner, plan, trial)
+        await self._stop(study, plan, [trial for trial in followed if not trial.status.is_final])
+        return any(trial.status.is_final for trial in trials)
+
+    def forget(self, study_uid: str) -> None:
+        """The study has ended."""
+        self._compared_at.pop(study_uid, None)
+
+    async def _save(self, study: Study, plan: Plan, trials: Sequence[Trial]) -> None:
+        if trials:
+            losses = {trial.number: losses_of(trial, plan)[0] for trial in trials if trial.objectives}
+            await self._studies.save(study.uid, trials, losses)
+
+    async def _start(self, study: Study, runner: Runner, plan: Plan, trial: Trial) -> None:
+        if study.stop_requested:
+            # A pass before this one may have started it and been killed.
+            await runner.delete([trial.uid])
+            trial.stop_reason = STOPPED_WITH_STUDY
+            trial.end(TrialStatus.STOPPED, "the study was stopped before it started", self._now())
+        else:
+            try:
+                await runner.start(study, plan, trial)
+                trial.status = TrialStatus.SUBMITTED
+            except ServiceError as error:
+                if error.code not in (Code.INVALID_ARGUMENT, Code.NOT_FOUND):
+                    raise
+                trial.end(TrialStatus.FAILED, error.message, self._now())
+        await self._save(study, plan, [trial])
+
+    async def _stop(self, study: Study, plan: Plan, trials: Sequence[Trial]) -> None:
+        if study.stop_requested:
+            stopped = [(trial, STOPPED_WITH_STUDY) for trial in trials]
+        elif is_over_time(study, plan, self._now()):
+            stopped = [(trial, "maxRunTime was over") for trial in trials]
+        else:
+            stopped = [(trial, STOPPED_BY_RULE) for trial in await self._hopeless(study, plan, trials)]
+        for trial, reason in stopped:
+            if trial.uid in self._told_to_stop:
+                continue
+            if not trial.stop_reason:
+                trial.stop_reason = reason
+                # Before the stop: why it was has to be known when it has ended.
+                await self._studies.save(study.uid, [trial], {})
+            try:
+                await self._jobs.stop(trial.uid)
+            except ServiceError as error:
+                if error.code is not Code.NOT_FOUND:
+                    raise
+            self._told_to_stop.add(trial.uid)
+
+    async def _hopeless(self, study: Study, plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
+        rule, now = plan.median_rule, self._now()
+        running = [trial for trial in trials if trial.status is TrialStatus.RUNNING]
+        compared_at = self._compared_at.get(study.uid)
+        if rule is None or not running or study.counts.finished < rule.min_trials:
+            return []
+        if compared_at is not None and (now - compared_at).total_seconds() < COMPARE_SECONDS:
+            return []
+        self._compared_at[study.uid] = now
+        others = await self._studies.finished_curves(study.uid, COMPARED_TRIALS)
+        results = await self._runners[study.kind].results(plan, running)
+        return [
+            trial
+            for trial in running
+            if is_hopeless(rule, plan.objectives[0], results.get(trial.uid, Results()).curve, others)
+        ]
+
+
+def _take_over(trial: Trial, job: JobFacts) -> bool:
+    """What a job says that goes on; True when anything changed."""
+    status = TrialStatus.RUNNING if job.state == "RUNNING" else TrialStatus.SUBMITTED
+    new = (status, job.reason, job.driver_id or trial.driver_id, job.started_at)
+    if new == (trial.status, trial.message, trial.driver_id, trial.started_at):
+        return False
+    trial.status, trial.message, trial.driver_id, trial.started_at = new
+    return True
+
+
+def _settle(trial: Trial, job: JobFacts | None, results: Results, now: datetime) -> None:
+    if job is None:
+        trial.end(TrialStatus.FAILED, "its task was deleted before it ended", now)
+        return
+    ended_at = job.ended_at or now
+    trial.driver_id, trial.started_at = job.driver_id or trial.driver_id, job.started_at
+    trial.take(results)
+    if job.state == "FINISHED" and results.values:
+        trial.end(TrialStatus.FINISHED, job.warning, ended_at)
+    elif job.state == "FINISHED":
+        trial.end(TrialStatus.FAILED, results.complaint, ended_at)
+    elif job.state == "KILLED":
+        trial.end(TrialStatus.STOPPED, trial.stop_reason or job.reason or "stopped", ended_at)
+    else:
+        # Whatever it wrote before it failed is no result.
+        trial.objectives = ()
+        text = "\n".join(part for part in (job.refusal or job.reason, job.log_tail[-MAX_TAIL:].strip()) if part)
+        trial.end(TrialStatus.FAILED, text, ended_at)

@@ -1,0 +1,77 @@
+"""Between a study's table of trials and its algorithm: what the one shows, and what becomes of the other's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tuning_service.domain.evaluation import Answer, Evaluation, Problem, Suggestion, TrialState
+from tuning_service.domain.plan import Plan
+from tuning_service.domain.space import Value
+from tuning_service.domain.study import STOPPED_BY_RULE, Study, Trial, TrialStatus
+from tuning_service.usecases.ports import Studies
+
+
+class TrialHistory:
+    """`ports.History` of one study."""
+
+    def __init__(self, studies: Studies, study: Study, plan: Plan) -> None:
+        self._studies, self._study, self._plan = studies, study, plan
+
+    async def since(self, change: int) -> tuple[Sequence[Evaluation], int]:
+        trials, newest = await self._studies.changed(self._study.uid, change)
+        return [evaluation_of(trial, self._plan) for trial in trials], newest
+
+
+def evaluation_of(trial: Trial, plan: Plan) -> Evaluation:
+    """A trial as algorithms see it. One that was ended because it had no hope counts with what it had reached; one
+    that was ended for another reason has no value."""
+    has_value = trial.status is TrialStatus.FINISHED or trial.stop_reason == STOPPED_BY_RULE
+    losses = None
+    if trial.status.is_final and has_value and trial.objectives:
+        losses = losses_of(trial, plan)
+    state = TrialState.PENDING
+    if trial.status.is_final:
+        state = TrialState.FINISHED if losses is not None else TrialState.FAILED
+    return Evaluation(trial.number, trial.place or (), state, losses, trial.notes, trial.values)
+
+
+def losses_of(trial: Trial, plan: Plan) -> tuple[float, ...]:
+    """The trial's objectives, the less the better."""
+    return tuple(objective.loss(value) for objective, value in zip(plan.objectives, trial.objectives, strict=True))
+
+
+def problem_of(study: Study, plan: Plan) -> Problem:
+    """The study as its algorithm knows it."""
+    settings = dict(plan.settings)
+    if plan.experiments:
+        settings["experiments"] = len(plan.experiments)
+    return Problem(plan.space, settings, study.seed, len(plan.objectives), plan.max_trials, plan.parallel)
+
+
+def made_trials(study: Study, plan: Plan, answer: Answer, make_uid: Callable[[], str]) -> list[Trial]:
+    """The trials to add for an answer, numbered from the study's last one on."""
+    first = study.counts.trials + 1
+    return [
+        Trial(
+            study_uid=study.uid,
+            number=first + index,
+            uid=make_uid(),
+            values=_values(plan, suggestion),
+            place=suggestion.place,
+            notes=dict(suggestion.notes),
+        )
+        for index, suggestion in enumerate(answer.suggestions)
+    ]
+
+
+def _values(plan: Plan, suggestion: Suggestion) -> dict[str, Value]:
+    if plan.experiments:
+        _, parameters = plan.experiments[int(suggestion.notes["experiment"])]
+        return {parameter.name: parameter.value for parameter in parameters}
+    if suggestion.values is not None:
+        fixed = {parameter.name: parameter.value for parameter in plan.space.fixed}
+        return fixed | dict(suggestion.values)
+    values = plan.space.values(suggestion.place)
+    if plan.resource_name:
+        values[plan.resource_name] = suggestion.notes["resource"]
+    return values
