@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from tuning_service.domain.space import Place, Space
+from tuning_service.domain.space import Place, Space, Value
 
 
 class TrialState(StrEnum):
@@ -25,7 +25,8 @@ class Evaluation:
     """A trial of the study as far as algorithms know it.
 
     `place` is what was suggested, `notes` what the algorithm wrote beside it. `losses` has one number an objective, the
-    less the better, whatever the objective is called; None while there is none.
+    less the better, whatever the objective is called; None while there is none. `values` are the parameters that the
+    trial was given, for algorithms that know nothing of places.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Evaluation:
     state: TrialState
     losses: tuple[float, ...] | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Value] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,13 @@ class Suggestion:
     """A trial to run. `notes` come back with its evaluation: small, and what JSON can hold.
 
     The notes `resource` (a number: what the study's resource parameter shall be) and `parent` (the number of the trial
-    that this one goes on from) mean something to the service, too.
+    that this one goes on from) mean something to the service, too. An algorithm that a user installed gives `values`,
+    all that are searched, and no place.
     """
 
     place: Place
     notes: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Value] | None = None
 
 
 @dataclass(frozen=True)

@@ -121,9 +121,9 @@ def _parameter(name: str, parameter: Fields) -> Dimension | Fixed:
         return _fixed(name, parameter, user_defined=user_defined)
     data_type = type_of(parameter)
     read = _discrete(name, parameter, data_type) if kind == "Discrete" else _range(name, parameter, data_type)
-    if read.size == 1:
-        return Fixed(name, data_type, read.value(0), user_defined)
-    return read
+    if isinstance(read, Fixed) or read.size != 1:
+        return read
+    return Fixed(name, data_type, read.value(0), user_defined)
 
 
 def _discrete(name: str, parameter: Fields, data_type: DataType) -> Dimension:

@@ -76,37 +76,39 @@ class Continuous:
         return min(1.0, max(0.0, share)) if -1e-9 <= share <= 1 + 1e-9 else None
 
 
+@dataclass(frozen=True)
 class Steps(Sequence[Value]):
-    """The values of a range with a step, counted but not kept: there may be two billion."""
+    """The values of a range with a step, counted but not kept: there may be two billion. With a `base` the range is one
+    of exponents."""
 
-    def __init__(
-        self, low: Decimal, step: Decimal, count: int, data_type: DataType, base: Decimal | None = None
-    ) -> None:
-        self._low, self._step, self._count = low, step, count
-        self._type, self._base = data_type, base
+    low: Decimal
+    step: Decimal
+    size: int
+    data_type: DataType
+    base: Decimal | None = None
 
     def __len__(self) -> int:
-        return self._count
+        return self.size
 
     def __getitem__(self, index: int) -> Value:  # type: ignore[override]
-        if not 0 <= index < self._count:
+        if not 0 <= index < self.size:
             raise IndexError(index)
         # In decimals: 0.001 and twice a step of 0.002 are 0.005, not 0.0050000000000000001.
-        exponent = self._low + index * self._step
-        if self._base is None:
-            return int(exponent) if self._type is DataType.INT else float(exponent)
-        if self._type is DataType.INT:
-            return int(self._base) ** int(exponent)
-        return float(self._base) ** float(exponent)
+        exponent = self.low + index * self.step
+        if self.base is None:
+            return int(exponent) if self.data_type is DataType.INT else float(exponent)
+        if self.data_type is DataType.INT:
+            return int(self.base) ** int(exponent)
+        return float(self.base) ** float(exponent)
 
     def index_of(self, value: Value) -> int | None:
         """Where a value lies; None when it is none of these."""
         number = _number(value)
-        if number is None or (self._base is not None and number <= 0):
+        if number is None or (self.base is not None and number <= 0):
             return None
-        exponent = number if self._base is None else math.log(number) / math.log(float(self._base))
-        index = round((exponent - float(self._low)) / float(self._step))
-        if not 0 <= index < self._count:
+        exponent = number if self.base is None else math.log(number) / math.log(float(self.base))
+        index = round((exponent - float(self.low)) / float(self.step))
+        if not 0 <= index < self.size:
             return None
         return index if math.isclose(float(self[index]), number, rel_tol=1e-9, abs_tol=1e-12) else None
 

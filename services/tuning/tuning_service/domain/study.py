@@ -80,8 +80,8 @@ class Counts:
 class Study:
     """A search. `request` is what was asked for, as it came; `model` is the model of a tuning (uid and name), empty
     otherwise. `seed` decides every random choice. `run_seconds` is how long it ran before its last restart,
-    `resumed_at` when that was. `best` is the number of the best trial, 0 while there is none; `improved_at` is how many trials had
-    ended when it became that.
+    `resumed_at` when that was. `best` is the number of the best trial, 0 while there is none; `improved_at` is how
+    many trials had ended when it became that.
     """
 
     uid: str

@@ -45,7 +45,7 @@ class SqlStudies:
         found = await self._select(StudyRow.uid == uid)
         return found[0] if found else None
 
-    async def list(self, kind: Kind, *, model_uid: str = "", owner: str | None = None) -> Sequence[Study]:
+    async def of_kind(self, kind: Kind, *, model_uid: str = "", owner: str | None = None) -> Sequence[Study]:
         conditions = [StudyRow.kind == str(kind)]
         if kind is Kind.MODEL_TUNING:
             conditions.append(StudyRow.model_uid == model_uid)
@@ -54,7 +54,7 @@ class SqlStudies:
         return await self._select(*conditions)
 
     async def tended(self) -> Sequence[Study]:
-        return await self._select(StudyRow.is_tended)
+        return await self._select(StudyRow.is_tended.is_(True))
 
     async def _select(self, *conditions: sa.ColumnElement[bool]) -> list[Study]:
         query = sa.select(StudyRow).where(StudyRow.deleted_at.is_(None), *conditions)
@@ -80,7 +80,7 @@ class SqlStudies:
         query = sa.select(TrialRow).where(TrialRow.study_uid == uid, TrialRow.status.not_in(_ENDED))
         return await self._trials(query.order_by(TrialRow.number))
 
-    async def _trials(self, query: sa.Select[tuple[TrialRow]]) -> list[Trial]:
+    async def _trials(self, query: sa.Select[Any]) -> list[Trial]:
         async with self._database.session(read_only=True) as session:
             return [_trial(row) for row in await session.scalars(query)]
 
@@ -235,10 +235,11 @@ async def _save_trial(session: AsyncSession, study: StudyRow, trial: Trial, loss
         return
     counted = trial.status.lower()
     setattr(study, counted, getattr(study, counted) + 1)
-    if loss is not None and trial.status is TrialStatus.FINISHED:
-        if study.best_loss is None or loss < study.best_loss:
-            study.best, study.best_loss = trial.number, loss
-            study.improved_at = study.finished + study.failed + study.stopped
+    if loss is None or trial.status is not TrialStatus.FINISHED:
+        return
+    if study.best_loss is None or loss < study.best_loss:
+        study.best, study.best_loss = trial.number, loss
+        study.improved_at = study.finished + study.failed + study.stopped
 
 
 def _word(kind: Kind) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from servicekit.jobs import JobFacts
 
@@ -39,7 +39,7 @@ class Studies(Protocol):
     async def get(self, uid: str) -> Study | None:
         """The study, as long as it is not deleted."""
 
-    async def list(self, kind: Kind, *, model_uid: str = "", owner: str | None = None) -> Sequence[Study]:
+    async def of_kind(self, kind: Kind, *, model_uid: str = "", owner: str | None = None) -> Sequence[Study]:
         """Those of `owner` (None: of everybody), oldest first."""
 
     async def tended(self) -> Sequence[Study]:
@@ -187,11 +187,8 @@ class Algorithms(Protocol):
 class StudyFolders(Protocol):
     """The folders of studies below `$DLMESH_HOME/tuning`. Blocking; OSError for a disk in trouble."""
 
-    def open(self, uid: str) -> Path:
-        """Make the folder of a study that is being started."""
-
-    def publish(self, uid: str, upload: Path | None, name: str) -> str:
-        """Keep the file of an upload; where it lies, durable when this returns. Empty without one."""
+    def publish(self, uid: str, upload: Path) -> str:
+        """Keep the file of an upload; where it lies, durable when this returns."""
 
     def remove(self, uid: str) -> None:
         """Remove the folder; nothing when it is gone."""
@@ -201,4 +198,3 @@ class StudyFolders(Protocol):
 
 
 Wake = Callable[[], None]
-Receive = Callable[[Path], Awaitable[Any]]

@@ -61,9 +61,7 @@ class StartHyperSearch:
             raise already_exists("HPO task", name)
         uid = uuid4().hex
         try:
-            path = await asyncio.to_thread(
-                self._folders.publish, uid, upload and upload.path, upload.name if upload else ""
-            )
+            path = await asyncio.to_thread(self._folders.publish, uid, upload.path) if upload else ""
             study = Study(
                 uid=uid,
                 name=name,

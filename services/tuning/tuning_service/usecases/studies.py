@@ -53,11 +53,11 @@ class FindStudies:
         current_identity().require_access(WORDS[self._kind], name, study.owner)
         return study
 
-    async def list(self, model_uid: str = "") -> Sequence[Study]:
+    async def visible(self, model_uid: str = "") -> Sequence[Study]:
         """Those that the caller may see, oldest first."""
         identity = current_identity()
         owner = None if identity.is_admin else identity.user
-        return await self._studies.list(self._kind, model_uid=model_uid, owner=owner)
+        return await self._studies.of_kind(self._kind, model_uid=model_uid, owner=owner)
 
     async def view(self, study: Study, *, start: int = 0, length: int = 0) -> StudyView:
         """A study with a page of its trials: the newest `length` of them, in their order, unless `start` is given."""
