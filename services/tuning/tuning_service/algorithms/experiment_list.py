@@ -13,6 +13,7 @@ class ExperimentList(Algorithm):
 
     def ask(self, trials: Sequence[Evaluation], count: int) -> Answer:
         experiments = int(self.problem.settings["experiments"])
-        indices = range(len(trials), min(len(trials) + count, experiments))
+        begun = sum("experiment" in trial.notes for trial in trials)
+        indices = range(begun, min(begun + count, experiments))
         suggestions = [Suggestion((), {"experiment": index}) for index in indices]
         return Answer(suggestions, is_exhausted=len(suggestions) < count)
