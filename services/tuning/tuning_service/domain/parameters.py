@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -209,3 +209,12 @@ def _check_power(
 def names_of(space: Space) -> Sequence[str]:
     """Every parameter of the space, searched or fixed."""
     return [*(dimension.name for dimension in space.dimensions), *(parameter.name for parameter in space.fixed)]
+
+
+def data_types(request: Mapping[str, Any]) -> dict[str, DataType]:
+    """The parameters that a request names, and their types."""
+    tree = Fields("", request)
+    given = tree.objects("hyperParams")
+    for experiment in tree.objects("experiments"):
+        given += experiment.objects("hyperParams") or experiment.objects("fixedHyperParams")
+    return {parameter.text("name"): type_of(parameter) for parameter in given}

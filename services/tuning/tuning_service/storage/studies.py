@@ -192,9 +192,10 @@ class SqlStudies:
                 )
             row.deleted_at, row.is_tended = now, False
 
-    async def deleted(self) -> Sequence[str]:
+    async def deleted(self) -> Sequence[tuple[str, Kind]]:
+        query = sa.select(StudyRow.uid, StudyRow.kind).where(StudyRow.deleted_at.is_not(None))
         async with self._database.session(read_only=True) as session:
-            return list(await session.scalars(sa.select(StudyRow.uid).where(StudyRow.deleted_at.is_not(None))))
+            return [(uid, Kind(kind)) for uid, kind in await session.execute(query)]
 
     async def remove_trials(self, uid: str, numbers: Sequence[int]) -> None:
         async with self._database.session() as session:
@@ -206,7 +207,6 @@ class SqlStudies:
             await session.execute(sa.delete(StudyRow).where(StudyRow.uid == uid, StudyRow.deleted_at.is_not(None)))
 
     async def known(self, uids: Sequence[str]) -> set[str]:
-        """Which of them there are, deleted or not."""
         async with self._database.session(read_only=True) as session:
             return set(await session.scalars(sa.select(StudyRow.uid).where(StudyRow.uid.in_(uids))))
 

@@ -90,8 +90,11 @@ class Studies(Protocol):
     async def delete(self, uid: str, now: datetime) -> None:
         """Take a study that has ended out of sight; 409 while it runs."""
 
-    async def deleted(self) -> Sequence[str]:
-        """Uids of studies whose trials and files have to be removed."""
+    async def deleted(self) -> Sequence[tuple[str, Kind]]:
+        """Uids and kinds of studies whose trials and files have to be removed."""
+
+    async def known(self, uids: Sequence[str]) -> set[str]:
+        """Which of them there are, deleted or not."""
 
     async def remove_trials(self, uid: str, numbers: Sequence[int]) -> None:
         """Remove rows of a deleted study."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import uuid4
 
@@ -59,21 +59,29 @@ class FindStudies:
         owner = None if identity.is_admin else identity.user
         return await self._studies.of_kind(self._kind, model_uid=model_uid, owner=owner)
 
-    async def view(self, study: Study, *, start: int = 0, length: int = 0) -> StudyView:
-        """A study with a page of its trials: the newest `length` of them, in their order, unless `start` is given."""
-        if start < 0:
-            raise invalid("start", start, "a number from 0 on")
-        if not 0 <= length <= MAX_SHOWN_TRIALS:
-            raise invalid("length", length, f"1 to {MAX_SHOWN_TRIALS}; 0 is {SHOWN_TRIALS}")
-        length = length or SHOWN_TRIALS
-        if start:
-            trials = list(await self._studies.page(study.uid, TrialPage(start, length)))
+    async def own(self) -> Sequence[Study]:
+        """The caller's own, oldest first."""
+        return await self._studies.of_kind(self._kind, owner=current_identity().user)
+
+    async def view(self, study: Study, *, start: int | None = None, length: int = 0) -> StudyView:
+        """A study with a page of its trials, in their order: the newest ones when `start` is None."""
+        if start is None:
+            newest = await self.page(study, TrialPage(0, length, newest_first=True))
+            trials = list(newest)[::-1]
         else:
-            trials = list(await self._studies.page(study.uid, TrialPage(0, length, newest_first=True)))[::-1]
+            trials = list(await self.page(study, TrialPage(start, length)))
         best = next((trial for trial in trials if trial.number == study.best), None)
         if best is None and study.best:
-            (best,) = await self._studies.numbered(study.uid, [study.best]) or (None,)
+            best = next(iter(await self._studies.numbered(study.uid, [study.best])), None)
         return StudyView(study, trials, best)
+
+    async def page(self, study: Study, page: TrialPage) -> Sequence[Trial]:
+        """Some trials; a `length` of 0 is SHOWN_TRIALS."""
+        if page.start < 0:
+            raise invalid("start", page.start, "a number from 0 on")
+        if not 0 <= page.length <= MAX_SHOWN_TRIALS:
+            raise invalid("length", page.length, f"1 to {MAX_SHOWN_TRIALS}; 0 is {SHOWN_TRIALS}")
+        return await self._studies.page(study.uid, replace(page, length=page.length or SHOWN_TRIALS))
 
 
 class ChangeStudies:

@@ -1,0 +1,122 @@
+"""HyperSearchService: searches over programs that users bring, and their algorithms."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from dlmesh.tuning.v1 import tuning_pb2, tuning_pb2_grpc
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.wrappers_pb2 import StringValue
+from servicekit.errors import Code, ServiceError, invalid
+from servicekit.folders import remove_folder
+
+from tuning_service.api.form import receive_form
+from tuning_service.api.mapping import experiments, hyper_search_detail
+from tuning_service.domain.study import Study, TrialStatus
+from tuning_service.usecases.ports import TrialPage
+from tuning_service.usecases.start_hyper_search import StartHyperSearch
+from tuning_service.usecases.studies import Budget, ChangeStudies, FindStudies
+
+_SORTS = {"": "", "id": "", "-id": "newest", "metricval": "best"}
+
+
+class HyperSearchServicer(tuning_pb2_grpc.HyperSearchServiceServicer):
+    """Translates; see tuning.proto for what each call promises. `spool_of` says where an upload may be received."""
+
+    def __init__(
+        self,
+        start: StartHyperSearch,
+        find: FindStudies,
+        change: ChangeStudies,
+        now: Callable[[], datetime],
+        spool_of: Callable[[str], Path],
+        *,
+        max_upload_bytes: int,
+    ) -> None:
+        self._start, self._find, self._change, self._now = start, find, change, now
+        self._spool_of, self._max_upload_bytes = spool_of, max_upload_bytes
+
+    async def StartHyperSearch(
+        self, requests: AsyncIterator[tuning_pb2.StartHyperSearchRequest], context: Any
+    ) -> StringValue:
+        spool = self._spool_of(uuid4().hex)
+        try:
+            form = await receive_form(requests, spool, self._max_upload_bytes)
+            return StringValue(value=(await self._start(form.data, form.file)).name)
+        finally:
+            await asyncio.to_thread(_remove, spool)
+
+    async def ListHyperSearches(
+        self, request: tuning_pb2.ListHyperSearchesRequest, context: Any
+    ) -> AsyncIterator[tuning_pb2.HyperSearchDetail]:
+        for study in await self._find.visible():
+            yield hyper_search_detail(await self._find.view(study), self._now())
+
+    async def GetHyperSearch(
+        self, request: tuning_pb2.GetHyperSearchRequest, context: Any
+    ) -> tuning_pb2.HyperSearchDetail:
+        study = await _known(self._find, request.name)
+        start = request.start if request.HasField("start") else None
+        return hyper_search_detail(await self._find.view(study, start=start, length=request.length), self._now())
+
+    async def ListExperiments(
+        self, request: tuning_pb2.ListExperimentsRequest, context: Any
+    ) -> AsyncIterator[tuning_pb2.Experiment]:
+        study = await self._find.get(request.name)
+        for one in experiments(study, await self._find.page(study, _page(request))):
+            yield one
+
+    async def StopHyperSearch(self, request: tuning_pb2.StopHyperSearchRequest, context: Any) -> Empty:
+        await self._change.stop(await self._find.get(request.name), at_once=False)
+        return Empty()
+
+    async def ForceStopHyperSearch(self, request: tuning_pb2.ForceStopHyperSearchRequest, context: Any) -> Empty:
+        await self._change.stop(await self._find.get(request.name), at_once=True)
+        return Empty()
+
+    async def RestartHyperSearch(self, request: tuning_pb2.RestartHyperSearchRequest, context: Any) -> Empty:
+        budget = Budget(
+            request.max_jobs if request.HasField("max_jobs") else None,
+            request.max_run_minutes if request.HasField("max_run_minutes") else None,
+        )
+        await self._change.restart(await self._find.get(request.name), budget)
+        return Empty()
+
+    async def DeleteHyperSearch(self, request: tuning_pb2.DeleteHyperSearchRequest, context: Any) -> Empty:
+        await self._change.delete(await self._find.get(request.name))
+        return Empty()
+
+    async def DeleteAllHyperSearches(self, request: tuning_pb2.DeleteAllHyperSearchesRequest, context: Any) -> Empty:
+        await self._change.delete_all(await self._find.own())
+        return Empty()
+
+
+async def _known(find: FindStudies, name: str) -> Study:
+    """As the reference has it: an unknown name is a bad request here."""
+    try:
+        return await find.get(name)
+    except ServiceError as error:
+        if error.code is not Code.NOT_FOUND:
+            raise
+        raise invalid("hpoName", name, "the name of an HPO task") from error
+
+
+def _page(request: tuning_pb2.ListExperimentsRequest) -> TrialPage:
+    sort = _SORTS.get(request.sort.lower())
+    if sort is None:
+        raise invalid("sort", request.sort, ("id", "-id", "metricVal"))
+    words = list(TrialStatus)
+    if request.state and request.state.upper() not in words:
+        raise invalid("state", request.state, [str(word) for word in words])
+    statuses = [TrialStatus(request.state.upper())] if request.state else []
+    return TrialPage(request.start, request.length, statuses, sort == "best", sort == "newest")
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        remove_folder(folder)

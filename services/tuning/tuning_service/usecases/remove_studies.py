@@ -1,0 +1,69 @@
+"""One pass over what was deleted: end and remove trials, then files, then rows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from servicekit.errors import ServiceError
+from servicekit.reconcile import Next
+
+from tuning_service.domain.study import Kind
+from tuning_service.usecases.ports import Runner, Studies, StudyFolders, TrialPage
+
+log = logging.getLogger(__name__)
+
+TRIALS_AT_ONCE = 500
+ORPHANS_EVERY_SECONDS = 600.0
+
+
+class RemoveStudies:
+    """Safe to be killed anywhere and to repeat: a row goes when all that it names has gone."""
+
+    def __init__(
+        self,
+        studies: Studies,
+        runners: Mapping[Kind, Runner],
+        folders: StudyFolders,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._studies, self._runners, self._folders, self._clock = studies, runners, folders, clock
+        self._orphans_at = -ORPHANS_EVERY_SECONDS
+
+    async def step(self) -> Next:
+        if self._clock() - self._orphans_at >= ORPHANS_EVERY_SECONDS:
+            await self._remove_orphans()
+            self._orphans_at = self._clock()
+        deleted = await self._studies.deleted()
+        outlooks = [await self._remove(uid, kind) for uid, kind in deleted]
+        if not deleted:
+            return Next.LATER
+        return Next.AT_ONCE if all(outlooks) else Next.SOON
+
+    async def _remove(self, uid: str, kind: Kind) -> bool:
+        """False when it has to be tried again later."""
+        try:
+            trials = await self._studies.page(uid, TrialPage(0, TRIALS_AT_ONCE))
+            if trials:
+                await self._runners[kind].delete([trial.uid for trial in trials])
+                await self._studies.remove_trials(uid, [trial.number for trial in trials])
+                return True
+            await asyncio.to_thread(self._folders.remove, uid)
+            await self._studies.remove(uid)
+        except (ServiceError, OSError) as error:
+            log.warning("deleted study %s cannot be removed yet: %s", uid, error)
+            return False
+        return True
+
+    async def _remove_orphans(self) -> None:
+        names = await asyncio.to_thread(self._folders.orphans)
+        known = await self._studies.known(names)
+        for name in names:
+            if name in known:
+                continue
+            try:
+                await asyncio.to_thread(self._folders.remove, name)
+            except OSError:
+                log.exception("folder %s cannot be removed yet", name)
