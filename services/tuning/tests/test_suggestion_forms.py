@@ -31,17 +31,14 @@ dimensions = st.one_of(
     st.builds(Levels, names, st.sampled_from([DataType.INT]), st.tuples(st.integers(), st.integers())),
     st.builds(Levels, names, st.sampled_from([DataType.DOUBLE]), st.tuples(numbers, numbers)),
     st.builds(
-        Levels,
+        lambda name, data_type, low, size, base: Levels(
+            name, data_type, Steps(low, Decimal("0.002"), size, data_type, base)
+        ),
         names,
         st.sampled_from([DataType.INT, DataType.DOUBLE]),
-        st.builds(
-            Steps,
-            decimals,
-            st.just(Decimal("0.002")),
-            st.integers(2, 2**40),
-            st.sampled_from([DataType.INT, DataType.DOUBLE]),
-            st.none() | st.just(Decimal(10)),
-        ),
+        decimals,
+        st.integers(2, 2**40),
+        st.none() | st.just(Decimal(10)),
     ),
 )
 fixed = st.builds(Fixed, names, st.sampled_from(DataType), st.one_of(st.integers(), numbers, st.text()), st.booleans())

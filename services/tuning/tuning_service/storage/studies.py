@@ -230,7 +230,7 @@ async def _save_trial(session: AsyncSession, study: StudyRow, trial: Trial, loss
     goes_on = sa.and_(
         TrialRow.study_uid == trial.study_uid, TrialRow.number == trial.number, TrialRow.status.not_in(_ENDED)
     )
-    result = await session.execute(sa.update(TrialRow).where(goes_on).values(**_by_column(values)))
+    result = await session.execute(sa.update(TrialRow).where(goes_on).values(_by_column(values)))
     if not result.rowcount or not trial.status.is_final:  # type: ignore[attr-defined]
         return
     counted = trial.status.lower()

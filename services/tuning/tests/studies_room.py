@@ -1,0 +1,201 @@
+"""The loop of studies over a real database, with played jobs: a trial's result is a function of its parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from servicekit.database import Database
+from servicekit.errors import ServiceError, invalid, not_found
+from servicekit.jobs import JobFacts
+from servicekit.times import utc_now
+from tuning_service.algorithms.registry import make_algorithm
+from tuning_service.domain.evaluation import Answer, Problem
+from tuning_service.domain.plan import Plan
+from tuning_service.domain.results import Results, read_results
+from tuning_service.domain.study import Kind, Status, Study, Trial, TrialStatus
+from tuning_service.storage.algorithms import SqlAlgorithms
+from tuning_service.storage.studies import SqlStudies
+from tuning_service.usecases.follow_trials import FollowTrials
+from tuning_service.usecases.ports import History, SuggestionError, TrialPage
+from tuning_service.usecases.run_studies import RunStudies
+
+RATE = {"name": "rate", "type": "Range", "dataType": "double", "minDbVal": 0.0, "maxDbVal": 1.0}
+
+
+def request_of(**algorithm: Any) -> dict[str, Any]:
+    """A search for the best `rate`; `hyperParams` and `experiments` may be given, too."""
+    parts = {name: algorithm.pop(name) for name in ("hyperParams", "experiments") if name in algorithm}
+    settings = {"algorithm": "Random", "objectiveMetric": "loss", "objective": "minimize", **algorithm}
+    program = {"sigName": "local", "args": "--exec-start PyTorch --model-main main.py"}
+    return {"modelSpec": program, "algoDef": settings, **(parts or {"hyperParams": [RATE]})}
+
+
+def study_of(name: str = "first", **more: Any) -> Study:
+    """A study that was just asked for."""
+    fields = {
+        "uid": uuid4().hex,
+        "name": name,
+        "kind": Kind.HYPER_SEARCH,
+        "owner": "ann",
+        "request": request_of(maxJobNum=5),
+        "group_id": "g",
+        "group_name": "local",
+        "seed": 7,
+        "created_at": utc_now(),
+        **more,
+    }
+    return Study(**fields)
+
+
+class PlayedJobs:
+    """`ports.Jobs`, and what the scheduling service would do with them."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, JobFacts] = {}
+        self.stopped: list[str] = []
+        self.is_away = False
+
+    async def get(self, job_ids: Sequence[str]) -> Mapping[str, JobFacts]:
+        if self.is_away:
+            raise ServiceError(14, "UNAVAILABLE", "scheduling is away")  # type: ignore[arg-type]
+        return {uid: self.facts[uid] for uid in job_ids if uid in self.facts}
+
+    async def stop(self, job_id: str) -> None:
+        if job_id not in self.facts:
+            raise not_found("job", job_id)
+        self.stopped.append(job_id)
+        self.end(job_id, "KILLED", reason="stopped by the user")
+
+    async def await_ends(self, job_ids: Sequence[str], seconds: float) -> set[str]:
+        return set()
+
+    def end(self, job_id: str, state: str, **more: Any) -> None:
+        """The job has ended, unless it had."""
+        if self.facts[job_id].state in ("SUBMITTED", "RUNNING"):
+            self.facts[job_id] = replace(self.facts[job_id], state=state, ended_at=utc_now(), **more)
+
+
+@dataclass
+class PlayedRunner:
+    """`ports.Runner`; `text_of` says what a program with these parameters writes as its results."""
+
+    jobs: PlayedJobs
+    text_of: Callable[[Mapping[str, Any]], str]
+    started: list[Trial] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
+    refusal: str = ""
+
+    async def check(self, study: Study) -> tuple[str, str]:
+        return "g", "local"
+
+    async def start(self, study: Study, plan: Plan, trial: Trial) -> None:
+        if self.refusal:
+            raise invalid("args", "x", self.refusal)
+        if trial.uid not in self.jobs.facts:
+            self.started.append(replace(trial))
+            self.jobs.facts[trial.uid] = JobFacts(trial.uid, "RUNNING", started_at=utc_now(), driver_id="driver")
+
+    async def results(self, plan: Plan, trials: Sequence[Trial]) -> Mapping[str, Results]:
+        return {trial.uid: read_results(self.text_of(trial.values), plan.objectives) for trial in trials}
+
+    async def delete(self, uids: Sequence[str]) -> None:
+        self.deleted += uids
+        for uid in uids:
+            self.jobs.facts.pop(uid, None)
+
+
+class InThisProcess:
+    """`ports.Suggestions` without processes, and as forgetful as one that is restarted for every ask."""
+
+    def __init__(self) -> None:
+        self.asks: list[tuple[str, int]] = []
+        self.error = ""
+
+    async def ask(self, study: Study, algorithm: str, problem: Problem, history: History, count: int) -> Answer:
+        if self.error:
+            raise SuggestionError(self.error)
+        rows, _ = await history.since(0)
+        self.asks.append((study.name, count))
+        return make_algorithm(algorithm, problem).ask(rows, count)
+
+    async def forget(self, study_uid: str) -> None:
+        pass
+
+
+def loss_of_rate(values: Mapping[str, Any]) -> str:
+    """Best at a rate of 0.3."""
+    loss = (float(values["rate"]) - 0.3) ** 2
+    return json.dumps([{"step": 1, "loss": loss + 1}, {"step": 2, "loss": str(loss)}])
+
+
+class StudiesRoom:
+    """A database, a loop, and played peers. `restart` is what a kill of the service does."""
+
+    def __init__(self, database: Database, text_of: Callable[[Mapping[str, Any]], str] = loss_of_rate) -> None:
+        self.studies, self.algorithms = SqlStudies(database), SqlAlgorithms(database)
+        self.jobs, self.suggestions = PlayedJobs(), InThisProcess()
+        self.runner = PlayedRunner(self.jobs, text_of)
+        self.clock = utc_now()
+        self.restart()
+
+    def restart(self) -> None:
+        """The service begins anew."""
+        runners = {Kind.HYPER_SEARCH: self.runner, Kind.MODEL_TUNING: self.runner}
+        follow = FollowTrials(self.studies, runners, self.jobs, self.now)
+        self.loop = RunStudies(
+            self.studies, self.algorithms, self.suggestions, follow, self.jobs, self.now, lambda: None
+        )
+
+    def now(self) -> datetime:
+        """The present, of which tests decide."""
+        return self.clock
+
+    def passes(self, seconds: float) -> None:
+        """Time goes by."""
+        self.clock += timedelta(seconds=seconds)
+
+    async def add(self, name: str = "first", **more: Any) -> str:
+        """A new study; its uid."""
+        study = study_of(name, **more)
+        await self.studies.add(study)
+        return study.uid
+
+    async def study(self, uid: str) -> Study:
+        found = await self.studies.get(uid)
+        assert found is not None
+        return found
+
+    async def trials(self, uid: str) -> Sequence[Trial]:
+        return await self.studies.page(uid, TrialPage(length=10_000))
+
+    async def steps(self, count: int = 3) -> None:
+        """Some passes, until nothing more comes of them."""
+        for _ in range(count):
+            await self.loop.step()
+
+    async def until_running(self, uid: str, count: int) -> Sequence[Trial]:
+        """So many trials of the study run."""
+        for _ in range(50):
+            await self.loop.step()
+            running = [trial for trial in await self.trials(uid) if trial.status is TrialStatus.RUNNING]
+            if len(running) == count:
+                return running
+        raise AssertionError([str(trial.status) for trial in await self.trials(uid)])
+
+    async def to_the_end(self, uid: str, state_of: Callable[[Trial], str] = lambda trial: "FINISHED") -> Study:
+        """Every trial ends as soon as it runs, in the state that is said."""
+        for _ in range(2000):
+            await self.loop.step()
+            study = await self.study(uid)
+            for trial in await self.studies.open_trials(uid):
+                if trial.uid in self.jobs.facts:
+                    self.jobs.end(trial.uid, state_of(trial), reason="rank 0 exited with code 1")
+            if study.status in (Status.FINISHED, Status.FAILED, Status.STOPPED):
+                await self.steps(2)
+                return await self.study(uid)
+        raise AssertionError(study)
