@@ -1,0 +1,284 @@
+"""Processes that think: what is asked of them, and what becomes of studies when they die, hang or talk too much."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tuning_service.algorithms.registry import make_algorithm
+from tuning_service.domain.evaluation import Answer, Evaluation, Problem, TrialState
+from tuning_service.domain.space import Continuous, DataType, Levels, Space
+from tuning_service.suggestions.built_in import LOGGED_LINES, BuiltInSuggestions
+from tuning_service.usecases.ports import SuggestionError
+
+SPACE = Space((Continuous("rate", -5.0, 0.0, 10.0), Levels("width", DataType.INT, (8, 16, 32))))
+HYPERBAND = {"ResourceName": "epochs", "ResourceValue": 27, "MinResource": 1, "eta": 3.0, "RandomSeed": None}
+PROBLEM = Problem(SPACE, HYPERBAND, seed=5, max_trials=69)
+ODD = (sys.executable, "-P", str(Path(__file__).with_name("odd_algorithms.py")))
+PATIENCE_SECONDS = 240.0
+
+
+class Table:
+    """`usecases.ports.History` of a study without a database; counts how many rows it was asked for."""
+
+    def __init__(self) -> None:
+        self.trials: list[Evaluation] = []
+        self._changes: list[int] = []
+        self._change = 0
+        self.read: list[int] = []
+
+    async def since(self, change: int) -> tuple[Sequence[Evaluation], int]:
+        found = [trial for trial, changed in zip(self.trials, self._changes, strict=True) if changed > change]
+        self.read.append(len(found))
+        return found, self._change
+
+    def add(self, answer: Answer) -> None:
+        self._change += 1
+        for one in answer.suggestions:
+            number = len(self.trials) + 1
+            self.trials.append(Evaluation(number, one.place, TrialState.PENDING, None, one.notes, one.values))
+            self._changes.append(self._change)
+
+    def end(self, number: int, loss: float | None) -> None:
+        self._change += 1
+        state = TrialState.FAILED if loss is None else TrialState.FINISHED
+        losses = None if loss is None else (loss,)
+        self.trials[number - 1] = replace(self.trials[number - 1], state=state, losses=losses)
+        self._changes[number - 1] = self._change
+
+
+@asynccontextmanager
+async def thinking(**settings: Any) -> AsyncIterator[BuiltInSuggestions]:
+    suggestions = BuiltInSuggestions(**settings)
+    try:
+        yield suggestions
+    finally:
+        pids = suggestions.pids
+        await suggestions.close()
+        assert not any(map(is_running, pids))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return text[text.rindex(")") + 2] != "Z"
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.01)
+
+
+async def test_a_whole_study_is_as_the_algorithm_would_have_it() -> None:
+    table = Table()
+    async with thinking() as suggestions:
+        while True:
+            expected = make_algorithm("Hyperband", PROBLEM).ask(tuple(table.trials), 3)
+            assert await suggestions.ask("study", "Hyperband", PROBLEM, table, 3) == expected
+            if expected.is_exhausted:
+                break
+            table.add(expected)
+            for trial in table.trials:
+                if trial.state is TrialState.PENDING:
+                    table.end(trial.number, float(trial.place[0]) if trial.number % 7 else None)
+        assert len(suggestions.pids) == 1
+    assert len(table.trials) == 69
+    # Only what changed is told; what ended in between is told again.
+    assert max(table.read) <= 3
+
+
+async def test_what_changed_is_merged_with_what_is_known() -> None:
+    table = Table()
+    async with thinking(command=ODD) as suggestions:
+
+        async def told(problem: Problem = PROBLEM, study: str = "a") -> dict[str, Any]:
+            (one,) = (await suggestions.ask(study, "Telling", problem, table, 1)).suggestions
+            return dict(one.notes)
+
+        assert await told() == {"asks": 1, "trials": [], "most": 69, "pid": suggestions.pids[0]}
+        for _ in range(3):
+            table.add(Answer((await suggestions.ask("a", "Telling", PROBLEM, table, 1)).suggestions))
+        table.end(2, 0.5)
+        table.end(1, None)
+        known = await told()
+        # While there was no trial there was nothing to be kept for.
+        assert known["asks"] == 3
+        assert known["trials"] == [[1, "FAILED", None], [2, "FINISHED", [0.5]], [3, "PENDING", None]]
+        # A bigger budget is another problem: a new object, which knows the trials all the same.
+        known = await told(replace(PROBLEM, max_trials=100))
+        assert (known["asks"], known["most"], len(known["trials"])) == (1, 100, 3)
+        # Nine more studies than it remembers.
+        for number in range(9):
+            assert (await told(study=f"other {number}"))["asks"] == 1
+        known = await told(replace(PROBLEM, max_trials=100))
+        assert (known["asks"], len(known["trials"])) == (1, 3)
+        assert len(suggestions.pids) == 1
+
+
+async def test_killed_in_the_middle_of_an_ask() -> None:
+    table = Table()
+    async with thinking() as suggestions:
+        table.add(await suggestions.ask("study", "Hyperband", PROBLEM, table, 4))
+        table.end(2, 0.1)
+        (pid,) = suggestions.pids
+        # It does not come to an answer, however quick it is.
+        os.kill(pid, signal.SIGSTOP)
+        ask = asyncio.create_task(suggestions.ask("study", "Hyperband", PROBLEM, table, 2))
+        await until(lambda: len(table.read) == 2)
+        os.kill(pid, signal.SIGKILL)
+        assert await ask == make_algorithm("Hyperband", PROBLEM).ask(tuple(table.trials), 2)
+        assert suggestions.pids != [pid]
+
+
+async def test_an_ask_that_kills_its_process_twice_fails_the_study() -> None:
+    async with thinking(command=ODD) as suggestions:
+        with pytest.raises(
+            SuggestionError, match=r"algorithm Leaving: its process ended itself with exit code 7, twice"
+        ):
+            await suggestions.ask("study", "Leaving", PROBLEM, Table(), 1)
+        # Others go on.
+        assert await suggestions.ask("other", "Hyperband", PROBLEM, Table(), 1)
+
+
+async def test_a_long_ask_holds_up_nobody() -> None:
+    table = Table()
+    async with thinking() as suggestions:
+        await suggestions.ask("slow", "Hyperband", PROBLEM, table, 1)
+        (pid,) = suggestions.pids
+        os.kill(pid, signal.SIGSTOP)
+        slow = asyncio.create_task(suggestions.ask("slow", "Hyperband", PROBLEM, table, 1))
+        await until(lambda: len(table.read) == 2)
+        for study in ("quick", "quicker", "quick"):
+            assert (await suggestions.ask(study, "Hyperband", PROBLEM, Table(), 1)).suggestions
+        assert len(suggestions.pids) == 2
+        assert not slow.done()
+        os.kill(pid, signal.SIGCONT)
+        assert (await slow).suggestions
+
+
+async def test_an_ask_that_takes_too_long_ends_with_its_process() -> None:
+    async with thinking(command=ODD, ask_seconds=0.2) as suggestions:
+        with pytest.raises(SuggestionError, match=r"^algorithm Hanging did not answer within 0.2 s$"):
+            await suggestions.ask("study", "Hanging", PROBLEM, Table(), 1)
+        assert not suggestions.pids
+
+
+async def test_many_studies_at_once_share_the_processes() -> None:
+    async with thinking() as suggestions:
+        tables = [Table() for _ in range(12)]
+        answers = await asyncio.gather(
+            *(suggestions.ask(f"study {n}", "Hyperband", PROBLEM, table, 2) for n, table in enumerate(tables))
+        )
+        assert len({repr(answer) for answer in answers}) == 1
+        assert len(suggestions.pids) == 2
+
+
+async def test_an_ask_that_nobody_waits_for_spoils_nothing() -> None:
+    table = Table()
+    async with thinking(command=ODD, processes=1) as suggestions:
+        table.add(await suggestions.ask("study", "Telling", PROBLEM, table, 1))
+        await suggestions.ask("study", "Telling", PROBLEM, table, 1)
+        (pid,) = suggestions.pids
+        os.kill(pid, signal.SIGSTOP)
+        given_up = asyncio.create_task(suggestions.ask("study", "Telling", PROBLEM, table, 1))
+        await until(lambda: len(table.read) == 3)
+        given_up.cancel()
+        await asyncio.wait({given_up})
+        os.kill(pid, signal.SIGCONT)
+        # Not the other one's answer: its own, after that.
+        (one,) = (await suggestions.ask("study", "Telling", PROBLEM, table, 1)).suggestions
+        assert (one.notes["pid"], one.notes["asks"]) == (pid, 3)
+
+
+async def test_what_libraries_print_is_logged_and_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with thinking(command=ODD) as suggestions:
+        answer = await suggestions.ask("study", "Loud", PROBLEM, Table(), 1)
+        assert [one.place for one in answer.suggestions] == [(0,)]
+        await until(lambda: "from a child" in caplog.text)
+        for _ in range(10):
+            await suggestions.ask("study", "Loud", PROBLEM, Table(), 1)
+    assert caplog.text.count("no JSON at all") <= 11 * LOGGED_LINES
+
+
+async def test_errors_fail_the_study_with_their_text() -> None:
+    async with thinking(command=ODD, memory_bytes=1024**3) as suggestions:
+        with pytest.raises(SuggestionError, match=r"^algorithm Raising: ZeroDivisionError: nothing to divide by$"):
+            await suggestions.ask("study", "Raising", PROBLEM, Table(), 1)
+        with pytest.raises(SuggestionError, match=r"^algorithm Eating: it needs more memory than it may have$"):
+            await suggestions.ask("study", "Eating", PROBLEM, Table(), 1)
+        with pytest.raises(SuggestionError, match="MinResource: 9 is not valid"):
+            wrong = replace(PROBLEM, settings={**HYPERBAND, "ResourceValue": 3, "MinResource": 9})
+            await suggestions.ask("study", "Hyperband", wrong, Table(), 1)
+        assert (await suggestions.ask("study", "Hyperband", PROBLEM, Table(), 1)).suggestions
+        assert len(suggestions.pids) == 1
+
+
+async def test_a_process_that_nobody_asks_ends() -> None:
+    async with thinking(idle_seconds=0.01) as suggestions:
+        table = Table()
+        table.add(await suggestions.ask("study", "Hyperband", PROBLEM, table, 2))
+        await until(lambda: not suggestions.pids)
+        assert await suggestions.ask("study", "Hyperband", PROBLEM, table, 2) == make_algorithm(
+            "Hyperband", PROBLEM
+        ).ask(tuple(table.trials), 2)
+
+
+async def test_a_process_that_cannot_be_started_is_worth_another_try() -> None:
+    async with thinking(command=("/nowhere/python",)) as suggestions:
+        with pytest.raises(OSError, match="nowhere"):
+            await suggestions.ask("study", "Hyperband", PROBLEM, Table(), 1)
+
+
+async def test_it_sees_nothing_of_the_platforms_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLMESH_DATABASE_URL", "postgresql://secret")
+    monkeypatch.setenv("PGPASSWORD", "secret")
+    async with thinking() as suggestions:
+        await suggestions.ask("study", "Hyperband", PROBLEM, Table(), 1)
+        environment = Path(f"/proc/{suggestions.pids[0]}/environ").read_bytes()
+        assert b"secret" not in environment
+        assert b"OMP_NUM_THREADS=1" in environment
+
+
+SERVICE = """
+import asyncio, sys
+from tuning_service.suggestions.built_in import BuiltInSuggestions
+sys.path.insert(0, sys.argv[1])
+from test_suggestion_processes import PROBLEM, Table
+
+async def main():
+    suggestions = BuiltInSuggestions()
+    await suggestions.ask("study", "Hyperband", PROBLEM, Table(), 1)
+    print(*suggestions.pids, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_it_outlives_no_service_that_is_killed() -> None:
+    service = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-c", SERVICE, str(Path(__file__).parent)), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert service.stdout is not None
+        pid = int(await service.stdout.readline())
+        assert is_running(pid)
+    finally:
+        service.kill()
+        await service.communicate()
+    await until(lambda: not is_running(pid))

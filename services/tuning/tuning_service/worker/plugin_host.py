@@ -1,0 +1,317 @@
+"""`python plugin_host.py PARENT`: runs one algorithm that a user installed, for one study.
+
+Standard library only, one file, and nothing newer than Python 3.6: it runs in the interpreter that the user named.
+Reads lines of JSON and answers each with one:
+
+    {"do": "make", "name", "folder", "hyper_parameters", "parameters", "log_level", "memory_bytes", "file_bytes"}
+    {"do": "restore", "state": path}                        -> {"restored": bool}
+    {"do": "search", "count", "results", "seconds", "state": path or null} -> {"values": [...], "saved": bool}
+
+Any of them may be answered with {"error": text, "where": "optimizer.py, line 3, in search"}.
+
+Two processes: this one only waits. When the other one, where the algorithm runs, or our parent has ended, it kills all
+that the algorithm started, also what tried to get away from it, and ends.
+"""
+
+import ctypes
+import faulthandler
+import json
+import logging
+import numbers
+import os
+import pickle
+import resource
+import signal
+import sys
+import traceback
+import types
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
+MAX_STATE_BYTES = 64 * 1024 * 1024
+NICENESS = 5
+
+
+class BasePluginOptimizer:
+    """What an algorithm is derived from."""
+
+    def __init__(self, name: str, hyper_parameters: Any, **kwargs: str) -> None:
+        self.name = name
+        self.hyper_parameters = hyper_parameters
+        self.kwargs = kwargs
+
+    def search(self, number_samples: int, last_exp_results: Any) -> Any:
+        """The next `number_samples` sets of parameters, [{name: value}]; fewer or none when there are no more."""
+        raise NotImplementedError("search")
+
+    def get_state(self) -> Any:
+        """What `set_state` of another object needs to go on from here."""
+        return {}
+
+    def set_state(self, state_dict: Any) -> None:
+        """Go on from that."""
+
+
+def offer_modules(log_level: str) -> None:
+    """`plugins.core.logger` and `plugins.core.base_plugin_opt`, without files."""
+    modules: Any = {}
+    for name in ("plugins", "plugins.core", "plugins.core.logger", "plugins.core.base_plugin_opt"):
+        modules[name] = sys.modules[name] = types.ModuleType(name)
+        parent, _, last = name.rpartition(".")
+        if parent:
+            setattr(modules[parent], last, modules[name])
+    for name in ("plugins", "plugins.core"):
+        modules[name].__path__ = []
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    logger = logging.getLogger("plugins")
+    logger.setLevel(log_level)
+    modules["plugins.core.logger"].logger = logger
+    modules["plugins.core.base_plugin_opt"].BasePluginOptimizer = BasePluginOptimizer
+
+
+class Host:
+    """Answers what is asked about one algorithm."""
+
+    def __init__(self) -> None:
+        self.folder = ""
+        self.make: Any = None
+        self.optimizer: Any = None
+
+    def do(self, message: Any) -> Any:
+        return getattr(self, "do_" + message.pop("do"))(**message)
+
+    def do_make(
+        self,
+        name: str,
+        folder: str,
+        hyper_parameters: Any,
+        parameters: Any,
+        log_level: str,
+        memory_bytes: int,
+        file_bytes: int,
+    ) -> Any:
+        for kind, most in (
+            (resource.RLIMIT_CORE, 0),
+            # Of its own, beside what libraries map.
+            (resource.RLIMIT_DATA, memory_bytes),
+            (resource.RLIMIT_FSIZE, file_bytes),
+        ):
+            resource.setrlimit(kind, (most, most))
+        # A file that is too large is an error then, not a death.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        self.folder = folder
+        os.chdir(folder)
+        sys.path.insert(0, folder)
+        sys.dont_write_bytecode = True
+        offer_modules(log_level)
+        import optimizer  # type: ignore[import-not-found]
+
+        if not hasattr(optimizer, "PluginOptimizer"):
+            raise AttributeError("optimizer.py has no class PluginOptimizer")
+        # A copy each time: an algorithm may change what it is given.
+        given = json.dumps([hyper_parameters, parameters])
+
+        def make() -> Any:
+            hyper_parameters, parameters = json.loads(given)
+            return optimizer.PluginOptimizer(name, hyper_parameters, **parameters)
+
+        self.make = make
+        self.optimizer = make()
+        return {}
+
+    def do_restore(self, state: str) -> Any:
+        if not self.has_state():
+            return {"restored": False}
+        try:
+            self.optimizer.set_state(pickle.loads(Path(state).read_bytes()))
+        except Exception:
+            traceback.print_exc()
+            self.optimizer = self.make()
+            return {"restored": False}
+        return {"restored": True}
+
+    def do_search(self, count: int, results: Any, seconds: float, state: Any) -> Any:
+        # Where it was when it took too long.
+        faulthandler.dump_traceback_later(seconds)
+        try:
+            values = values_of(self.optimizer.search(count, results))
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        return {"values": values, "saved": bool(state) and self.has_state() and self.save(state)}
+
+    def has_state(self) -> bool:
+        kind = type(self.optimizer)
+        return all(
+            getattr(kind, name, None) not in (None, getattr(BasePluginOptimizer, name))
+            for name in ("get_state", "set_state")
+        )
+
+    def save(self, path: str) -> bool:
+        """True when its state is on disk, whole."""
+        draft = Path(path + ".draft")
+        try:
+            content = pickle.dumps(self.optimizer.get_state(), protocol=4)
+            if len(content) > MAX_STATE_BYTES:
+                raise ValueError(f"its state is larger than {MAX_STATE_BYTES} bytes")
+            with draft.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except Exception:
+            # It is played back then.
+            traceback.print_exc()
+            return False
+        return True
+
+
+def values_of(found: Any) -> Any:
+    """What `search` returned as JSON can hold it; TypeError when it is something else."""
+    if found is None:
+        return []
+    if not isinstance(found, (list, tuple)):
+        raise TypeError(f"search() returned {type(found).__name__}, not a list of {{parameter: value}}")
+    values = []
+    for index, one in enumerate(found):
+        if not isinstance(one, dict):
+            raise TypeError(f"search() returned a list whose item {index} is no dict but {type(one).__name__}")
+        values.append({str(name): plain(name, value) for name, value in one.items()})
+    return values
+
+
+def plain(name: Any, value: Any) -> Any:
+    """A number or text; those of libraries, too."""
+    if hasattr(value, "item") and not isinstance(value, (str, numbers.Number)):
+        value = value.item()
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise TypeError(f"search() returned {type(value).__name__} for {name}, not a number or a text")
+
+
+def place_of(error: BaseException, folder: str) -> str:
+    """The last line of the algorithm's own files that an error came through."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}, line {error.lineno}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if folder and frame.filename.startswith(folder):
+            return f"{os.path.relpath(frame.filename, folder)}, line {frame.lineno}, in {frame.name}"
+    return ""
+
+
+def text_of(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "MemoryError: it needs more memory than it may have"
+    return f"{type(error).__name__}: {error}"[:1000]
+
+
+def serve(asks: BinaryIO, answers: BinaryIO) -> None:
+    host = Host()
+    for line in asks:
+        try:
+            answer = json.dumps(host.do(json.loads(line.decode())))
+            if len(answer) > MAX_ANSWER_BYTES:
+                raise ValueError(f"search() returned more than {MAX_ANSWER_BYTES} characters")
+        except BaseException as error:
+            traceback.print_exc()
+            answer = json.dumps({"error": text_of(error), "where": place_of(error, host.folder)})
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        answers.write(answer.encode() + b"\n")
+        answers.flush()
+
+
+def run() -> None:
+    """The process of the algorithm."""
+    os.setsid()
+    os.nice(NICENESS)
+    asks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    sys.stdin = os.fdopen(0)
+    # Line by line: what it said last counts when it does not come to its end.
+    sys.stdout = os.fdopen(1, "w", buffering=1, errors="backslashreplace")
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")
+    serve(asks, answers)
+
+
+def die_with(parent: int, number: int) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def children() -> Any:
+    """Processes whose parent we are."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                text = (entry / "stat").read_text(errors="replace")
+            except OSError:
+                continue
+            if int(text[text.rindex(")") + 2 :].split()[1]) == os.getpid():
+                found.append(int(entry.name))
+    return found
+
+
+def end_children() -> None:
+    """Kill until there is nobody; whose parent was killed has become our child."""
+    while True:
+        for pid in children():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def guard(host: int) -> int:
+    """Wait until `host` has ended or we shall; the code that says how."""
+    while True:
+        if signal.sigwait({signal.SIGTERM, signal.SIGCHLD}) == signal.SIGTERM:
+            return 0
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return 1
+            if pid == 0:
+                break
+            if pid == host:
+                return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def main() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})
+    die_with(int(sys.argv[1]), signal.SIGTERM)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    guard_pid = os.getpid()
+    host = os.fork()
+    if host == 0:
+        code = 1
+        try:
+            die_with(guard_pid, signal.SIGKILL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGCHLD})
+            run()
+            code = 0
+        finally:
+            os._exit(code)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    code = guard(host)
+    end_children()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""`python -m tuning_service.worker.suggest PARENT MEMORY_BYTES`: thinks out what studies shall try next.
+
+Reads a line of JSON for each ask and answers with one:
+
+    {"study": uid, "algorithm": name, "problem": {...}, "since": n, "until": m, "trials": [...], "count": k}
+    {"suggestions": [...], "exhausted": false} | {"error": text} | {"need": "all"}
+
+`trials` are what changed after the change `since`, 0 being everything. What this process knows of a study is a cache:
+it asks for all of them when it does not know the study as of then. It ends with its input, and with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO
+
+from tuning_service.algorithms.base import Evaluation
+from tuning_service.algorithms.registry import make_algorithm
+from tuning_service.domain.problem_form import answer_form, read_evaluation, read_problem
+
+KEPT_STUDIES = 8
+MAX_ERROR_CHARACTERS = 1000
+_PR_SET_PDEATHSIG = 1
+
+
+class Thinker:
+    """Answers asks; knows the studies that it was asked about last."""
+
+    def __init__(self, kept_studies: int = KEPT_STUDIES) -> None:
+        self._kept = kept_studies
+        self._studies: OrderedDict[str, _Study] = OrderedDict()
+
+    def answer(self, ask: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a message; whatever goes wrong becomes one, too."""
+        uid = ask["study"]
+        # It comes back when all has gone well.
+        study = self._studies.pop(uid, None)
+        if ask["since"] == 0:
+            study = None
+        elif study is None or study.change != ask["since"]:
+            return {"need": "all"}
+        try:
+            if study is None or not study.is_of(ask):
+                study = _Study(ask, study.trials if study else [])
+            study.take(map(read_evaluation, ask["trials"]), ask["until"])
+            answer = answer_form(study.algorithm.ask(tuple(study.trials), ask["count"]))
+        except MemoryError:
+            traceback.print_exc()
+            return {"error": "it needs more memory than it may have"}
+        except Exception as error:
+            traceback.print_exc()
+            return {"error": f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARACTERS]}
+        self._studies[uid] = study
+        while len(self._studies) > self._kept:
+            self._studies.popitem(last=False)
+        return answer
+
+
+class _Study:
+    def __init__(self, ask: Mapping[str, Any], trials: Iterable[Evaluation]) -> None:
+        self._name, self._problem = ask["algorithm"], ask["problem"]
+        self.algorithm = make_algorithm(self._name, read_problem(self._problem))
+        self.trials: list[Evaluation] = []
+        self._places: dict[int, int] = {}
+        self.change = 0
+        self.take(trials, 0)
+
+    def is_of(self, ask: Mapping[str, Any]) -> bool:
+        """False when the study is told otherwise now, such as with more trials."""
+        return (self._name, self._problem) == (ask["algorithm"], ask["problem"])
+
+    def take(self, trials: Iterable[Evaluation], change: int) -> None:
+        """Know what changed."""
+        for trial in trials:
+            place = self._places.setdefault(trial.number, len(self.trials))
+            if place < len(self.trials):
+                self.trials[place] = trial
+            else:
+                self.trials.append(trial)
+        self.change = change
+
+
+def serve(asks: BinaryIO, answers: BinaryIO) -> None:
+    """Answer each line of `asks` until there is none."""
+    thinker = Thinker()
+    for line in asks:
+        answers.write(json.dumps(thinker.answer(json.loads(line))).encode() + b"\n")
+        answers.flush()
+
+
+def main() -> None:
+    parent, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)
+    # A service that is interrupted ends this process itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Libraries may print, and read, whatever they like.
+    with os.fdopen(os.dup(0), "rb") as asks, os.fdopen(os.dup(1), "wb") as answers:
+        with open(os.devnull, "rb") as nothing:  # noqa: PTH123
+            os.dup2(nothing.fileno(), 0)
+        os.dup2(2, 1)
+        serve(asks, answers)
+
+
+if __name__ == "__main__":
+    main()
