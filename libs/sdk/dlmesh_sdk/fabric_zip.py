@@ -8,7 +8,9 @@ Beside these two it holds packages of ours only, so that it hides none of a prog
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import io
 import os
 import sys
 import zipfile
@@ -33,12 +35,20 @@ def make_fabric_home(folder: Path) -> Path:
 def write_fabric_zip(file: Path) -> None:
     """Write the modules as they are imported here, whole or not at all."""
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    with zipfile.ZipFile(draft, "w") as archive:
+    draft.write_bytes(packed())
+    draft.replace(file)
+
+
+@functools.cache
+def packed() -> bytes:
+    """The content of fabric.zip. A process that forks ranks calls it before: it takes as long as all else of a start."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
         for name, source in sorted(_sources()):
             entry = zipfile.ZipInfo(name, _DATE)
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, source.read_bytes())
-    draft.replace(file)
+    return content.getvalue()
 
 
 def _sources() -> Iterator[tuple[str, Path]]:

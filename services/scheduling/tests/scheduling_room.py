@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc, scheduling_pb2_grpc
+from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc, scheduling_pb2_grpc, trials_pb2_grpc
 from scheduling_service.wiring import LocalSettings, build
 from testkit.services import running, settings_for
 
@@ -28,6 +28,7 @@ async def service(
         yield SimpleNamespace(
             jobs=client.stub(JobStub),
             scheduler=client.stub(scheduling_pb2_grpc.SchedulerServiceStub),
+            trials=client.stub(trials_pb2_grpc.TrialServiceStub),
             execs=client.stub(scheduling_pb2_grpc.ExecServiceStub),
             groups=client.stub(scheduling_pb2_grpc.InstanceGroupServiceStub),
             port=client.port,

@@ -15,7 +15,7 @@ from scheduling_service.domain.instance_group import InstanceGroup
 from scheduling_service.usecases.exec_ports import ExecFolders, Execs, Submit, Upload
 from scheduling_service.usecases.prepare_exec import ExecRequest, PrepareExec, TrialParts, as_submitter_knows
 from scheduling_service.usecases.start_exec import InFlight, StartExec
-from scheduling_service.usecases.submit_job import SubmitJob
+from scheduling_service.usecases.submit_job import MAX_TEXT_BYTES, SubmitJob
 
 MAX_OWNER_CHARACTERS = 128
 MAX_CONFIG_BYTES = 1024 * 1024
@@ -141,6 +141,8 @@ def check_trial(owner: str, request: ExecRequest) -> None:
     if not owner.strip() or len(owner) > MAX_OWNER_CHARACTERS or "\0" in owner:
         raise invalid("owner", owner, f"the name of a user, 1 to {MAX_OWNER_CHARACTERS} characters")
     trial = request.trial or TrialParts()
+    if len(trial.study.encode()) > MAX_TEXT_BYTES or "\0" in trial.study:
+        raise invalid("study", trial.study, f"at most {MAX_TEXT_BYTES} bytes, none of them 0")
     if len(trial.config_json.encode()) > MAX_CONFIG_BYTES:
         raise invalid("config_json", trial.config_json, f"at most {MAX_CONFIG_BYTES} bytes")
     size = 0

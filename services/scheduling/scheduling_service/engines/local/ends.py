@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 
@@ -23,10 +24,10 @@ class KeeperEnds:
             return
         try:
             descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self.tell()
-            return
-        except OSError:
+        except OSError as error:
+            # Without one in this process, or in the kernel, attempts are looked at all the same.
+            if error.errno in (errno.ESRCH, errno.EINVAL):
+                self.tell()
             return
         self._descriptors[pid] = descriptor
         asyncio.get_running_loop().add_reader(descriptor, self._ended, pid)

@@ -226,11 +226,20 @@ class _Gang:
     def _kill_leftovers(self) -> None:
         """What the ranks started and left behind, also in sessions of its own."""
         deadline = time.monotonic() + LEFTOVER_GRACE_SECONDS
-        while leftovers := processes.descendants(os.getpid()):
+        # Orphans are our children: without any there is nothing below us, and no need to look at all processes.
+        while self._has_children() and (leftovers := processes.descendants(os.getpid())):
             late = time.monotonic() > deadline
             processes.send_signal(leftovers, signal.SIGKILL if late else signal.SIGTERM)
             signal.sigtimedwait(_AWAITED, 0.05)
             self._reap()
+
+    @staticmethod
+    def _has_children() -> bool:
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return True
 
     def _reap(self) -> None:
         while True:

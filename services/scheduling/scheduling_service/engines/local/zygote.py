@@ -17,6 +17,7 @@ import socket
 import struct
 import sys
 import traceback
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def serve(address: Path, service: int) -> None:
     # As the parent says, not as we see it: it may have been killed before we came to look.
     processes.die_with_parent(service)
     _import_everything()
+    _forget_own_end()
     # Objects that live now are never collected, so their pages stay shared with what is forked.
     gc.collect()
     gc.freeze()
@@ -77,6 +79,16 @@ def _import_everything() -> None:
 
                 deepspeed_on_cpu.install()
         importlib.import_module(module)
+    from dlmesh_sdk import fabric_zip
+
+    fabric_zip.packed()
+
+
+def _forget_own_end() -> None:
+    """What libraries that are imported here want done at the end of the process they mean for this one, not for each
+    fork of it: torch takes its operators apart one by one, which takes longer than a whole start."""
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
 
 
 def _fork_keeper(directory: Path, inherited: tuple[socket.socket, ...]) -> int:
