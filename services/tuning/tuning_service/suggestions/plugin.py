@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -80,7 +81,7 @@ class PluginSuggestions:
         python_of: Callable[[InstalledAlgorithm], str] = lambda _: "",
         limits: PluginLimits = PluginLimits(),
     ) -> None:
-        self._root, self._folder_of, self._python_of, self._limits = root, folder_of, python_of, limits
+        self._root, self.folder_of, self._python_of, self._limits = root, folder_of, python_of, limits
         self._hosts: dict[str, _Host] = {}
         self._endings: set[asyncio.Task[None]] = set()
 
@@ -103,13 +104,13 @@ class PluginSuggestions:
                     try:
                         return await asking.answer(history, count)
                     except ProcessEndedError as error:
-                        await self._end(host)
+                        await self.end(host)
                         # Killed by somebody who needed its memory, perhaps.
                         if is_last or error.code not in _KILLED:
                             raise SuggestionError(asking.failure(f"its process {_ended(error)}", error.said)) from error
                 raise AssertionError
             except BaseException:
-                await self._end(host)
+                await self.end(host)
                 raise
             finally:
                 self._rest(study.uid, host)
@@ -119,7 +120,7 @@ class PluginSuggestions:
         if host := self._hosts.pop(study_uid, None):
             if host.ending:
                 host.ending.cancel()
-            await self._end(host)
+            await self.end(host)
 
     async def close(self) -> None:
         """End all processes."""
@@ -152,7 +153,7 @@ class PluginSuggestions:
         return {
             "do": "make",
             "name": algorithm.name,
-            "folder": str(self._folder_of(algorithm)),
+            "folder": str(self.folder_of(algorithm)),
             "hyper_parameters": hyper_parameters(study.request),
             "parameters": {name: str(value) for name, value in problem.settings.items()},
             "log_level": algorithm.log_level.upper(),
@@ -180,7 +181,8 @@ class PluginSuggestions:
         if len(running) >= self._limits.processes:
             await self.forget(min(running, key=lambda uid: self._hosts[uid].used_at))
 
-    async def _end(self, host: _Host) -> None:
+    async def end(self, host: _Host) -> None:
+        """End its process."""
         process, host.process = host.process, None
         host.asks = host.change = 0
         host.batch = {}
@@ -216,7 +218,7 @@ class _Asking:
             is_written = host.asks == 0 or asks[host.asks]
             if max(asks) != host.asks or not is_written or not host.process.is_running:
                 # What it answered last was never written down, or it has gone.
-                await self._owner._end(host)
+                await self._owner.end(host)
         if host.process is None:
             asks = {}
             await self._learn(history, 0, asks)
@@ -263,7 +265,7 @@ class _Asking:
         notes = {"ask": number, "asked": count}
         if not found:
             # There may be another search, with a bigger budget: it is asked as if this one had not been.
-            await self._owner._end(host)
+            await self._owner.end(host)
         return Answer([Suggestion((), notes, values) for values in found], is_exhausted=not found)
 
     def _question(self, count: int, batch: Mapping[int, Evaluation], state: Path | None) -> dict[str, Any]:
@@ -282,8 +284,11 @@ class _Asking:
         try:
             answer = await process.ask(message, self._owner.ask_seconds)
         except TimeoutError as error:
-            text = f"{doing} took longer than {self._owner.ask_seconds:g} s"
-            raise SuggestionError(self.failure(text, process.said)) from error
+            # With what it has said until then.
+            await self._owner.end(self._host)
+            where = _place_in(process.said, self._owner.folder_of(self._algorithm))
+            text = f"{doing} took longer than {self._owner.ask_seconds:g} s{where}"
+            raise SuggestionError(self.failure(text, "" if where else process.said)) from error
         except WrongAnswerError as error:
             raise SuggestionError(self.failure(f"its process {error}", process.said)) from error
         if "error" not in answer:
@@ -298,6 +303,12 @@ class _Asking:
         """For people."""
         text = f"algorithm {self._algorithm.name}: {what}"
         return f"{text}; it printed last: {said[-SHOWN_OUTPUT:].strip()}" if said.strip() else text
+
+
+def _place_in(said: str, folder: Path) -> str:
+    """Where an algorithm was when it was told to say so: the innermost line of its own files."""
+    found = re.search(rf'File "{re.escape(str(folder))}/(.+)", line (\d+) in (.+)', said)
+    return f" ({found[1]}, line {found[2]}, in {found[3]})" if found else ""
 
 
 def _ended(error: ProcessEndedError) -> str:
