@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from servicekit.archives import ArchiveLimits
 from servicekit.database import Database
 from servicekit.reconcile import ReconcileLoop
 from servicekit.settings import ServiceSettings
@@ -17,7 +18,6 @@ from scheduling_service.storage.exec_folders import DiskExecFolders
 from scheduling_service.storage.exec_logs import DiskExecLogs
 from scheduling_service.storage.exec_results import DiskExecResults
 from scheduling_service.storage.execs import SqlExecs
-from scheduling_service.storage.model_archives import ArchiveLimits
 from scheduling_service.storage.stored_uploads import DiskStoredUploads
 from scheduling_service.storage.trial_files import DiskTrialFiles
 from scheduling_service.usecases.delete_exec import DeleteAllExecs, DeleteExec

@@ -21,7 +21,6 @@ from scheduling_service.storage.exec_results import DiskExecResults
 from scheduling_service.storage.execs import SqlExecs
 from scheduling_service.storage.groups import LOCAL_ID, SqlGroups
 from scheduling_service.storage.jobs import SqlJobs
-from scheduling_service.storage.model_archives import ArchiveLimits
 from scheduling_service.usecases.delete_exec import DeleteAllExecs
 from scheduling_service.usecases.delete_job import DeleteJob
 from scheduling_service.usecases.exec_ports import UploadedFile
@@ -33,6 +32,7 @@ from scheduling_service.usecases.stop_job import StopJob
 from scheduling_service.usecases.submit_job import SubmitJob
 from scheduling_service.usecases.tend_execs import TendExecs
 from scheduling_service.wiring import MIGRATIONS
+from servicekit.archives import ArchiveLimits
 from servicekit.database import Database
 from servicekit.errors import ServiceError, invalid
 from servicekit.reconcile import Next

@@ -20,7 +20,6 @@ from scheduling_service.storage.exec_results import DiskExecResults
 from scheduling_service.storage.execs import SqlExecs
 from scheduling_service.storage.groups import LOCAL_ID, SqlGroups
 from scheduling_service.storage.jobs import SqlJobs
-from scheduling_service.storage.model_archives import ArchiveLimits
 from scheduling_service.storage.stored_uploads import DiskStoredUploads
 from scheduling_service.usecases.delete_exec import DeleteAllExecs
 from scheduling_service.usecases.delete_job import DeleteJob
@@ -32,6 +31,7 @@ from scheduling_service.usecases.submit_job import SubmitJob
 from scheduling_service.usecases.tend_execs import TendExecs
 from scheduling_service.usecases.tend_trials import DeleteTrials
 from scheduling_service.wiring import MIGRATIONS
+from servicekit.archives import ArchiveLimits
 from servicekit.database import Database
 from servicekit.errors import Code, ServiceError
 from servicekit.reconcile import Next

@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from servicekit.archives import ArchiveLimits, checked_parts, refused, unpack
 from servicekit.errors import invalid
 from servicekit.folders import copy_file, remove_folder, sync_folder, write_file
 
 from scheduling_service.domain.exec_arguments import ExecArguments
 from scheduling_service.domain.exec_spec import ExecSpec
-from scheduling_service.storage.model_archives import ArchiveLimits, checked_parts, refused, unpack
 from scheduling_service.usecases.exec_ports import UploadedFile
 
 CODE, RESULTS, LOG, SPEC = "code", "results", "log", "spec.json"

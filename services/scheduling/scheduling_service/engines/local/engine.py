@@ -204,10 +204,11 @@ class LocalEngine(Engine):
                     writer.close()
         except (OSError, TimeoutError):
             return False
-        word, _, keeper = answer.decode().strip().partition(" ")
-        if word != "started":
+        word, _, keeper = answer.strip().partition(b" ")
+        if word != b"started":
             return False
-        self._ends.watch(int(keeper))
+        if keeper.isdigit():
+            self._ends.watch(int(keeper))
         return True
 
     def _is_pool(self, writer: asyncio.StreamWriter) -> bool:
