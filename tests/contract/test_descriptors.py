@@ -21,10 +21,12 @@ EXTRA_OPERATIONS = {row["operationId"]: row for row in table("extra_operations")
 EMPTY, TEXT, STRUCT = "google.protobuf.Empty", "google.protobuf.StringValue", "google.protobuf.Struct"
 HTTP_BODY = "google.api.HttpBody"
 INTERNAL_SERVICES = {
+    "dlmesh.models.v1.HyperparameterService",
     "dlmesh.scheduling.v1.JobService",
     "dlmesh.scheduling.v1.TrialService",
     "dlmesh.settings.v1.SettingsService",
     "dlmesh.training.v1.MetricService",
+    "dlmesh.training.v1.TrainingTrialService",
     "envoy.service.auth.v3.Authorization",
 }
 # The reference says nothing; we answer with the task (data/operations.tsv keeps the reference's word).
