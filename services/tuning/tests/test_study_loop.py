@@ -151,6 +151,17 @@ async def test_everything_tried_ends_a_search(room: StudiesRoom) -> None:
     assert sorted(trial.values["rate"] for trial in await room.trials(uid)) == [0.1, 0.2, 0.3]
 
 
+async def test_points_to_begin_with_are_tried_first(room: StudiesRoom) -> None:
+    points = [{"rate": 0.5}, {"rate": 0.3}, {"rate": 0.1}]
+    uid = await room.add(request=request_of(maxJobNum=6, maxParalleJob=2, startPoints=points, algorithm="Tpe"))
+    study = await room.to_the_end(uid)
+    trials = await room.trials(uid)
+    assert [trial.values for trial in trials[:3]] == points
+    assert (study.counts.finished, study.best, study.best_loss) == (6, 2, 0.0)
+    # The algorithm knows of them.
+    assert [trial.place for trial in trials[:3]] == [(0.5,), (0.3,), (0.1,)]
+
+
 async def test_experiments_are_run_as_given(room: StudiesRoom) -> None:
     given = [
         {"id": 10 + index, "hyperParams": [{"name": "rate", "dataType": "double", "fixedVal": rate}]}

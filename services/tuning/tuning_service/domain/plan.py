@@ -60,6 +60,8 @@ class AlgorithmFacts(Protocol):
     def needs_resource(self) -> bool: ...
     @property
     def max_objectives(self) -> int: ...
+    @property
+    def takes_start_points(self) -> bool: ...
 
     def read_settings(self, given: Mapping[str, str]) -> Mapping[str, Any]:
         """`algoParams`, typed and complete; 400."""
@@ -148,7 +150,7 @@ def read_plan(tree: Fields, algorithm: AlgorithmFacts, *, experiment_parameters:
             settings=settings,
             objectives=_objectives(settings_tree, algorithm),
             warm_start=_warm_start(settings_tree),
-            start_points=_start_points(settings_tree, space),
+            start_points=_start_points(settings_tree, space, algorithm),
             additional_metrics=_additional(settings_tree),
         ),
     )
@@ -210,9 +212,11 @@ def _warm_start(tree: Fields) -> list[str]:
     return names
 
 
-def _start_points(tree: Fields, space: Space) -> list[Mapping[str, Value]]:
-    """Trials to begin with; a parameter that one leaves out takes part in the search's own first trials."""
+def _start_points(tree: Fields, space: Space, algorithm: AlgorithmFacts) -> list[Mapping[str, Value]]:
+    """Trials to begin with, each with a value of every parameter that is searched."""
     points = tree.objects("startPoints")
+    if points and not algorithm.takes_start_points:
+        raise invalid(tree.place("startPoints"), f"{len(points)} points", f"none with {algorithm.name}")
     if len(points) > MAX_START_POINTS:
         raise invalid(tree.place("startPoints"), f"{len(points)} points", f"at most {MAX_START_POINTS}")
     by_name = {dimension.name: dimension for dimension in space.dimensions}

@@ -35,6 +35,11 @@ class BuiltIn:
     def max_objectives(self) -> int:
         return self.entry.max_objectives
 
+    @property
+    def takes_start_points(self) -> bool:
+        # Trials of the others mean more than their parameters.
+        return not self.takes_experiments and not self.needs_resource
+
     def read_settings(self, given: Mapping[str, str]) -> Mapping[str, Any]:
         return registry.read_settings(self.entry, given)
 
@@ -47,6 +52,7 @@ class Plugin:
     takes_experiments = False
     needs_resource = False
     max_objectives = 1
+    takes_start_points = False
 
     @property
     def name(self) -> str:

@@ -187,6 +187,16 @@ class Algorithms(Protocol):
         """Remove it; None when there is none."""
 
 
+class PluginFolders(Protocol):
+    """Copies of installed algorithms on disk. Blocking; OSError for a disk in trouble."""
+
+    def install(self, algorithm: InstalledAlgorithm, upload: Path | None) -> None:
+        """Keep a copy of the algorithm's path, or of an upload; 400 for one that cannot be used."""
+
+    def remove(self, uid: str) -> None:
+        """Remove the copy; nothing when it is gone."""
+
+
 class StudyFolders(Protocol):
     """The folders of studies below `$DLMESH_HOME/tuning`. Blocking; OSError for a disk in trouble."""
 

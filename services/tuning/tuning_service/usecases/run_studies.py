@@ -19,7 +19,7 @@ from tuning_service.domain.study import Kind, Status, Study, Trial, TrialStatus
 from tuning_service.usecases.follow_trials import FollowTrials
 from tuning_service.usecases.ports import Algorithms, Jobs, Studies, SuggestionError, Suggestions, Wake
 from tuning_service.usecases.start_hyper_search import read_request
-from tuning_service.usecases.trials import TrialHistory, made_trials, problem_of
+from tuning_service.usecases.trials import TrialHistory, given_trials, made_trials, problem_of
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +161,9 @@ class RunStudies:
     async def _fill(self, study: Study, plan: Plan, room: int) -> Next:
         """Ask, and write down what was answered."""
         counts = study.counts
+        if given := given_trials(study, plan, room, _made_uid):
+            await self._studies.append(study.uid, counts.trials, given, is_exhausted=False)
+            return Next.AT_ONCE
         if self._waiting.get(study.uid) == (counts.trials, counts.ended):
             return Next.SOON
         if study.uid not in self._asks or self._asks[study.uid][0] != counts.trials:
@@ -178,7 +181,7 @@ class RunStudies:
         except SuggestionError as error:
             self._failures[study.uid] = str(error)
             return Next.AT_ONCE
-        trials = made_trials(study, plan, answer, lambda: uuid4().hex)
+        trials = made_trials(study, plan, answer, _made_uid)
         if not trials and not answer.is_exhausted:
             self._waiting[study.uid] = (counts.trials, counts.ended)
             return Next.SOON
@@ -221,3 +224,7 @@ class RunStudies:
         self._cancel_ask(uid)
         self._follow.forget(uid)
         await self._suggestions.forget(uid)
+
+
+def _made_uid() -> str:
+    return uuid4().hex
