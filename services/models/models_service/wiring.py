@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from dlmesh.models.v1 import models_pb2_grpc
+from dlmesh.models.v1 import hyperparameters_pb2_grpc, models_pb2_grpc
 from servicekit.channels import Channels
 from servicekit.database import Database
 from servicekit.paths import DataRoots
@@ -14,6 +14,7 @@ from servicekit.server import Application
 from servicekit.settings import ServiceSettings
 from servicekit.weight_paths import WeightPaths
 
+from models_service.api.hyperparameter_servicer import HyperparameterServicer
 from models_service.api.servicers import FrameworkServicer, ModelServicer, ModelTemplateServicer
 from models_service.clients.activity import ActivityClient
 from models_service.clients.datasets import DatasetsClient
@@ -23,6 +24,7 @@ from models_service.storage.catalog import SqlCatalog
 from models_service.usecases.models import Models
 from models_service.usecases.ports import Activity, Datasets, InstanceGroups
 from models_service.usecases.removals import Removals
+from models_service.usecases.settle_hyperparameters import SettleHyperparameters
 from models_service.usecases.templates import Templates
 from models_service.usecases.weights import Weights
 
@@ -72,6 +74,11 @@ def build(
                 models_pb2_grpc.add_FrameworkServiceServicer_to_server,
                 FrameworkServicer(),
                 f"{package}.FrameworkService",
+            ),
+            (
+                hyperparameters_pb2_grpc.add_HyperparameterServiceServicer_to_server,
+                HyperparameterServicer(SettleHyperparameters(catalog)),
+                f"{package}.HyperparameterService",
             ),
         ],
         loops=[removals],

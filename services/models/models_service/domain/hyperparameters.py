@@ -263,9 +263,9 @@ def settle(
             if word and (name in given or value == word):
                 settled[name] = word
         elif name in effective:
-            settled[name] = _rule(name, framework, solver, policy).read(f"{field}.{name}", value)
+            settled[name] = rule_of(name, framework, solver, policy).read(f"{field}.{name}", value)
         elif value != 0 and str(value).casefold() != "false":
-            settled[name] = _rule(name).read(f"{field}.{name}", value)
+            settled[name] = rule_of(name).read(f"{field}.{name}", value)
     return settled
 
 
@@ -324,7 +324,7 @@ def check_duration(
             raise invalid(f"{field}.maxiteration", text if "max_iter" in solver_file else "", allowed)
 
 
-def _rule(name: str, *places: str | None) -> Rule:
+def rule_of(name: str, *places: str | None) -> Rule:
     """What a field may hold; less or more in some of the `places` (framework, solver, policy)."""
     narrowed = (_NARROWED.get((name, where)) for where in places if where)
     rule = next((rule for rule in narrowed if rule), FIELDS[name])
