@@ -10,13 +10,14 @@ import pytest
 from dlmesh.datasets.v1 import datasets_pb2, datasets_pb2_grpc
 from dlmesh.inference.v1 import inference_pb2, inference_pb2_grpc
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
-from dlmesh.training.v1 import training_pb2, training_pb2_grpc
+from dlmesh.training.v1 import training_pb2, training_pb2_grpc, trials_pb2, trials_pb2_grpc
+from dlmesh.tuning.v1 import tuning_pb2, tuning_pb2_grpc
 from models_service.clients.activity import ActivityClient
 from models_service.clients.datasets import DatasetsClient
 from models_service.clients.scheduling import InstanceGroupsClient
 from models_service.usecases.ports import InstanceGroup
 from servicekit.channels import Channels
-from servicekit.errors import Code, ServiceError, invalid, not_found
+from servicekit.errors import Code, ServiceError, invalid, not_built, not_found
 from servicekit.identity import Identity, acting_as, current_identity
 from servicekit.server import Application
 from testkit.services import ALICE, BOB, running, settings_for
@@ -44,9 +45,18 @@ class PlayedRuns(
     training_pb2_grpc.TrainingServiceServicer,
     training_pb2_grpc.ValidationServiceServicer,
     inference_pb2_grpc.InferenceServiceServicer,
+    trials_pb2_grpc.TrainingTrialServiceServicer,
+    tuning_pb2_grpc.ModelTuningServiceServicer,
 ):
     def __init__(self) -> None:
-        self.statuses = {"training": "FINISHED", "validation": "FAILED", "prediction": "STOPPED"}
+        self.statuses = {
+            "tuning": "STOPPED",
+            "training": "FINISHED",
+            "validation": "FAILED",
+            "prediction": "STOPPED",
+        }
+        self.trials: list[trials_pb2.ActiveTrial] = []
+        self.has_tunings = True
 
     async def ListTrainings(
         self, request: training_pb2.ListTrainingsRequest, context: Any
@@ -56,6 +66,22 @@ class PlayedRuns(
             raise not_found("model", request.model_name)
         parameters = training_pb2.TrainingParameters(training_name="t", status=self.statuses["training"])
         yield training_pb2.TrainingDetail(parameters=parameters)
+
+    async def ListModelTunings(
+        self, request: tuning_pb2.ListModelTuningsRequest, context: Any
+    ) -> AsyncIterator[tuning_pb2.TuningDetail]:
+        current_identity().require_service()
+        if not self.has_tunings:
+            raise not_built("model tuning")
+        if request.model_name == "never":
+            raise not_found("model", request.model_name)
+        yield tuning_pb2.TuningDetail(input=tuning_pb2.TuningInput(name="t"), state=self.statuses["tuning"])
+
+    async def ListActiveTrials(
+        self, request: trials_pb2.ListActiveTrialsRequest, context: Any
+    ) -> trials_pb2.ListActiveTrialsResponse:
+        current_identity().require_service()
+        return trials_pb2.ListActiveTrialsResponse(trials=self.trials if request.model_name == "digits" else [])
 
     async def ListValidations(
         self, request: training_pb2.ListValidationsRequest, context: Any
@@ -85,10 +111,12 @@ async def channels(tmp_path: Path, runs: PlayedRuns) -> AsyncIterator[Channels]:
             (training_pb2_grpc.add_TrainingServiceServicer_to_server, runs, "trainings"),
             (training_pb2_grpc.add_ValidationServiceServicer_to_server, runs, "validations"),
             (inference_pb2_grpc.add_InferenceServiceServicer_to_server, runs, "inference"),
+            (trials_pb2_grpc.add_TrainingTrialServiceServicer_to_server, runs, "trials"),
+            (tuning_pb2_grpc.add_ModelTuningServiceServicer_to_server, runs, "tunings"),
         ],
     )
     async with running(application, settings_for("models", tmp_path)) as client:
-        peers = dict.fromkeys(("datasets", "scheduling", "training", "inference"), f"127.0.0.1:{client.port}")
+        peers = dict.fromkeys(("datasets", "scheduling", "training", "tuning", "inference"), f"127.0.0.1:{client.port}")
         channels = Channels(settings_for("models", tmp_path, peers=peers))
         yield channels
         await channels.close()
@@ -115,7 +143,7 @@ async def test_instance_groups_are_found_and_the_known_listed(channels: Channels
     assert (caught.value.code, caught.value.metadata["field"]) == (Code.INVALID_ARGUMENT, "sig")
 
 
-@pytest.mark.parametrize("kind", ["training", "validation", "prediction"])
+@pytest.mark.parametrize("kind", ["tuning", "training", "validation", "prediction"])
 @pytest.mark.parametrize("status", ["RUNNING", "SUBMITTED"])
 async def test_what_runs_is_found(channels: Channels, runs: PlayedRuns, kind: str, status: str) -> None:
     activity = ActivityClient(channels)
@@ -123,6 +151,20 @@ async def test_what_runs_is_found(channels: Channels, runs: PlayedRuns, kind: st
         assert await activity.of_model("digits") is None
         runs.statuses[kind] = status
         assert await activity.of_model("digits") == f"{kind} {kind[0]!r}"
+
+
+async def test_trials_of_tunings_are_found(channels: Channels, runs: PlayedRuns) -> None:
+    runs.trials.append(trials_pb2.ActiveTrial(trial_id="1d", study="s"))
+    with acting_as(Identity.service("models")):
+        assert await ActivityClient(channels).of_model("digits") == "a trial of tuning 's'"
+
+
+async def test_what_a_peer_does_not_serve_runs_nothing(channels: Channels, runs: PlayedRuns) -> None:
+    runs.has_tunings = False
+    with acting_as(Identity.service("models")):
+        assert await ActivityClient(channels).of_model("digits") is None
+        runs.statuses["training"] = "RUNNING"
+        assert await ActivityClient(channels).of_model("digits") == "training 't'"
 
 
 async def test_a_model_that_a_peer_never_heard_of_is_not_in_use(channels: Channels) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from dlmesh.inference.v1 import inference_pb2, inference_pb2_grpc
-from dlmesh.training.v1 import training_pb2, training_pb2_grpc
+from dlmesh.training.v1 import training_pb2, training_pb2_grpc, trials_pb2, trials_pb2_grpc
+from dlmesh.tuning.v1 import tuning_pb2, tuning_pb2_grpc
 from servicekit.channels import PATIENCE_SECONDS, Channels, call_peer
 from servicekit.errors import Code, ServiceError
 
@@ -21,7 +22,7 @@ class ActivityClient:
         self._patience_seconds = patience_seconds
 
     async def of_model(self, name: str) -> str | None:
-        """The first training, validation or prediction of `name` that waits or runs."""
+        """The first tuning, training, validation or prediction of `name` that waits or runs."""
 
         async def first_active(runs: AsyncIterator[Run]) -> str | None:
             async for run, status in runs:
@@ -29,20 +30,32 @@ class ActivityClient:
                     return run
             return None
 
-        for listing in (self._trainings, self._validations, self._predictions):
+        # Tunings first: they start trainings.
+        for listing in (self._tunings, self._trials, self._trainings, self._validations, self._predictions):
             try:
                 found = await call_peer(
                     lambda listing=listing: first_active(listing(name)),  # type: ignore[misc]
                     patience_seconds=self._patience_seconds,
                 )
             except ServiceError as error:
-                # A peer that never heard of the model has nothing of it running.
-                if error.code is not Code.NOT_FOUND:
+                # A peer that never heard of the model, or of such runs, has nothing of it running.
+                if error.code not in (Code.NOT_FOUND, Code.UNIMPLEMENTED):
                     raise
             else:
                 if found is not None:
                     return str(found)
         return None
+
+    async def _tunings(self, model: str) -> AsyncIterator[Run]:
+        stub = self._channels.stub("tuning", tuning_pb2_grpc.ModelTuningServiceStub)
+        async for detail in stub.ListModelTunings(tuning_pb2.ListModelTuningsRequest(model_name=model)):
+            yield f"tuning {detail.input.name!r}", detail.state
+
+    async def _trials(self, model: str) -> AsyncIterator[Run]:
+        stub = self._channels.stub("training", trials_pb2_grpc.TrainingTrialServiceStub)
+        answer = await stub.ListActiveTrials(trials_pb2.ListActiveTrialsRequest(model_name=model))
+        for trial in answer.trials:
+            yield f"a trial of tuning {trial.study!r}", "RUNNING"
 
     async def _trainings(self, model: str) -> AsyncIterator[Run]:
         stub = self._channels.stub("training", training_pb2_grpc.TrainingServiceStub)
