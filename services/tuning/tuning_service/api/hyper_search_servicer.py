@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from servicekit.errors import Code, ServiceError, invalid
 from servicekit.folders import remove_folder
 
 from tuning_service.api.form import receive_form
-from tuning_service.api.mapping import experiments, hyper_search_detail
-from tuning_service.domain.study import Study, TrialStatus
+from tuning_service.api.mapping import algorithm_detail, experiments, hyper_search_detail
+from tuning_service.domain.study import TrialStatus
+from tuning_service.usecases.algorithms import ManageAlgorithms
 from tuning_service.usecases.ports import TrialPage
 from tuning_service.usecases.start_hyper_search import StartHyperSearch
 from tuning_service.usecases.studies import Budget, ChangeStudies, FindStudies
@@ -33,12 +35,14 @@ class HyperSearchServicer(tuning_pb2_grpc.HyperSearchServiceServicer):
         start: StartHyperSearch,
         find: FindStudies,
         change: ChangeStudies,
+        algorithms: ManageAlgorithms,
         now: Callable[[], datetime],
         spool_of: Callable[[str], Path],
         *,
         max_upload_bytes: int,
     ) -> None:
         self._start, self._find, self._change, self._now = start, find, change, now
+        self._algorithms = algorithms
         self._spool_of, self._max_upload_bytes = spool_of, max_upload_bytes
 
     async def StartHyperSearch(
@@ -60,7 +64,8 @@ class HyperSearchServicer(tuning_pb2_grpc.HyperSearchServiceServicer):
     async def GetHyperSearch(
         self, request: tuning_pb2.GetHyperSearchRequest, context: Any
     ) -> tuning_pb2.HyperSearchDetail:
-        study = await _known(self._find, request.name)
+        with _unknown_is_invalid("hpoName", request.name, "the name of an HPO task"):
+            study = await self._find.get(request.name)
         start = request.start if request.HasField("start") else None
         return hyper_search_detail(await self._find.view(study, start=start, length=request.length), self._now())
 
@@ -95,15 +100,40 @@ class HyperSearchServicer(tuning_pb2_grpc.HyperSearchServiceServicer):
         await self._change.delete_all(await self._find.own())
         return Empty()
 
+    async def ListAlgorithms(
+        self, request: tuning_pb2.ListAlgorithmsRequest, context: Any
+    ) -> AsyncIterator[tuning_pb2.AlgorithmDetail]:
+        for algorithm in await self._algorithms.known(request.kind):
+            yield algorithm_detail(algorithm)
 
-async def _known(find: FindStudies, name: str) -> Study:
-    """As the reference has it: an unknown name is a bad request here."""
+    async def GetAlgorithm(self, request: tuning_pb2.GetAlgorithmRequest, context: Any) -> tuning_pb2.AlgorithmDetail:
+        with _unknown_is_invalid("algoName", request.name, "the name of an algorithm"):
+            return algorithm_detail(await self._algorithms.get(request.name))
+
+    async def InstallAlgorithm(
+        self, requests: AsyncIterator[tuning_pb2.InstallAlgorithmRequest], context: Any
+    ) -> StringValue:
+        spool = self._spool_of(uuid4().hex)
+        try:
+            form = await receive_form(requests, spool, self._max_upload_bytes)
+            return StringValue(value=(await self._algorithms.install(form.data, form.file)).name)
+        finally:
+            await asyncio.to_thread(_remove, spool)
+
+    async def DeleteAlgorithm(self, request: tuning_pb2.DeleteAlgorithmRequest, context: Any) -> Empty:
+        await self._algorithms.remove(request.name)
+        return Empty()
+
+
+@contextmanager
+def _unknown_is_invalid(field: str, name: str, allowed: str) -> Iterator[None]:
+    """As the reference has it: an unknown name is a bad request to GET."""
     try:
-        return await find.get(name)
+        yield
     except ServiceError as error:
         if error.code is not Code.NOT_FOUND:
             raise
-        raise invalid("hpoName", name, "the name of an HPO task") from error
+        raise invalid(field, name, allowed) from error
 
 
 def _page(request: tuning_pb2.ListExperimentsRequest) -> TrialPage:

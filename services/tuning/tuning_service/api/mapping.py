@@ -13,6 +13,8 @@ from tuning_service.domain.fields import Fields
 from tuning_service.domain.parameters import data_types
 from tuning_service.domain.space import DataType, Value
 from tuning_service.domain.study import Study, Trial
+from tuning_service.usecases.algorithms import BUILD_IN, USER_PLUGIN
+from tuning_service.usecases.ports import InstalledAlgorithm
 from tuning_service.usecases.studies import StudyView
 
 
@@ -86,6 +88,24 @@ def _experiment(
     return found
 
 
+def algorithm_detail(algorithm: str | InstalledAlgorithm) -> tuning_pb2.AlgorithmDetail:
+    """A built-in algorithm, by its name, or an installed one."""
+    if isinstance(algorithm, str):
+        # What recordings of the original have of them.
+        return tuning_pb2.AlgorithmDetail(name=algorithm, type=BUILD_IN, remote_execution=False)
+    return tuning_pb2.AlgorithmDetail(
+        name=algorithm.name,
+        path=algorithm.path,
+        conda_home=algorithm.conda_home,
+        conda_environment=algorithm.conda_environment,
+        created_at=format_time(algorithm.created_at),
+        type=USER_PLUGIN,
+        remote_execution=algorithm.remote_execution,
+        log_level=algorithm.log_level,
+        creator=algorithm.creator,
+    )
+
+
 def progress(study: Study) -> str:
     """Trials that ended, of those there may be."""
     settings = Fields("", study.request).object("algoDef")
@@ -111,4 +131,3 @@ def _type(value: Value) -> DataType:
     if isinstance(value, str):
         return DataType.STR
     return DataType.INT if isinstance(value, int) else DataType.DOUBLE
-

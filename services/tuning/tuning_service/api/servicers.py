@@ -1,4 +1,4 @@
-"""Every operation is refused with what is coming, until the first search algorithm runs."""
+"""Model tunings are refused with what is coming, until a training can be a trial."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from dlmesh.tuning.v1 import tuning_pb2, tuning_pb2_grpc
 from servicekit.errors import not_built
 
-SEARCH = "hyperparameter search (random, TPE, Bayesian, Hyperband, grid and installed algorithms over exec tasks)"
 TUNING = "model tuning (search over a model's hyperparameters, its result made into a model)"
 
 
@@ -28,11 +27,6 @@ def _refuse_all(what: str, service: Any) -> Callable[[type], type]:
         return servicer
 
     return decorate
-
-
-@_refuse_all(SEARCH, tuning_pb2.DESCRIPTOR.services_by_name["HyperSearchService"])
-class HyperSearchServicer(tuning_pb2_grpc.HyperSearchServiceServicer):
-    """/hypersearch and its algorithms."""
 
 
 @_refuse_all(TUNING, tuning_pb2.DESCRIPTOR.services_by_name["ModelTuningService"])

@@ -1,0 +1,43 @@
+"""What this service reads from the environment besides the common settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from servicekit.settings import SettingError
+
+DEFAULT_MAX_UPLOAD_MIB = 512
+DEFAULT_PLUGIN_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """Limits of searches.
+
+    DLMESH_TUNING_MAX_UPLOAD_MIB   the largest program or plug-in that is taken; default 512
+    DLMESH_TUNING_PLUGIN_SECONDS   how long a plug-in may think about what to try next; default 300
+    """
+
+    max_upload_bytes: int = DEFAULT_MAX_UPLOAD_MIB << 20
+    plugin_seconds: float = DEFAULT_PLUGIN_SECONDS
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> TuningSettings:
+        """SettingError names the variable."""
+        return cls(
+            max_upload_bytes=int(_number(environ, "DLMESH_TUNING_MAX_UPLOAD_MIB", DEFAULT_MAX_UPLOAD_MIB) * 2**20),
+            plugin_seconds=_number(environ, "DLMESH_TUNING_PLUGIN_SECONDS", DEFAULT_PLUGIN_SECONDS),
+        )
+
+
+def _number(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name) or str(default)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 2**40:
+        raise SettingError(f"{name}: {text!r} is not valid; allowed: a number above 0")
+    return value
