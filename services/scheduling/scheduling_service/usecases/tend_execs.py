@@ -93,11 +93,6 @@ class TendExecs:
             # Its job comes in this moment, and would be left without task and files.
             return False
         try:
-            await self._stop(task_id)
-        except ServiceError as error:
-            if error.code is not Code.NOT_FOUND:
-                raise
-        try:
             await self._delete(task_id)
             await asyncio.to_thread(self._folders.remove, task_id)
             await asyncio.to_thread(self._results.remove, task_id)
@@ -105,6 +100,7 @@ class TendExecs:
         except ServiceError as error:
             if error.code is not Code.ABORTED:
                 raise
+            await self._stop(task_id)
             return False
         except OSError:
             log.exception("exec task %s cannot be removed yet", task_id)
