@@ -60,6 +60,7 @@ class JobsClient:
             gpu_percentage=request.gpu_percentage,
             priority=request.priority,
             max_seconds=request.max_seconds,
+            study=request.study,
         )
         message = jobs_pb2.SubmitJobRequest(job_id=request.job_id, spec=spec)
         await call_peer(lambda: self._stub.SubmitJob(message), patience_seconds=LOOP_PATIENCE_SECONDS)

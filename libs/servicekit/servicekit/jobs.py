@@ -38,7 +38,8 @@ class JobRequest:
     is `warm` may start as a fork of the warm pool. `min_ranks` makes it elastic: `ranks` are the most then. It has
     failed when a rank gives no sign of life for `max_silent_seconds`, or when its folders hold more than
     `max_disk_bytes`; 0 is no limit. `gpu_percentage` is the share of one GPU that a rank takes, 1 to 99. An
-    attempt that runs for longer than `max_seconds` has failed. `priority` is in the points of JobSpec.
+    attempt that runs for longer than `max_seconds` has failed. `priority` is in the points of JobSpec. `study` is the
+    name of the study that it is a trial of.
     """
 
     job_id: str
@@ -64,6 +65,7 @@ class JobRequest:
     gpu_percentage: int = 0
     priority: int = 0
     max_seconds: float = 0.0
+    study: str = ""
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,7 @@ async def test_everything_that_is_asked_for_arrives(jobs: JobsClient, played: Pl
         "gpu_percentage": 50,
         "priority": 5,
         "max_seconds": 60.5,
+        "study": "s1",
     }
     await jobs.submit(replace(REQUEST, **asked))
     spec = played.jobs["j"].spec
