@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from servicekit.errors import ServiceError
+
 from tuning_service.domain.evaluation import Answer, Evaluation, Problem, Suggestion, TrialState
 from tuning_service.domain.fields import Fields
 from tuning_service.domain.study import Study
@@ -133,7 +135,11 @@ class PluginSuggestions:
         await self._make_room()
         folder = self.work_folder(study.uid)
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-        python = await asyncio.to_thread(self._python_of, algorithm) or sys.executable
+        try:
+            python = await asyncio.to_thread(self._python_of, algorithm) or sys.executable
+        except ServiceError as error:
+            # It was there when the algorithm was installed.
+            raise SuggestionError(f"algorithm {algorithm.name}: {error.message}") from error
         environment = clean_environment(os.environ)
         environment |= {"HOME": str(folder), "TMPDIR": str(folder), "LANG": "C.UTF-8"}
         environment["PATH"] = f"{Path(python).parent}:{environment.get('PATH') or os.defpath}"
