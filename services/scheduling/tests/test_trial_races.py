@@ -66,6 +66,11 @@ class Life:
             self.is_over = True
         self.check()
 
+    async def held(self) -> None:
+        """It is at the step that it is held before."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await self.is_there.wait()
+
     def check(self) -> None:
         if self.is_over:
             raise KilledError
@@ -210,13 +215,14 @@ async def test_starts_at_once_are_one_and_outlive_their_callers(room: Any) -> No
     life = Life(held_before="add")
     process = room.process(life)
     starts = [asyncio.create_task(process.start(ID, "alice", REQUEST, room.upload())) for _ in range(3)]
-    await life.is_there.wait()
+    await life.held()
     starts[0].cancel()
     late = asyncio.create_task(process.start(ID, "bob", REQUEST, room.upload()))
     with pytest.raises(asyncio.CancelledError):
         await starts[0]
     life.may_go_on.set()
-    views = await asyncio.gather(*starts[1:], late)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        views = await asyncio.gather(*starts[1:], late)
     assert [(view.id, view.owner) for view in views] == [(ID, "alice")] * 3
     assert life.steps.count("open_draft") == 1
     await check_whole(room)
@@ -237,7 +243,7 @@ async def test_a_trial_that_is_deleted_while_it_starts_leaves_nothing(room: Any,
     life = Life(held_before=held)
     process = room.process(life)
     start = asyncio.create_task(process.start(ID, "alice", REQUEST, room.upload()))
-    await life.is_there.wait()
+    await life.held()
     await process.delete([ID])
     await process.tend.step()
     life.may_go_on.set()

@@ -17,7 +17,10 @@ import grpc
 import pytest
 import scheduling_room
 from dlmesh.scheduling.v1 import jobs_pb2, scheduling_pb2, trials_pb2
+from scheduling_service.usecases.await_ends import AwaitEnds
+from servicekit import job_client
 from servicekit.channels import Channels
+from servicekit.errors import Code, ServiceError
 from servicekit.job_client import JobsClient
 from testkit.services import ALICE, BOB, acting_as, collect, settings_for
 
@@ -382,3 +385,15 @@ async def test_who_waits_hears_of_any_of_the_jobs_or_of_none(tmp_path: Path) -> 
                 await platform.jobs.AwaitEnds(jobs_pb2.AwaitEndsRequest(job_ids=[task_id], seconds=seconds))
         assert await platform.ends.await_ends([task_id], 0.01) == set()
         assert await platform.ends.await_ends([task_id, "gone"], 30.0) == {"gone"}
+
+
+async def test_a_service_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(job_client, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(AwaitEnds, "__call__", silent)
+    async with service(tmp_path) as platform:
+        with pytest.raises(ServiceError) as caught:
+            await platform.ends.await_ends(["j"], 0.1)
+        assert caught.value.code is Code.DEADLINE_EXCEEDED
