@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from dlmesh.models.v1 import hyperparameters_pb2_grpc, models_pb2_grpc
+from dlmesh.models.v1 import copies_pb2_grpc, hyperparameters_pb2_grpc, models_pb2_grpc
 from servicekit.channels import Channels
 from servicekit.database import Database
 from servicekit.paths import DataRoots
@@ -15,7 +15,7 @@ from servicekit.settings import ServiceSettings
 from servicekit.weight_paths import WeightPaths
 
 from models_service.api.hyperparameter_servicer import HyperparameterServicer
-from models_service.api.servicers import FrameworkServicer, ModelServicer, ModelTemplateServicer
+from models_service.api.servicers import FrameworkServicer, ModelCopyServicer, ModelServicer, ModelTemplateServicer
 from models_service.clients.activity import ActivityClient
 from models_service.clients.datasets import DatasetsClient
 from models_service.clients.scheduling import InstanceGroupsClient
@@ -64,6 +64,11 @@ def build(
                 models_pb2_grpc.add_ModelServiceServicer_to_server,
                 ModelServicer(models, weights),
                 f"{package}.ModelService",
+            ),
+            (
+                copies_pb2_grpc.add_ModelCopyServiceServicer_to_server,
+                ModelCopyServicer(models),
+                f"{package}.ModelCopyService",
             ),
             (
                 models_pb2_grpc.add_ModelTemplateServiceServicer_to_server,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 
 from dlmesh.tuning.v1 import tuning_pb2_grpc
 from servicekit.channels import Channels
@@ -15,7 +14,9 @@ from servicekit.settings import ServiceSettings
 from servicekit.times import utc_now
 
 from tuning_service.api.hyper_search_servicer import HyperSearchServicer
-from tuning_service.api.servicers import ModelTuningServicer
+from tuning_service.api.model_tuning_servicer import ModelTuningServicer
+from tuning_service.clients.models import ModelsClient
+from tuning_service.clients.training_trials import TrainingTrials
 from tuning_service.clients.trials import ExecTrials
 from tuning_service.domain.study import Kind
 from tuning_service.settings import TuningSettings
@@ -29,29 +30,25 @@ from tuning_service.suggestions.plugin import PluginLimits, PluginSuggestions
 from tuning_service.suggestions.suggestions import Suggestions
 from tuning_service.usecases.algorithms import ManageAlgorithms
 from tuning_service.usecases.follow_trials import FollowTrials
-from tuning_service.usecases.ports import Jobs, Runner
+from tuning_service.usecases.ports import Runner
 from tuning_service.usecases.remove_studies import RemoveStudies
-from tuning_service.usecases.run_studies import RunStudies
+from tuning_service.usecases.run_studies import EXPERIMENT_PARAMETERS, RunStudies
 from tuning_service.usecases.start_hyper_search import StartHyperSearch
 from tuning_service.usecases.studies import ChangeStudies, FindStudies
+from tuning_service.usecases.tunings import StartTuning, UseResult
 
 # The end of a trial is waited for by a call of its own; this is for when that call fails.
 SOON_SECONDS = 0.25
 
 
-def build(
-    settings: ServiceSettings,
-    *,
-    limits: TuningSettings | None = None,
-    runners: Mapping[Kind, Runner] | None = None,
-    jobs: Jobs | None = None,
-) -> Application:
-    """The service on `settings`; a peer that is given is used instead of the real one."""
+def build(settings: ServiceSettings, *, limits: TuningSettings | None = None) -> Application:
+    """The service on `settings`."""
     limits = limits or TuningSettings.from_environment()
     database = Database(settings.database_url, "tuning")
     channels = Channels(settings)
-    jobs = jobs or JobsClient(channels, "tuning")
-    runners = runners or {Kind.HYPER_SEARCH: ExecTrials(channels)}
+    jobs = JobsClient(channels, "tuning")
+    programs, trainings, models = ExecTrials(channels), TrainingTrials(channels), ModelsClient(channels)
+    runners: dict[Kind, Runner] = {Kind.HYPER_SEARCH: programs, Kind.MODEL_TUNING: trainings}
     studies, algorithms = SqlStudies(database), SqlAlgorithms(database)
     folders = DiskStudyFolders(settings.home)
     plugins = DiskPluginFolders(settings.home, settings.data_roots)
@@ -65,25 +62,38 @@ def build(
             PluginLimits(ask_seconds=limits.plugin_seconds),
         ),
     )
-    run = RunStudies(
-        studies,
-        algorithms,
-        suggestions,
-        FollowTrials(studies, runners, jobs, utc_now),
-        jobs,
-        utc_now,
-        lambda: loop.wake(),
-    )
+    follow = FollowTrials(studies, runners, jobs, utc_now)
+    run = RunStudies(studies, algorithms, suggestions, follow, jobs, utc_now, lambda: loop.wake())
     loop = ReconcileLoop("studies", run.step, soon_seconds=SOON_SECONDS)
     removals = ReconcileLoop("removals", RemoveStudies(studies, runners, folders).step, later_seconds=5.0)
+
+    def changes(kind: Kind) -> ChangeStudies:
+        return ChangeStudies(
+            kind,
+            studies,
+            algorithms,
+            utc_now,
+            wake=loop.wake,
+            wake_removals=removals.wake,
+            experiment_parameters=EXPERIMENT_PARAMETERS[kind],
+        )
+
     hyper_searches = HyperSearchServicer(
-        StartHyperSearch(studies, algorithms, runners[Kind.HYPER_SEARCH], folders, utc_now, loop.wake),
+        StartHyperSearch(studies, algorithms, programs, folders, utc_now, loop.wake),
         FindStudies(Kind.HYPER_SEARCH, studies),
-        ChangeStudies(Kind.HYPER_SEARCH, studies, algorithms, utc_now, wake=loop.wake, wake_removals=removals.wake),
+        changes(Kind.HYPER_SEARCH),
         ManageAlgorithms(algorithms, studies, plugins, utc_now),
         utc_now,
         folders.spool,
         max_upload_bytes=limits.max_upload_bytes,
+    )
+    model_tunings = ModelTuningServicer(
+        StartTuning(studies, algorithms, trainings, utc_now, loop.wake),
+        FindStudies(Kind.MODEL_TUNING, studies),
+        changes(Kind.MODEL_TUNING),
+        UseResult(studies, trainings, models),
+        models,
+        utc_now,
     )
     package = "dlmesh.tuning.v1"
     return Application(
@@ -96,7 +106,7 @@ def build(
             ),
             (
                 tuning_pb2_grpc.add_ModelTuningServiceServicer_to_server,
-                ModelTuningServicer(),
+                model_tunings,
                 f"{package}.ModelTuningService",
             ),
         ],

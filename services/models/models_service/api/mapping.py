@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from dlmesh.models.v1 import models_pb2
@@ -60,6 +61,12 @@ def model_input(message: Message) -> ModelInput:
         hyperparameters=_hyperparameters(message),
         texts=ProgramTexts(**_texts(message)),
     )
+
+
+def tuned_input(hyperparameters: models_pb2.Hyperparameters, batch_size: int) -> ModelInput:
+    """As `model_input`, of these settings alone; a batch size of 0 was not said."""
+    detail = models_pb2.ModelDetail(hyperparameters=hyperparameters)
+    return replace(model_input(detail), batch_size=batch_size or None)
 
 
 def template_input(message: Message) -> TemplateInput:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import grpc
-from dlmesh.models.v1 import models_pb2, models_pb2_grpc
+from dlmesh.models.v1 import copies_pb2, copies_pb2_grpc, models_pb2, models_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.wrappers_pb2 import StringValue
 from servicekit.errors import invalid
@@ -20,6 +20,7 @@ from models_service.api.mapping import (
     model_input,
     template_detail,
     template_input,
+    tuned_input,
 )
 from models_service.usecases.frameworks import list_frameworks
 from models_service.usecases.models import Models
@@ -124,6 +125,25 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
 
         await self._weights.upload(receive)
         return Empty()
+
+
+class ModelCopyServicer(copies_pb2_grpc.ModelCopyServiceServicer):
+    """Models from what tunings found."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def CopyModel(self, request: copies_pb2.CopyModelRequest, context: Context) -> copies_pb2.CopyModelResponse:
+        given = tuned_input(request.hyperparameters, request.batch_size)
+        await self._models.copy(request.model_name, request.new_model_name, given, request.config_json)
+        return copies_pb2.CopyModelResponse()
+
+    async def ConfigureModel(
+        self, request: copies_pb2.ConfigureModelRequest, context: Context
+    ) -> copies_pb2.ConfigureModelResponse:
+        given = tuned_input(request.hyperparameters, request.batch_size)
+        await self._models.configure(request.model_name, given, request.config_json)
+        return copies_pb2.ConfigureModelResponse()
 
 
 class FrameworkServicer(models_pb2_grpc.FrameworkServiceServicer):

@@ -28,6 +28,8 @@ from models_service.usecases.ports import Activity, Catalog, Datasets, InstanceG
 from models_service.usecases.templates import MANIFEST
 
 RESERVATION = timedelta(minutes=30)
+# Where programs find parameters that no hyperparameter is named like.
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -112,15 +114,46 @@ class Models:
             raise already_exists("model", name)
         model = replace(blank, **settings)
         await self._check_complete(model, template.directory, given.texts)
+        await self._keep(model, lambda: self._make_folder(template, model, given.texts))
+        return model
+
+    async def copy(self, name: str, new_name: str, given: ModelInput, config: str) -> Model:
+        """Make a model of the caller's from another one's files and settings, changed by what is given; `config` is the
+        text of its config.json, as it is there when empty. 400, 403, 404, 409."""
+        source = await self._find(name)
+        check_name("newmodelname", new_name, RESERVED_NAMES)
+        uid, owner = uuid4().hex, current_identity().user
+        blank = replace(source, uid=uid, name=new_name, owner=owner, directory=self._folder / uid, created_at=utc_now())
+        if await self._catalog.find_model(new_name) is not None:
+            raise already_exists("model", new_name)
+        model = replace(blank, **await self._settings(blank, given))
+        await self._check_complete(model, source.directory, given.texts)
+
+        def make_folder() -> None:
+            folders.copy_folder(source.directory, model.directory)
+            if config:
+                folders.write_text(model.directory, CONFIG, config, CONFIG)
+
+        await self._keep(model, make_folder)
+        return model
+
+    async def configure(self, name: str, given: ModelInput, config: str) -> None:
+        """Change the settings of a model, and its config.json unless `config` is empty; 400, 403, 404."""
+        model = await self._find(name)
+        await self.update(name, given)
+        if config:
+            await asyncio.to_thread(folders.write_text, model.directory, CONFIG, config, CONFIG)
+
+    async def _keep(self, model: Model, make_folder: Callable[[], None]) -> None:
+        """The folder, then the row: whole, or neither."""
         await self._catalog.reserve(model.directory, utc_now() + RESERVATION)
         try:
-            await asyncio.to_thread(self._make_folder, template, model, given.texts)
+            await asyncio.to_thread(make_folder)
             await self._catalog.add_model(model)
         except Exception:  # a cancelled call's copy may still be writing: its order falls due by itself
             await self._catalog.release(model.directory)
             self._wake()
             raise
-        return model
 
     async def list_visible(self, dataset: str | None = None) -> list[ModelView]:
         """The caller's models by name (those for one `dataset`), without the texts of their programs."""

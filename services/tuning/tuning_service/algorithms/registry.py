@@ -82,7 +82,7 @@ _RESOURCE = (
 
 ALGORITHMS: Mapping[str, Entry] = {
     "Random": Entry("tuning_service.algorithms.random_search:RandomSearch", (_SEED,), MANY),
-    "Tpe": Entry(
+    "TPE": Entry(
         "tuning_service.algorithms.tpe:Tpe",
         (
             _SEED,
@@ -113,15 +113,13 @@ ALGORITHMS: Mapping[str, Entry] = {
     ),
     "ExperimentGridSearch": Entry("tuning_service.algorithms.experiment_list:ExperimentList", (), MANY),
 }
-# The reference writes one of them in two ways.
-_OTHER_NAMES = {"gridsearch": "ExperimentGridSearch"}
 
 
 def find(name: str) -> tuple[str, Entry] | None:
     """An algorithm and its name as it is printed, by its name in any case; None when there is none."""
     known = {known.lower(): known for known in ALGORITHMS}
-    printed = known.get(name.lower()) or _OTHER_NAMES.get(name.lower(), "")
-    return (printed, ALGORITHMS[printed]) if printed else None
+    printed = known.get(name.lower())
+    return None if printed is None else (printed, ALGORITHMS[printed])
 
 
 def read_settings(entry: Entry, given: Mapping[str, str]) -> dict[str, Any]:
@@ -144,7 +142,10 @@ def read_settings(entry: Entry, given: Mapping[str, str]) -> dict[str, Any]:
 
 def make_algorithm(name: str, problem: Problem) -> Algorithm:
     """The algorithm of the table for one study. Imports what it stands on: for processes that think out searches."""
-    module, _, made = ALGORITHMS[name].place.partition(":")
+    found = find(name)
+    if found is None:
+        raise ValueError(f"no algorithm {name}; known: {', '.join(ALGORITHMS)}")
+    module, _, made = found[1].place.partition(":")
     return cast(Algorithm, getattr(importlib.import_module(module), made)(problem))
 
 

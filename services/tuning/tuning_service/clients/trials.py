@@ -34,8 +34,11 @@ class ExecTrials:
             with acting_as(self._identity):
                 answer = await call_peer(lambda: self._stub.CheckTrial(message))
         except ServiceError as error:
-            field = error.metadata.get("field", "")
-            raise renamed(error, _FIELDS.get(field, field)) if field in _FIELDS else error from error
+            # "args, character 12" says where.
+            field, comma, where = error.metadata.get("field", "").partition(",")
+            if field not in _FIELDS:
+                raise
+            raise renamed(error, f"{_FIELDS[field]}{comma}{where}") from error
         return answer.instance_group_id, answer.instance_group
 
     async def start(self, study: Study, plan: Plan, trial: Trial) -> None:

@@ -93,6 +93,7 @@ class Study:
     group_name: str
     seed: int
     created_at: datetime
+    owner_is_administrator: bool = False
     model_uid: str = ""
     model_name: str = ""
     upload: str = ""

@@ -25,6 +25,8 @@ class StudyRow(Base):
     model_uid: Mapped[str] = mapped_column(sa.String(64), default="")
     model_name: Mapped[str] = mapped_column(sa.String(128), default="")
     owner: Mapped[str] = mapped_column(sa.String(256), index=True)
+    # When the study was started: it may be of another user's model then.
+    owner_is_administrator: Mapped[bool] = mapped_column(sa.Boolean, default=False)
     request: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     group_id: Mapped[str] = mapped_column(sa.String(128))
     group_name: Mapped[str] = mapped_column(sa.String(128))

@@ -127,9 +127,6 @@ class SuggestionError(Exception):
 class Runner(Protocol):
     """What runs the trials of one kind of study."""
 
-    async def check(self, study: Study) -> tuple[str, str]:
-        """Id and name of the instance group that a study's trials will run on; 400 when they never could."""
-
     async def start(self, study: Study, plan: Plan, trial: Trial) -> None:
         """Run a trial; the same trial again is the same run. 400 when it can never run."""
 

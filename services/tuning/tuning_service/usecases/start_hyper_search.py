@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 from servicekit.errors import already_exists, invalid
@@ -20,7 +20,7 @@ from servicekit.names import check_name
 from tuning_service.domain.fields import Fields
 from tuning_service.domain.plan import AlgorithmFacts, Plan, algorithm_name, read_plan
 from tuning_service.domain.study import Kind, Study
-from tuning_service.usecases.ports import Algorithms, Runner, Studies, StudyFolders, Wake
+from tuning_service.usecases.ports import Algorithms, Studies, StudyFolders, Wake
 
 RESERVED = frozenset({"algorithm"})
 MAX_ARGUMENTS = 100_000
@@ -34,6 +34,13 @@ class Upload:
     name: str
 
 
+class Programs(Protocol):
+    """The scheduling service, as searches over programs need it beside `ports.Runner`."""
+
+    async def check(self, study: Study) -> tuple[str, str]:
+        """Id and name of the instance group that a study's trials will run on; 400 when they never could."""
+
+
 class StartHyperSearch:
     """Callable with the request's `data` and its upload; the stored study. 400 for what can never run."""
 
@@ -41,18 +48,18 @@ class StartHyperSearch:
         self,
         studies: Studies,
         algorithms: Algorithms,
-        runner: Runner,
+        programs: Programs,
         folders: StudyFolders,
         now: Callable[[], datetime],
         wake: Wake,
     ) -> None:
-        self._studies, self._algorithms, self._runner = studies, algorithms, runner
+        self._studies, self._algorithms, self._programs = studies, algorithms, programs
         self._folders, self._now, self._wake = folders, now, wake
 
     async def __call__(self, tree: Mapping[str, Any], upload: Upload | None) -> Study:
         fields = Fields("", tree)
         owner = current_identity().user
-        name = fields.text("hpoName", default=_made_name(owner))
+        name = fields.text("hpoName", default=made_name(owner))
         check_name("hpoName", name, RESERVED)
         plan = await read_request(fields, self._algorithms)
         await check_warm_start(plan, self._studies)
@@ -75,7 +82,7 @@ class StartHyperSearch:
                 upload=path,
                 upload_name=upload.name if upload else "",
             )
-            study.group_id, study.group_name = await self._runner.check(study)
+            study.group_id, study.group_name = await self._programs.check(study)
             await self._studies.add(study)
         except BaseException:
             await asyncio.to_thread(self._folders.remove, uid)
@@ -127,6 +134,6 @@ def _check_program(fields: Fields) -> None:
     fields.within(-MAX_PRIORITY, MAX_PRIORITY, 0, "priority")
 
 
-def _made_name(owner: str) -> str:
+def made_name(owner: str) -> str:
     """A name for a search that was given none; in the form that notebooks know."""
     return f"{re.sub(r'[^A-Za-z0-9_-]', '', owner)[:64] or 'user'}-hpo-{secrets.randbelow(10**16):016d}"

@@ -67,12 +67,16 @@ def made_trials(study: Study, plan: Plan, answer: Answer, make_uid: Callable[[],
 def given_trials(study: Study, plan: Plan, count: int, make_uid: Callable[[], str]) -> list[Trial]:
     """The next trials of those that the user wants tried first; none when all of them are."""
     first = study.counts.trials
+    fixed = {parameter.name: parameter.value for parameter in plan.space.fixed}
+    if plan.resource_name:
+        # Known to be good: on all of it.
+        fixed[plan.resource_name] = int(plan.settings["ResourceValue"])
     return [
         Trial(
             study_uid=study.uid,
             number=first + index + 1,
             uid=make_uid(),
-            values=values | {parameter.name: parameter.value for parameter in plan.space.fixed},
+            values=values | fixed,
             place=plan.space.place(values),
         )
         for index, values in enumerate(map(dict, plan.start_points[first : first + count]))

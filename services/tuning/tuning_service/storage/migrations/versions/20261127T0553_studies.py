@@ -21,6 +21,7 @@ def upgrade() -> None:
         sa.Column("model_uid", sa.String(64), nullable=False),
         sa.Column("model_name", sa.String(128), nullable=False),
         sa.Column("owner", sa.String(256), nullable=False),
+        sa.Column("owner_is_administrator", sa.Boolean(), nullable=False),
         sa.Column("request", sa.JSON(), nullable=False),
         sa.Column("group_id", sa.String(128), nullable=False),
         sa.Column("group_name", sa.String(128), nullable=False),

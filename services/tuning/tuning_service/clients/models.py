@@ -1,0 +1,51 @@
+"""The models service, asked with the caller's own rights."""
+
+from __future__ import annotations
+
+import json
+
+from dlmesh.models.v1 import copies_pb2, copies_pb2_grpc, models_pb2, models_pb2_grpc
+from google.protobuf.json_format import ParseDict
+from servicekit.channels import Channels, call_peer
+
+from tuning_service.usecases.tunings import TrialModel
+
+
+class ModelsClient:
+    """`usecases.tunings.Models`."""
+
+    def __init__(self, channels: Channels) -> None:
+        self._models = channels.stub("models", models_pb2_grpc.ModelServiceStub)
+        self._copies = channels.stub("models", copies_pb2_grpc.ModelCopyServiceStub)
+
+    async def uid_of(self, name: str) -> str:
+        request = models_pb2.GetModelRequest(model_name=name)
+        return str((await call_peer(lambda: self._models.GetModel(request))).uid)
+
+    async def copy(self, name: str, new_name: str, trial: TrialModel) -> None:
+        request = copies_pb2.CopyModelRequest(
+            model_name=name,
+            new_model_name=new_name,
+            hyperparameters=_hyperparameters(trial),
+            batch_size=trial.batch_size,
+            config_json=_config(trial),
+        )
+        await call_peer(lambda: self._copies.CopyModel(request))
+
+    async def change(self, name: str, trial: TrialModel) -> None:
+        request = copies_pb2.ConfigureModelRequest(
+            model_name=name,
+            hyperparameters=_hyperparameters(trial),
+            batch_size=trial.batch_size,
+            config_json=_config(trial),
+        )
+        await call_peer(lambda: self._copies.ConfigureModel(request))
+
+
+def _hyperparameters(trial: TrialModel) -> models_pb2.Hyperparameters:
+    return ParseDict(dict(trial.hyperparameters), models_pb2.Hyperparameters())
+
+
+def _config(trial: TrialModel) -> str:
+    """What the program's own config.json holds; empty when it has no parameters of its own."""
+    return json.dumps({**trial.hyperparameters, **trial.user_defined}, indent=1) if trial.user_defined else ""

@@ -1,0 +1,168 @@
+"""Trials as trainings of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dlmesh.training.v1 import trials_pb2, trials_pb2_grpc
+from servicekit.channels import PATIENCE_SECONDS, Channels, call_peer
+from servicekit.identity import Identity, acting_as
+from servicekit.job_client import LOOP_PATIENCE_SECONDS
+
+from tuning_service.domain.fields import Fields
+from tuning_service.domain.plan import Plan
+from tuning_service.domain.results import MetricRange, Results
+from tuning_service.domain.space import Space, Value
+from tuning_service.domain.study import Study, Trial
+from tuning_service.domain.tuning import MAX_PROBED_VALUES, user_defined_names
+from tuning_service.usecases.tunings import TrialModel
+
+DELETE_AT_ONCE = 1000
+# Long enough for what the workers of an ended training reported to be read.
+SETTLE_SECONDS = 5.0
+
+
+class TrainingTrials:
+    """`usecases.ports.Runner` and `usecases.tunings.Trainings`."""
+
+    def __init__(self, channels: Channels) -> None:
+        self._stub = channels.stub("training", trials_pb2_grpc.TrainingTrialServiceStub)
+        self._identity = Identity.service("tuning")
+
+    async def check_plan(self, study: Study, plan: Plan) -> tuple[str, str, str]:
+        """Uid of the model, id and name of the group; 400 for a parameter that the model cannot have."""
+        user_defined = user_defined_names(study.request)
+        values, candidates = _probes(plan)
+        message = trials_pb2.CheckTrialRequest(
+            spec=_spec(study, values, user_defined),
+            candidates={
+                name: trials_pb2.TrialValues(values=map(_value, found))
+                for name, found in candidates.items()
+                if name not in user_defined
+            },
+        )
+        with acting_as(self._identity):
+            answer = await call_peer(lambda: self._stub.CheckTrial(message), patience_seconds=PATIENCE_SECONDS)
+        return answer.model_uid, answer.instance_group_id, answer.instance_group
+
+    async def start(self, study: Study, plan: Plan, trial: Trial) -> None:
+        spec = _spec(study, trial.values, user_defined_names(study.request))
+        spec.max_seconds = plan.max_trial_seconds
+        message = trials_pb2.StartTrialRequest(trial_id=trial.uid, spec=spec)
+        await call_peer(lambda: self._stub.StartTrial(message), patience_seconds=LOOP_PATIENCE_SECONDS)
+
+    async def results(self, plan: Plan, trials: Sequence[Trial]) -> Mapping[str, Results]:
+        found: dict[str, Results] = {}
+        unread = [trial.uid for trial in trials]
+        while unread:
+            message = trials_pb2.ReadTrialMetricsRequest(
+                trial_ids=unread,
+                series=[objective.metric for objective in plan.objectives],
+                wait_seconds=SETTLE_SECONDS,
+            )
+            answer = await call_peer(
+                lambda message=message: self._stub.ReadTrialMetrics(message),  # type: ignore[misc]
+                patience_seconds=LOOP_PATIENCE_SECONDS,
+            )
+            found |= {one.trial_id: _results(one, plan) for one in answer.trials}
+            unread = list(answer.unread_trial_ids)
+        return found
+
+    async def delete(self, uids: Sequence[str]) -> None:
+        for start in range(0, len(uids), DELETE_AT_ONCE):
+            message = trials_pb2.DeleteTrialsRequest(trial_ids=uids[start : start + DELETE_AT_ONCE])
+            await call_peer(
+                lambda message=message: self._stub.DeleteTrials(message),  # type: ignore[misc]
+                patience_seconds=LOOP_PATIENCE_SECONDS,
+            )
+
+    async def model_of(self, trial: Trial) -> TrialModel:
+        """What a model of this trial would be; 404 when it is gone."""
+        message = trials_pb2.GetTrialRequest(trial_id=trial.uid)
+        with acting_as(self._identity):
+            answer = await call_peer(lambda: self._stub.GetTrial(message))
+        return TrialModel(
+            {name: _plain(value) for name, value in answer.hyperparameters.items()},
+            answer.batch_size,
+            {name: _plain(value) for name, value in answer.user_defined.items()},
+        )
+
+
+def _spec(study: Study, values: Mapping[str, Value], user_defined: frozenset[str]) -> trials_pb2.TrialSpec:
+    resources = Fields("", study.request).object("resDef")
+    spec = trials_pb2.TrialSpec(
+        model_name=study.model_name,
+        model_uid=study.model_uid,
+        owner=study.owner,
+        owner_is_administrator=study.owner_is_administrator,
+        study=study.name,
+        hyperparameters={name: _value(value) for name, value in values.items() if name not in user_defined},
+        user_defined={name: _value(value) for name, value in values.items() if name in user_defined},
+        framework=resources.text("framework", default=""),
+        batch_size=resources.whole("batchsize") or 0,
+        workers=resources.whole("workerNum") or 0,
+        gpus=resources.whole("gpuNum") or 0,
+        sync_mode=resources.text("syncMode", default=""),
+        initial_weights=resources.text("initWeightPath", default=""),
+        instance_group=study.group_id or resources.text("resourceInstanceId", default=""),
+        max_iterations=resources.whole("maxiteration") or 0,
+        min_iterations=resources.whole("miniteration") or 0,
+    )
+    if "distribute" in resources:
+        spec.distribute = bool(resources.get("distribute")[1])
+    return spec
+
+
+def _probes(plan: Plan) -> tuple[dict[str, Value], dict[str, list[Value]]]:
+    """One trial that there could be, and all other values whose kind has to be looked at: those of lists, and the ends
+    of ranges."""
+    if plan.experiments:
+        _, parameters = plan.experiments[0]
+        first: dict[str, Value] = {parameter.name: parameter.value for parameter in parameters}
+        candidates: dict[str, list[Value]] = {}
+        for _, others in plan.experiments[1:]:
+            for parameter in others:
+                candidates.setdefault(parameter.name, []).append(parameter.value)
+        return first, candidates
+    space: Space = plan.space
+    first = space.values(tuple(0 for _ in space.dimensions))
+    if plan.resource_name:
+        first[plan.resource_name] = int(plan.settings["ResourceValue"])
+    candidates = {}
+    for dimension in space.dimensions:
+        if dimension.size is None:
+            candidates[dimension.name] = [dimension.value(1.0)]
+        elif dimension.size > MAX_PROBED_VALUES:
+            candidates[dimension.name] = [dimension.value(dimension.size - 1)]
+        else:
+            candidates[dimension.name] = [dimension.value(index) for index in range(1, dimension.size)]
+    return first, candidates
+
+
+def _results(trial: trials_pb2.TrialMetrics, plan: Plan) -> Results:
+    curves = {curve.series: list(zip(curve.steps, curve.values, strict=True)) for curve in trial.curves if curve.steps}
+    metrics = {
+        name: MetricRange(min(values), max(values), points[-1][1])
+        for name, points in curves.items()
+        if (values := [value for _, value in points])
+    }
+    missing = [objective.metric for objective in plan.objectives if objective.metric not in metrics]
+    first = [(float(step), value) for step, value in curves.get(plan.objectives[0].metric, [])]
+    if not missing:
+        return Results(tuple(metrics[objective.metric].latest for objective in plan.objectives), metrics, first)
+    known = ", ".join(sorted(metrics)[:10]) or "none"
+    complaint = f"the training reported no {missing[0]}; what it reported: {known}"
+    return Results((), metrics, first, complaint)
+
+
+def _value(value: Value | bool) -> trials_pb2.TrialValue:
+    if isinstance(value, bool):
+        return trials_pb2.TrialValue(flag=value)
+    if isinstance(value, int):
+        return trials_pb2.TrialValue(whole=value)
+    return trials_pb2.TrialValue(number=value) if isinstance(value, float) else trials_pb2.TrialValue(text=value)
+
+
+def _plain(value: trials_pb2.TrialValue) -> Value | bool:
+    found: Value | bool = getattr(value, value.WhichOneof("kind") or "text")
+    return found

@@ -1,0 +1,133 @@
+"""Start a tuning of a model, and make a model of what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import uuid4
+
+from servicekit.errors import already_exists, invalid, not_found
+from servicekit.identity import current_identity
+from servicekit.names import check_name
+
+from tuning_service.domain.fields import Fields
+from tuning_service.domain.plan import Plan
+from tuning_service.domain.space import Value
+from tuning_service.domain.study import Kind, Study, Trial
+from tuning_service.domain.tuning import with_resource
+from tuning_service.usecases.ports import Algorithms, Studies, Wake
+from tuning_service.usecases.run_studies import EXPERIMENT_PARAMETERS
+from tuning_service.usecases.start_hyper_search import (
+    check_warm_start,
+    find_algorithm,
+    made_name,
+    read_request,
+    seed_of,
+)
+
+
+@dataclass(frozen=True)
+class TrialModel:
+    """What a model would need of a trial: all hyperparameters that held, by the contract's names, its batch size, and
+    the parameters of the program's own."""
+
+    hyperparameters: Mapping[str, Value | bool]
+    batch_size: int
+    user_defined: Mapping[str, Value | bool] = field(default_factory=dict)
+
+
+class Trainings(Protocol):
+    """The training service, as tunings need it beside `ports.Runner`."""
+
+    async def check_plan(self, study: Study, plan: Plan) -> tuple[str, str, str]:
+        """Uid of the model, id and name of the group; 400 for what can never run, 404 without the model."""
+
+    async def model_of(self, trial: Trial) -> TrialModel:
+        """What a model of this trial would be; 404 when it is gone."""
+
+
+class Models(Protocol):
+    """The models service, asked with the caller's own rights."""
+
+    async def uid_of(self, name: str) -> str:
+        """404 without the model, 403 when it is another user's."""
+
+    async def copy(self, name: str, new_name: str, trial: TrialModel) -> None:
+        """A new model of the files and settings of one, with a trial's parameters; 409 when the name is taken."""
+
+    async def change(self, name: str, trial: TrialModel) -> None:
+        """Give a model a trial's parameters."""
+
+
+class StartTuning:
+    """Callable with a model's name and a request in the wire's names; the stored study. 400 for what can never run."""
+
+    def __init__(
+        self,
+        studies: Studies,
+        algorithms: Algorithms,
+        trainings: Trainings,
+        now: Callable[[], datetime],
+        wake: Wake,
+    ) -> None:
+        self._studies, self._algorithms, self._trainings = studies, algorithms, trainings
+        self._now, self._wake = now, wake
+
+    async def __call__(self, model_name: str, tree: Mapping[str, Any]) -> Study:
+        identity = current_identity()
+        fields = Fields("", tree)
+        said = fields.text("modelName", default=model_name)
+        if said != model_name:
+            raise invalid("modelName", said, f"{model_name}, which the path says")
+        name = check_name("hpoName", fields.text("hpoName", default=made_name(identity.user)))
+        request = with_resource(tree, await find_algorithm(fields, self._algorithms))
+        names = EXPERIMENT_PARAMETERS[Kind.MODEL_TUNING]
+        plan = await read_request(Fields("", request), self._algorithms, experiment_parameters=names)
+        await check_warm_start(plan, self._studies)
+        study = Study(
+            uid=uuid4().hex,
+            name=name,
+            kind=Kind.MODEL_TUNING,
+            owner=identity.user,
+            owner_is_administrator=identity.is_admin,
+            request=request,
+            group_id="",
+            group_name="",
+            seed=seed_of(plan),
+            created_at=self._now(),
+            model_name=model_name,
+        )
+        study.model_uid, study.group_id, study.group_name = await self._trainings.check_plan(study, plan)
+        if await self._studies.find(Kind.MODEL_TUNING, study.model_uid, name):
+            raise already_exists("tuning", name)
+        await self._studies.add(study)
+        self._wake()
+        return study
+
+
+class UseResult:
+    """Make a model of the best trial of a tuning."""
+
+    def __init__(self, studies: Studies, trainings: Trainings, models: Models) -> None:
+        self._studies, self._trainings, self._models = studies, trainings, models
+
+    async def create(self, study: Study, new_name: str) -> None:
+        """A new model; 400 while no trial has a value, 409 when the name is taken."""
+        check_name("newmodelname", new_name)
+        await self._models.copy(study.model_name, new_name, await self._best(study))
+
+    async def update(self, study: Study) -> None:
+        """The model itself; 400 while no trial has a value."""
+        await self._models.change(study.model_name, await self._best(study))
+
+    async def _best(self, study: Study) -> TrialModel:
+        if not study.best:
+            raise invalid(
+                "tuningname", study.name, f"a tuning with a trial that has a value; this one is {study.status}"
+            )
+        found = await self._studies.numbered(study.uid, [study.best])
+        if not found:
+            raise not_found("tuning", study.name)
+        return await self._trainings.model_of(found[0])
