@@ -275,6 +275,15 @@ def test_trials_of_others_are_no_part_of_it() -> None:
         assert all(suggestion.notes["rung"] == 0 for suggestion in answer.suggestions)
 
 
+@pytest.mark.parametrize("name", ["Hyperband", "ASHA"])
+def test_trials_of_others_count_against_the_limit(name: str) -> None:
+    problem = problem_of(R=9, most=15)
+    others = [Evaluation(number, (0.5, number), TrialState.FINISHED, (0.1,)) for number in range(1, 11)]
+    answer = make_algorithm(name, problem).ask(others, 10)
+    # Five are left; of Hyperband one bracket of two rungs: three, one, and one on its own.
+    assert len(answer.suggestions) == (4 if name == "Hyperband" else 5)
+
+
 def test_asha_promotes_without_waiting() -> None:
     problem = problem_of(R=9)
     algorithm = make_algorithm("ASHA", problem)

@@ -18,7 +18,7 @@ from tuning_service.domain.space import Place
 
 class Asha(Algorithm):
     """Every trial's notes say its `rung`, its `resource`, and the `parent` that it goes on from. Trials without such
-    notes, which others suggested, are on no rung."""
+    notes, which others suggested, are on no rung, but count against the limit."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -32,7 +32,7 @@ class Asha(Algorithm):
             if "rung" in trial.notes:
                 rungs[int(trial.notes["rung"])].append(trial)
         most = self.problem.max_trials
-        room = count if most is None else min(count, max(0, most - sum(map(len, rungs))))
+        room = count if most is None else min(count, max(0, most - len(trials)))
         # From the top: who is nearest to the whole resource comes first.
         promotions = [
             self._suggestion(index + 1, trial.place, trial.number)

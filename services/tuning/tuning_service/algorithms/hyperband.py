@@ -59,7 +59,7 @@ class _Bracket:
 class Hyperband(Algorithm):
     """Every trial's notes say where it belongs (`bracket`, `rung`), the shape of its bracket (`rungs`,
     `configurations`), its `resource`, and the `parent` that it goes on from. Trials without such notes, which others
-    suggested, are no part of any bracket."""
+    suggested, are no part of any bracket, but count against the limit."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -70,13 +70,14 @@ class Hyperband(Algorithm):
         self._configurations.read(trials)
         left = self._configurations.left
         brackets = self._brackets(trials)
+        others = sum("bracket" not in trial.notes for trial in trials)
         suggestions: list[Suggestion] = []
         # The oldest first: what is begun comes to its end soon.
         for number in itertools.count():
             if len(suggestions) >= count:
                 return Answer(suggestions)
             if number == len(brackets):
-                shape = self._next_shape(brackets, left)
+                shape = self._next_shape(brackets, left, others)
                 if shape is None:
                     break
                 brackets.append(self._state(shape, [[] for _ in range(shape.rungs)]))
@@ -135,14 +136,14 @@ class Hyperband(Algorithm):
         }
         return Suggestion(place, notes if parent is None else {**notes, "parent": parent})
 
-    def _next_shape(self, brackets: Sequence[_Bracket], left: int | None) -> Shape | None:
-        """The bracket that comes behind these, `left` being how many configurations nobody has tried; None when there
-        is none."""
+    def _next_shape(self, brackets: Sequence[_Bracket], left: int | None, others: int) -> Shape | None:
+        """The bracket that comes behind these, `left` being how many configurations nobody has tried and `others` how
+        many trials are of no bracket; None when there is none."""
         most = self.problem.max_trials
         turn = len(brackets) % len(self.levels.resources)
         if most is None and turn < len(brackets):
             return None
-        trials = math.inf if most is None else most - sum(bracket.trials for bracket in brackets)
+        trials = math.inf if most is None else most - others - sum(bracket.trials for bracket in brackets)
         configurations = math.inf if left is None else left - sum(bracket.to_begin for bracket in brackets)
         whole = self._whole(len(self.levels.resources) - turn)
         for rungs in range(whole.rungs, 0, -1):
