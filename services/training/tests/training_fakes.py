@@ -10,8 +10,10 @@ from servicekit.errors import Code, ServiceError, invalid, not_found
 from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
 from servicekit.times import utc_now
 from training_service.domain.runs import Training, Validation
-from training_service.usecases.ports import DatasetFacts, FrameworkFacts, ModelFacts
+from training_service.domain.trials import KnownParameter
+from training_service.usecases.ports import DatasetFacts, FrameworkFacts, ModelFacts, SettledHyperparameters
 
+KNOWN = ("learningrate", "momentum", "epoch", "maxiteration", "solvertype", "nesterov")
 GROUP = InstanceGroup(id="group-1", name="local", slots=2, master_url="local://here")
 MODEL = ModelFacts(
     uid="model-1",
@@ -58,6 +60,25 @@ class FakeModels:
 
     async def template_program(self, name: str, file: str) -> str | None:
         return self.template_programs.get(f"{name}/{file}")
+
+    async def settle(
+        self,
+        name: str,
+        given: Mapping[str, Any],
+        candidates: Mapping[str, Sequence[Any]],
+        *,
+        accelerator: str,
+        field: str,
+    ) -> SettledHyperparameters:
+        """Knows the parameters of `KNOWN`; a negative value is wrong."""
+        values = [*given.items(), *((parameter, value) for parameter in candidates for value in candidates[parameter])]
+        for parameter, value in values:
+            if parameter not in KNOWN:
+                raise invalid(field, parameter, KNOWN)
+            if isinstance(value, float | int) and value < 0:
+                raise invalid(f"{field}.{parameter}", value, "0 or more")
+        known = [KnownParameter(parameter, "double") for parameter in KNOWN]
+        return SettledHyperparameters({**self.known[name].hyperparameter, **given}, known)
 
     async def uid_of(self, name: str) -> str | None:
         return self.known[name].uid if name in self.known else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from dlmesh.training.v1 import metrics_pb2_grpc, training_pb2_grpc
+from dlmesh.training.v1 import metrics_pb2_grpc, training_pb2_grpc, trials_pb2_grpc
 from servicekit.channels import Channels
 from servicekit.database import Database
 from servicekit.job_client import LOOP_PATIENCE_SECONDS, JobsClient
@@ -25,11 +25,14 @@ from training_service.storage.runs import SqlTrainings, SqlValidations
 from training_service.storage.workspace import DiskWorkspace
 from training_service.usecases.metrics import CollectMetrics, ReadMetrics, RecordMetrics
 from training_service.usecases.ports import Datasets, Jobs, Models
+from training_service.usecases.prepare_training import PrepareTraining
 from training_service.usecases.reconcile import FollowJobs, RemoveOrphans
 from training_service.usecases.removals import RemoveRuns
 from training_service.usecases.runs import ModelRuns, ModelTrainings
 from training_service.usecases.start_training import StartTraining
 from training_service.usecases.start_validation import StartValidation
+from training_service.usecases.submit_runs import SubmitRuns
+from training_service.wiring_trials import build_trials
 
 ORPHANS_LATER_SECONDS = 15.0
 REMOVALS_LATER_SECONDS = 2.0
@@ -56,9 +59,10 @@ def build(
     limits = limits or TrainingSettings.from_environment()
     metrics = SqlMetrics(database)
     collect = CollectMetrics(metrics, DiskMetricSpool())
+    submit_trainings = SubmitRuns(trainings, jobs, workspace, limits)
     follow_trainings = ReconcileLoop(
         "trainings",
-        FollowJobs(trainings, jobs, workspace, limits, settle=collect),
+        FollowJobs(trainings, jobs, workspace, limits, settle=collect, submit=submit_trainings),
     )
     follow_validations = ReconcileLoop("validations", FollowJobs(validations, jobs, workspace, limits))
     removals = ReconcileLoop(
@@ -83,14 +87,20 @@ def build(
             ("trainings", remove_orphans(trainings)),
         )
     ]
-    start_training = StartTraining(
-        trainings,
+    prepare_training = PrepareTraining(
+        trainings, models, datasets, jobs, weights, max_silent_seconds=limits.max_silent_seconds
+    )
+    start_training = StartTraining(trainings, models, prepare_training, follow_trainings.wake)
+    trials = build_trials(
+        database,
         models,
-        datasets,
-        jobs,
         weights,
+        workspace,
+        metrics,
+        prepare_training,
+        submit_trainings,
         follow_trainings.wake,
-        max_silent_seconds=limits.max_silent_seconds,
+        removals.wake,
     )
     start_validation = StartValidation(validations, trainings, models, workspace, follow_validations.wake)
     package = "dlmesh.training.v1"
@@ -112,8 +122,13 @@ def build(
                 MetricServicer(RecordMetrics(metrics)),
                 f"{package}.MetricService",
             ),
+            (
+                trials_pb2_grpc.add_TrainingTrialServiceServicer_to_server,
+                trials.servicer,
+                f"{package}.TrainingTrialService",
+            ),
         ],
-        loops=[follow_trainings, follow_validations, removals, *orphans],
+        loops=[follow_trainings, follow_validations, removals, trials.loop, *orphans],
         databases=[database],
         channels=[channels],
         startup=[functools.partial(database.migrate, MIGRATIONS)],

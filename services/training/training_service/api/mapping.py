@@ -9,8 +9,8 @@ from training_service.domain.addresses import without_passwords
 from training_service.domain.metrics import MetricPoint
 from training_service.domain.runs import Training, Validation
 from training_service.usecases.metrics import Curves
-from training_service.usecases.start_training import TrainingRequest
 from training_service.usecases.start_validation import ValidationRequest
+from training_service.usecases.training_request import TrainingRequest
 
 
 def training_request(message: training_pb2.StartTrainingRequest) -> TrainingRequest:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from dlmesh.datasets.v1 import datasets_pb2, datasets_pb2_grpc
-from dlmesh.models.v1 import models_pb2, models_pb2_grpc
+from dlmesh.models.v1 import hyperparameters_pb2, hyperparameters_pb2_grpc, models_pb2, models_pb2_grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.wrappers_pb2 import StringValue
 from servicekit.channels import Channels, call_peer
 from servicekit.errors import Code, ServiceError
 
-from training_service.usecases.ports import DatasetFacts, FrameworkFacts, ModelFacts
+from training_service.domain.trials import KnownParameter
+from training_service.usecases.ports import DatasetFacts, FrameworkFacts, ModelFacts, SettledHyperparameters
 
 
 class ModelsClient:
@@ -21,6 +23,7 @@ class ModelsClient:
         self._stub = channels.stub("models", models_pb2_grpc.ModelServiceStub)
         self._templates = channels.stub("models", models_pb2_grpc.ModelTemplateServiceStub)
         self._frameworks = channels.stub("models", models_pb2_grpc.FrameworkServiceStub)
+        self._hyperparameters = channels.stub("models", hyperparameters_pb2_grpc.HyperparameterServiceStub)
 
     async def get(self, name: str) -> ModelFacts:
         detail = await call_peer(lambda: self._stub.GetModel(models_pb2.GetModelRequest(model_name=name)))
@@ -60,6 +63,34 @@ class ModelsClient:
         request = models_pb2.ReadModelTemplateFileRequest(file_name=f"{name}/{file}")
         return await _program(lambda: self._templates.ReadModelTemplateFile(request))
 
+    async def settle(
+        self,
+        name: str,
+        given: Mapping[str, Any],
+        candidates: Mapping[str, Sequence[Any]],
+        *,
+        accelerator: str,
+        field: str,
+    ) -> SettledHyperparameters:
+        request = hyperparameters_pb2.SettleHyperparametersRequest(
+            model_name=name,
+            given={parameter: _value(value) for parameter, value in given.items()},
+            candidates={
+                parameter: hyperparameters_pb2.HyperparameterValues(values=[_value(value) for value in values])
+                for parameter, values in candidates.items()
+            },
+            accelerator=accelerator,
+            field=field,
+        )
+        answer = await call_peer(lambda: self._hyperparameters.SettleHyperparameters(request))
+        return SettledHyperparameters(
+            {
+                parameter: getattr(value, value.WhichOneof("kind"))
+                for parameter, value in answer.hyperparameters.items()
+            },
+            tuple(KnownParameter(one.name, one.data_type, one.allowed, tuple(one.words)) for one in answer.known),
+        )
+
     async def uid_of(self, name: str) -> str | None:
         try:
             return (await self.get(name)).uid
@@ -67,6 +98,11 @@ class ModelsClient:
             if error.code is Code.NOT_FOUND:
                 return None
             raise
+
+
+def _value(value: Any) -> hyperparameters_pb2.HyperparameterValue:
+    kinds = {bool: "flag", int: "whole", float: "number", str: "text"}
+    return hyperparameters_pb2.HyperparameterValue(**{kinds[type(value)]: value})
 
 
 async def _program(call: Callable[[], Awaitable[StringValue]]) -> str | None:

@@ -55,6 +55,11 @@ class Run:
     accepted: bool = False
     stop_requested: bool = False
 
+    @property
+    def title(self) -> str:
+        """What people read where runs of several models stand."""
+        return f"{self.model_name}/{self.name}"
+
     def follow(self, job: JobFacts | None) -> bool:
         """Take over what the job says; True when anything changed. A final status never changes.
 
@@ -105,7 +110,9 @@ class Training(Run):
     `data` maps split names to folders; `dataset_hash` pins their content; `dataset_type` is its record format.
     `weights` is the validated initial weights (file or folder) or empty; `weights_url` is fetched first. `command` is
     what runs instead of the model's program. `workers` is the number of ranks that run. Of an elastic training
-    `cluster_size` is the most workers and `min_workers` the fewest; otherwise `min_workers` is 0.
+    `cluster_size` is the most workers and `min_workers` the fewest; otherwise `min_workers` is 0. `gpus_per_worker` is
+    1 when 0. `study` is the name of the study that it is a trial of, empty for all others: `uid` is also its job's id
+    then, and `user_defined` are parameters for its program that are no hyperparameters.
     """
 
     dataset_uid: str = ""
@@ -134,6 +141,9 @@ class Training(Run):
     initial_weights: str = ""
     weights_folder: str = ""
     model_path: str = ""
+    study: str = ""
+    user_defined: dict[str, Any] = field(default_factory=dict)
+    gpus_per_worker: int = 0
 
     def follow(self, job: JobFacts | None) -> bool:
         workers = job.ranks if job is not None and job.state == "RUNNING" else 0
@@ -148,15 +158,35 @@ class Training(Run):
         return self.accelerator == "Elastic"
 
     @property
+    def is_trial(self) -> bool:
+        """True when a study started it: it is in no list, and nobody can ask for it by name."""
+        return bool(self.study)
+
+    @property
+    def title(self) -> str:
+        return f"{self.model_name}/{self.study or self.name}"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All parameters, as the program of a trial reads them from config.json."""
+        return {**self.hyperparameter, "batchsize": self.batch_size, **self.user_defined}
+
+    @property
     def most_workers(self) -> int:
         """How many workers it can ever have: an elastic one may be told more than there is room for."""
-        room = self.group.room(self.gpu_percentage)
+        room = room_for(self.group, self.gpu_percentage, self.gpus_per_worker)
         return min(self.cluster_size, room) if self.is_elastic else self.cluster_size
 
     @property
     def weights(self) -> str:
         """Where the initial weights are; empty when it starts from scratch."""
         return self.initial_weights or self.weights_folder
+
+
+def room_for(group: InstanceGroup, gpu_percentage: int, gpus_per_worker: int) -> int:
+    """The most workers that one training can have in `group`."""
+    room = group.room(gpu_percentage)
+    return min(room, group.gpus // gpus_per_worker) if group.gpus and gpus_per_worker > 1 else room
 
 
 @dataclass

@@ -18,7 +18,7 @@ from training_service.domain.runs import Run, Status, Training, Validation
 from training_service.storage.tables import RemovalRow, TrainingRow, ValidationRow
 from training_service.usecases.ports import R, RunModel
 
-_FINAL = [str(status) for status in Status if status.is_final]
+FINAL = [str(status) for status in Status if status.is_final]
 
 
 class SqlRuns(Generic[R]):
@@ -27,6 +27,8 @@ class SqlRuns(Generic[R]):
     def __init__(self, database: Database, kind: str, row: Any, make: Callable[..., R]) -> None:
         self._database, self._kind = database, kind
         self._row, self._make = row, make
+        # Of those that can be asked for by name.
+        self._listed: sa.ColumnElement[bool] = sa.true()
 
     async def add(self, run: R) -> None:
         try:
@@ -37,14 +39,17 @@ class SqlRuns(Generic[R]):
             raise already_exists(self._kind, run.name) from error
 
     async def find(self, model_uid: str, name: str) -> R | None:
-        found = await self._select(self._row.model_uid == model_uid, self._row.name == name)
+        found = await self._select(self._row.model_uid == model_uid, self._row.name == name, self._listed)
         return found[0] if found else None
 
     async def of_model(self, model_uid: str) -> list[R]:
+        return await self._select(self._row.model_uid == model_uid, self._listed)
+
+    async def belonging_to(self, model_uid: str) -> list[R]:
         return await self._select(self._row.model_uid == model_uid)
 
     async def active(self) -> list[R]:
-        return await self._select(self._row.status.not_in(_FINAL))
+        return await self._select(self._row.status.not_in(FINAL))
 
     async def save_state(self, run: R) -> None:
         state: dict[str, Any] = {
@@ -68,7 +73,7 @@ class SqlRuns(Generic[R]):
             row = await session.scalar(sa.select(self._row).where(self._row.uid == uid).with_for_update())
             if row is None:
                 raise not_found(self._kind, uid)
-            if row.status not in _FINAL:
+            if row.status not in FINAL:
                 stopping = "is being stopped; try again in a moment"
                 state = stopping if row.stop_requested else f"is {row.status}; stop it first"
                 raise conflict(
@@ -78,8 +83,8 @@ class SqlRuns(Generic[R]):
                 )
             if user := await self._user_of(session, uid):
                 raise in_use(self._kind, row.name, user)
-            name = f"{row.model_name}/{row.name}"
-            session.add(RemovalRow(uid=uid, kind=self._kind, name=name, job_id=row.job_id))
+            title = self._to_run(row).title
+            session.add(RemovalRow(uid=uid, kind=self._kind, name=title, job_id=row.job_id))
             await session.delete(row)
 
     async def models(self) -> list[RunModel]:
@@ -107,7 +112,7 @@ class SqlRuns(Generic[R]):
 
     async def _update(self, uid: str, **values: Any) -> None:
         # What has ended stays as it is, also when another process of this service settled it in the meantime.
-        active = sa.and_(self._row.uid == uid, self._row.status.not_in(_FINAL))
+        active = sa.and_(self._row.uid == uid, self._row.status.not_in(FINAL))
         async with self._database.session() as session:
             await session.execute(sa.update(self._row).where(active).values(**values))
 
@@ -126,6 +131,7 @@ class SqlTrainings(SqlRuns[Training]):
     def __init__(self, database: Database, training_of: Callable[[str], str]) -> None:
         super().__init__(database, "training", TrainingRow, Training)
         self._training_of = training_of
+        self._listed = TrainingRow.study == ""
 
     async def _check_used(self, session: AsyncSession, run: Training) -> None:
         field = "wfinit" if run.initial_weights else "wtfolder"
@@ -134,21 +140,23 @@ class SqlTrainings(SqlRuns[Training]):
 
     async def _user_of(self, session: AsyncSession, uid: str) -> str:
         validation = sa.select(ValidationRow.name).where(
-            ValidationRow.training_uid == uid, ValidationRow.status.not_in(_FINAL)
+            ValidationRow.training_uid == uid, ValidationRow.status.not_in(FINAL)
         )
         if name := await session.scalar(validation.limit(1)):
             return f"validation {name!r}"
-        begun = sa.select(TrainingRow.name, TrainingRow.initial_weights, TrainingRow.weights_folder).where(
-            TrainingRow.status.not_in(_FINAL),
+        begun = sa.select(
+            TrainingRow.name, TrainingRow.study, TrainingRow.initial_weights, TrainingRow.weights_folder
+        ).where(
+            TrainingRow.status.not_in(FINAL),
             sa.or_(TrainingRow.initial_weights != "", TrainingRow.weights_folder != ""),
         )
-        for name, file, folder in await session.execute(begun):
+        for name, study, file, folder in await session.execute(begun):
             if self._training_of(file or folder) == uid:
-                return f"training {name!r}"
+                return f"a trial of tuning {study!r}" if study else f"training {name!r}"
         return ""
 
     async def by_uid(self, uid: str) -> Training | None:
-        found = await self._select(TrainingRow.uid == uid)
+        found = await self._select(TrainingRow.uid == uid, TrainingRow.is_hidden.is_(False))
         return found[0] if found else None
 
 

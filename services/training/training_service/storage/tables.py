@@ -41,7 +41,11 @@ class TrainingRow(RunColumns, Base):
     """One training."""
 
     __tablename__ = "trainings"
-    __table_args__ = (sa.UniqueConstraint("model_uid", "name"),)
+    __table_args__ = (
+        sa.UniqueConstraint("model_uid", "name"),
+        # Beside a model's few trainings there may be tens of thousands of trials.
+        sa.Index("ix_trainings_lists", "model_uid", "study"),
+    )
 
     dataset_uid: Mapped[str] = mapped_column(sa.String(64))
     dataset_hash: Mapped[str] = mapped_column(sa.String(128))
@@ -69,6 +73,11 @@ class TrainingRow(RunColumns, Base):
     initial_weights: Mapped[str] = mapped_column(sa.Text)
     weights_folder: Mapped[str] = mapped_column(sa.Text)
     model_path: Mapped[str] = mapped_column(sa.Text)
+    study: Mapped[str] = mapped_column(sa.String(128), server_default="")
+    user_defined: Mapped[dict[str, Any]] = mapped_column(sa.JSON, server_default="{}")
+    gpus_per_worker: Mapped[int] = mapped_column(sa.Integer, server_default="0")
+    # A deleted trial, until it has ended.
+    is_hidden: Mapped[bool] = mapped_column(sa.Boolean, server_default=sa.false(), default=False, index=True)
 
 
 class ValidationRow(RunColumns, Base):
@@ -97,6 +106,15 @@ class RemovalRow(Base):
     kind: Mapped[str] = mapped_column(sa.String(16))
     name: Mapped[str] = mapped_column(sa.String(257))
     job_id: Mapped[str] = mapped_column(sa.String(32))
+
+
+class DeletedTrialRow(Base):
+    """A trial that was deleted, perhaps before it came."""
+
+    __tablename__ = "deleted_trials"
+
+    uid: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    deleted_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
 
 
 class MetricAttemptRow(Base):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from training_service.domain.removals import Removal
 from training_service.domain.runs import Run, Training, Validation
 from training_service.domain.specs import Spec, TrainingSpec, ValidationSpec, program_of
 from training_service.frameworks.registry import framework_named
+
+# Where programs of trials find their parameters, in their working directory.
+CONFIG = "config.json"
 
 
 class DiskWorkspace:
@@ -57,8 +61,9 @@ class DiskWorkspace:
         checkpoints = self.checkpoints(training.uid)
         checkpoints.mkdir(parents=True, exist_ok=True)
         code = folder / "code"
+        added = {CONFIG: json.dumps(training.config, indent=1)} if training.is_trial else {}
         # Later edits of the model do not touch this training.
-        _copy_once(Path(training.model_path), code, follow_links=True)
+        _copy_once(Path(training.model_path), code, follow_links=True, added=added)
         spec = TrainingSpec(
             code=str(code),
             train_dir=str(checkpoints),
@@ -120,7 +125,7 @@ def _copy_once(
     try:
         copy_folder(source, draft, follow_links=follow_links)
         for name, text in added.items():
-            (draft / name).unlink(missing_ok=True)
+            _make_way(draft / name)
             write_file(draft / name, text)
         sync_folder(draft)
     except OSError:
@@ -129,6 +134,13 @@ def _copy_once(
         raise
     draft.rename(code)
     sync_folder(code.parent)
+
+
+def _make_way(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        remove_folder(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write(spec: Spec, folder: Path) -> str:

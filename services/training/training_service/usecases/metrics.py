@@ -83,11 +83,28 @@ class Curves:
     follow: bool = False
 
 
+class ThinnedCurves:
+    """Callable with a job, a series, a step to begin at and a number; at most so many points of the curve, in memory
+    no more than these. Of a longer one the first, the last, and of equally wide ranges the lowest and the highest."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def __call__(self, job_id: str, series: str, since_step: int, most: int) -> list[MetricPoint]:
+        points = await self._metrics.page(job_id, series, since_step, most + 1)
+        last = await self._metrics.last(job_id, series) if len(points) > most else None
+        if last is None:
+            return points
+        ranges = ranges_between(points[0].step, last.step, most)
+        return [points[0], *await self._metrics.extremes(job_id, series, ranges), last]
+
+
 class ReadMetrics:
     """Callable with a training and what is asked for; gives the points, some of one series in memory at a time."""
 
     def __init__(self, metrics: Metrics, trainings: Trainings, model_trainings: ModelTrainings) -> None:
         self._metrics, self._trainings, self._model_trainings = metrics, trainings, model_trainings
+        self._thin = ThinnedCurves(metrics)
 
     async def __call__(self, model_name: str, name: str, curves: Curves) -> AsyncIterator[MetricPoint]:
         """404 for what is not there, 403 for another user's training, 400 naming a field."""
@@ -111,12 +128,7 @@ class ReadMetrics:
     async def _thinned(self, job_id: str, curves: Curves) -> AsyncIterator[MetricPoint]:
         most = curves.max_points or DEFAULT_MAX_POINTS
         for series in await self._series(job_id, curves):
-            points = await self._metrics.page(job_id, series, curves.since_step, most + 1)
-            last = await self._metrics.last(job_id, series) if len(points) > most else None
-            if last is not None:
-                ranges = ranges_between(points[0].step, last.step, most)
-                points = [points[0], *await self._metrics.extremes(job_id, series, ranges), last]
-            for point in points:
+            for point in await self._thin(job_id, series, curves.since_step, most):
                 yield point
 
     async def _later(self, job_id: str, curves: Curves, seen: dict[str, int]) -> AsyncIterator[MetricPoint]:

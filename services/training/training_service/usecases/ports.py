@@ -12,6 +12,7 @@ from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
 from training_service.domain.metrics import MetricPoint, SpoolPlace
 from training_service.domain.removals import Removal
 from training_service.domain.runs import Run, Training, Validation
+from training_service.domain.trials import KnownParameter
 
 R = TypeVar("R", bound=Run)
 
@@ -69,6 +70,14 @@ class RunModel:
     gone_since: datetime | None = None
 
 
+@dataclass(frozen=True)
+class SettledHyperparameters:
+    """All that would hold for a trial, and what the model's framework has."""
+
+    values: Mapping[str, Any]
+    known: Sequence[KnownParameter] = ()
+
+
 class Limits(Protocol):
     """What holds for every run; 0 is no limit."""
 
@@ -103,6 +112,17 @@ class Models(Protocol):
 
     async def template_program(self, name: str, file: str) -> str | None:
         """The same of a template, from the platform's copy of it."""
+
+    async def settle(
+        self,
+        name: str,
+        given: Mapping[str, Any],
+        candidates: Mapping[str, Sequence[Any]],
+        *,
+        accelerator: str,
+        field: str,
+    ) -> SettledHyperparameters:
+        """A model's hyperparameters with `given` over them; 400 naming `field`.NAME, also for one of `candidates`."""
 
     async def uid_of(self, name: str) -> str | None:
         """The uid of the model that has this name now, asked as the service itself; None when there is none."""
@@ -144,6 +164,9 @@ class Runs(Protocol[R]):
         """The run of this model with this name."""
 
     async def of_model(self, model_uid: str) -> list[R]:
+        """The runs of a model that can be asked for by name, oldest first."""
+
+    async def belonging_to(self, model_uid: str) -> list[R]:
         """All runs of a model, oldest first."""
 
     async def active(self) -> list[R]:
@@ -173,6 +196,28 @@ class Trainings(Runs[Training], Protocol):
 
     async def by_uid(self, uid: str) -> Training | None:
         """The training of this uid."""
+
+
+class Trials(Trainings, Protocol):
+    """Stored trainings of studies. `add` is 404 with the reason DELETED when the trial was deleted."""
+
+    async def known(self, uids: Sequence[str]) -> Mapping[str, Training]:
+        """Those of the trials that there are, by uid; deleted ones are left out."""
+
+    async def was_deleted(self, uid: str) -> bool:
+        """Whether it was deleted, and is known to have been."""
+
+    async def active_of_model(self, model_uid: str) -> list[Training]:
+        """Trials of a model without a final status, also deleted ones that are being ended; oldest first."""
+
+    async def delete(self, uids: Sequence[str], now: datetime) -> None:
+        """Take trials out of sight and order their end; ids that never came can come no more."""
+
+    async def deleted(self) -> Sequence[str]:
+        """Deleted trials that have ended."""
+
+    async def forget_deleted(self, before: datetime) -> None:
+        """Forget which trials were deleted before then, as far as nothing is left of them."""
 
 
 class Validations(Runs[Validation], Protocol):

@@ -1,0 +1,142 @@
+"""What studies ask of trials once they are started."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from servicekit.errors import invalid, not_found
+
+from training_service.domain.metrics import MetricPoint
+from training_service.domain.runs import Training
+from training_service.domain.trials import check_id, check_ids
+from training_service.usecases.metrics import MAX_POINTS, ThinnedCurves
+from training_service.usecases.ports import Metrics, Models, Trials, Workspace
+
+DEFAULT_POINTS = 100
+# Programs may report any number of series.
+MAX_SERIES = 100
+MAX_WAIT_SECONDS = 10.0
+MAX_POLL_SECONDS = 0.2
+# Of one answer; a message has 64 MiB at most. A point is a step and a value.
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+POINT_BYTES, CURVE_BYTES = 18, 256
+
+
+@dataclass(frozen=True)
+class CurvesOfTrials:
+    """Which curves are asked for; see ReadTrialMetricsRequest."""
+
+    series: Sequence[str] = ()
+    only_these: bool = False
+    max_points: int = 0
+    wait_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrialCurves:
+    """A trial as it stands, and its curves by series."""
+
+    training: Training
+    curves: Mapping[str, Sequence[MetricPoint]]
+
+
+@dataclass(frozen=True)
+class FoundCurves:
+    """In the order asked for; the `unread` had no room any more."""
+
+    trials: Sequence[TrialCurves]
+    unread: Sequence[str]
+
+
+class ReadTrialMetrics:
+    """Callable with ids of trials and what is asked for; unknown ids are left out.
+
+    A trial whose status is final has been settled: its curves change no more. `wake` has the loop settle what it can.
+    """
+
+    def __init__(self, trials: Trials, metrics: Metrics, wake: Callable[[], None]) -> None:
+        self._trials, self._metrics, self._wake = trials, metrics, wake
+        self._thinned = ThinnedCurves(metrics)
+
+    async def __call__(self, trial_ids: Sequence[str], asked: CurvesOfTrials) -> FoundCurves:
+        check_ids(trial_ids)
+        if asked.max_points and asked.max_points not in MAX_POINTS:
+            raise invalid("max_points", asked.max_points, f"0, {MAX_POINTS[0]} to {MAX_POINTS[-1]}")
+        if not 0 <= asked.wait_seconds <= MAX_WAIT_SECONDS:
+            raise invalid("wait_seconds", asked.wait_seconds, f"0 to {MAX_WAIT_SECONDS:g}")
+        wanted = list(dict.fromkeys(trial_ids))
+        # The state first: what a settled trial reported is all there then.
+        known = await self._settled(wanted, asked.wait_seconds)
+        wanted = [trial_id for trial_id in wanted if trial_id in known]
+        found: list[TrialCurves] = []
+        room = MAX_ANSWER_BYTES
+        for trial_id in wanted:
+            if room <= 0:
+                break
+            curves = await self._curves(known[trial_id].job_id, asked)
+            room -= CURVE_BYTES + sum(CURVE_BYTES + POINT_BYTES * len(points) for points in curves.values())
+            found.append(TrialCurves(known[trial_id], curves))
+        return FoundCurves(found, wanted[len(found) :])
+
+    async def _settled(self, trial_ids: Sequence[str], seconds: float) -> Mapping[str, Training]:
+        deadline, pause = time.monotonic() + seconds, 0.01
+        known = await self._trials.known(trial_ids)
+        while open_ids := [uid for uid, trial in known.items() if not trial.status.is_final]:
+            if time.monotonic() >= deadline:
+                break
+            self._wake()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, MAX_POLL_SECONDS)
+            now = await self._trials.known(open_ids)
+            # One that was deleted meanwhile is unknown.
+            known = {**{uid: trial for uid, trial in known.items() if uid not in open_ids}, **now}
+        return known
+
+    async def _curves(self, job_id: str, asked: CurvesOfTrials) -> dict[str, Sequence[MetricPoint]]:
+        names = await self._metrics.series(job_id)
+        chosen = [name for name in dict.fromkeys(asked.series) if name in names]
+        if not asked.only_these:
+            others = [name for name in names if name not in chosen]
+            chosen += others[: max(0, MAX_SERIES - len(chosen))]
+        most = asked.max_points or DEFAULT_POINTS
+        curves = {name: await self._thinned(job_id, name, 0, most) for name in chosen}
+        # An attempt may have been discarded with all that it reported.
+        return {name: points for name, points in curves.items() if points}
+
+
+@dataclass(frozen=True)
+class TrialFacts:
+    """A trial, with the name of its best weights and the folder they are in; empty while there are none."""
+
+    training: Training
+    weights_folder: str
+    weight_file: str
+
+
+class GetTrial:
+    """Callable with an id; 404."""
+
+    def __init__(self, trials: Trials, workspace: Workspace) -> None:
+        self._trials, self._workspace = trials, workspace
+
+    async def __call__(self, trial_id: str) -> TrialFacts:
+        check_id(trial_id)
+        training = (await self._trials.known([trial_id])).get(trial_id)
+        if training is None:
+            raise not_found("trial", trial_id)
+        file = await asyncio.to_thread(self._workspace.weight_file, training)
+        return TrialFacts(training, self._workspace.path_of(training) if file else "", file or "")
+
+
+class ListActiveTrials:
+    """Callable with a model's name; 404 and 403 as for the model."""
+
+    def __init__(self, trials: Trials, models: Models) -> None:
+        self._trials, self._models = trials, models
+
+    async def __call__(self, model_name: str) -> Sequence[Training]:
+        model = await self._models.get(model_name)
+        return await self._trials.active_of_model(model.uid)
