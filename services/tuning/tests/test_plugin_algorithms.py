@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_suggestion_processes import Table, until
+from test_suggestion_processes import Table, is_running, until
 from tuning_service.domain.evaluation import Answer, Evaluation, Problem, TrialState
 from tuning_service.domain.fields import Fields
 from tuning_service.domain.parameters import read_space
@@ -481,9 +481,11 @@ from test_plugin_algorithms import *
 async def main():
     home = Path(sys.argv[2])
     async with laboratory(home) as lab:
-        await lab.ask(lab.install("Parent", CHILDREN + search("return [ONE]")))
+        busy = search("open(os.environ['HOME'] + '/begun', 'w')", "time.sleep(3600)")
+        asking = asyncio.create_task(lab.ask(lab.install("Parent", CHILDREN + busy)))
+        await until((home / "tuning" / "study" / "plugin" / "begun").exists)
         print("ready", flush=True)
-        await asyncio.Event().wait()
+        await asking
 
 asyncio.run(main())
 """
@@ -537,6 +539,18 @@ async def test_one_that_is_not_asked_ends_and_goes_on(tmp_path: Path) -> None:
         end_all(lab.table)
         second = values(await lab.ask(grid, 2))
         assert not any(one in values(first) for one in second)
+
+
+async def test_asked_in_the_moment_in_which_it_ends(lab: Lab) -> None:
+    grid = lab.install("Grid", PLUGINS / "grid" / "optimizer.py")
+    lab.table.add(await lab.ask(grid, 2))
+    end_all(lab.table)
+    (pid,) = lab.suggestions.pids.values()
+    lab.suggestions._hosts["study"].ending.cancel()  # type: ignore[union-attr]
+    lab.suggestions._end_idle("study")
+    assert (await lab.ask(grid, 2)).suggestions
+    assert lab.suggestions.pids["study"] != pid
+    await until(lambda: not is_running(pid))
 
 
 async def test_only_so_many_run_at_a_time(tmp_path: Path) -> None:

@@ -256,15 +256,16 @@ async def test_it_sees_nothing_of_the_platforms_secrets(monkeypatch: pytest.Monk
 
 SERVICE = """
 import asyncio, sys
-from tuning_service.suggestions.built_in import BuiltInSuggestions
 sys.path.insert(0, sys.argv[1])
-from test_suggestion_processes import PROBLEM, Table
+from test_suggestion_processes import *
 
 async def main():
-    suggestions = BuiltInSuggestions()
-    await suggestions.ask("study", "Hyperband", PROBLEM, Table(), 1)
+    suggestions, table = BuiltInSuggestions(command=ODD), Table()
+    asking = asyncio.create_task(suggestions.ask("study", "Hanging", PROBLEM, table, 1))
+    # The ask lies in its input, or it has taken it: it will not see that the input ends.
+    await until(lambda: table.read)
     print(*suggestions.pids, flush=True)
-    await asyncio.Event().wait()
+    await asking
 
 asyncio.run(main())
 """

@@ -178,7 +178,8 @@ class PluginSuggestions:
             host.ending = loop.call_later(self._limits.idle_seconds, self._end_idle, uid)
 
     def _end_idle(self, uid: str) -> None:
-        ending = asyncio.ensure_future(self.forget(uid))
+        # Out of sight at once: who asks from now on starts another one.
+        ending = asyncio.ensure_future(self.end(self._hosts.pop(uid)))
         self._endings.add(ending)
         ending.add_done_callback(self._endings.discard)
 
