@@ -176,8 +176,11 @@ def test_algorithms(admin: Client, algorithm: str) -> None:
     assert (detail["state"], detail["complete"]) == ("FINISHED", trials), detail["statusMessage"]
     assert {values(one)["size"] for one in detail["experiments"]} == {"64"}
     if is_by_resource:
-        assert {values(one)["epochs"] for one in detail["experiments"]} >= {"1", "3", "9"}
-        assert {one["maxiteration"] for one in detail["experiments"]} >= {1, 3, 9}
+        reached = {"1", "3", "9"} if algorithm == "Hyperband" else {"1", "3"}
+        assert {values(one)["epochs"] for one in detail["experiments"]} >= reached
+        assert {one["maxiteration"] for one in detail["experiments"]} == set(
+            int(values(one)["epochs"]) for one in detail["experiments"]
+        )
     admin.delete(f"/hypersearch/{name}")
 
 
@@ -319,8 +322,8 @@ def test_broken_forms(admin: Client, platform: RunningPlatform) -> None:
     ):
         status, message = refusal(admin, "POST", "/hypersearch", files=parts)
         assert (status, message.startswith(says)) == (400, True), message
-    # Nothing is left of them.
-    assert not list((platform.home / "tuning").iterdir())
+    # Nothing is left of them, when what other tests deleted has gone, too.
+    admin.until(lambda: not list((platform.home / "tuning").iterdir()), seconds=240)
     start(admin, search("broken", maxJobNum=1))
     status, message = refusal(
         admin, "POST", "/hypersearch", files={**data, "file": ("m.modelDir.tar", tar_of({"main.py": PROGRAM}))}

@@ -1,52 +1,48 @@
-"""The tuning service answers, and says that it is not built."""
+"""The service starts, migrates, and refuses before it asks anybody."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from dlmesh.tuning.v1 import tuning_pb2, tuning_pb2_grpc
-from google.protobuf import message_factory
+from google.api.httpbody_pb2 import HttpBody
+from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from servicekit.channels import as_service_error
 from servicekit.database import Database
 from servicekit.errors import Code
+from studies_room import request_of
 from testkit.services import ALICE, acting_as, collect, running, settings_for
 from tuning_service.storage import MIGRATIONS
 from tuning_service.wiring import build
 
-SERVICES = ("HyperSearchService", "ModelTuningService")
-METHODS = [
-    (service, method.name) for service in SERVICES for method in tuning_pb2.DESCRIPTOR.services_by_name[service].methods
-]
 
-
-async def test_every_operation_says_what_is_coming(tmp_path: Path) -> None:
+async def test_nothing_is_left_of_what_was_refused(tmp_path: Path) -> None:
     settings = settings_for("tuning", tmp_path)
     async with running(build(settings), settings) as client:
         health = client.stub(health_pb2_grpc.HealthStub)
-        for service, name in METHODS:
-            assert (
-                await health.Check(health_pb2.HealthCheckRequest(service=f"dlmesh.tuning.v1.{service}"))
-            ).status == 1
-            method = tuning_pb2.DESCRIPTOR.services_by_name[service].methods_by_name[name]
-            stub = client.stub(getattr(tuning_pb2_grpc, f"{service}Stub"))
-            request: Any = message_factory.GetMessageClass(method.input_type)()
-            with acting_as(ALICE), pytest.raises(grpc.aio.AioRpcError) as caught:
-                call = getattr(stub, name)(iter([request]) if method.client_streaming else request)
-                await (collect(call) if method.server_streaming else call)
+        for service in ("HyperSearchService", "ModelTuningService"):
+            check = health_pb2.HealthCheckRequest(service=f"dlmesh.tuning.v1.{service}")
+            assert (await health.Check(check)).status == 1
+        searches = client.stub(tuning_pb2_grpc.HyperSearchServiceStub)
+        data = json.dumps(request_of(maxJobNum=0.5))
+        body = f'--x\r\nContent-Disposition: form-data; name="data"\r\n\r\n{data}\r\n--x--\r\n'.encode()
+        form = HttpBody(content_type="multipart/form-data; boundary=x", data=body)
+        with acting_as(ALICE):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await searches.StartHyperSearch(iter([tuning_pb2.StartHyperSearchRequest(body=form)]))
             error = as_service_error(caught.value)
-            assert (error.code, error.reason) == (Code.UNIMPLEMENTED, "NOT_BUILT"), name
-            assert "not built" in error.message
+            assert (error.code, error.metadata["field"]) == (Code.INVALID_ARGUMENT, "algoDef.maxJobNum")
+            assert await collect(searches.ListHyperSearches(tuning_pb2.ListHyperSearchesRequest())) == []
+            # There is nothing to delete, and that is fine.
+            assert await searches.DeleteAllHyperSearches(tuning_pb2.DeleteAllHyperSearchesRequest()) == Empty()
+        assert not list((tmp_path / "tuning").iterdir())
 
 
-def test_there_are_operations() -> None:
-    assert len(METHODS) >= 16
-
-
-async def test_the_empty_history_migrates(database_url: str) -> None:
+async def test_migrations_may_be_repeated(database_url: str) -> None:
     database = Database(database_url, "tuning")
     await database.migrate(MIGRATIONS)
     await database.migrate(MIGRATIONS)
