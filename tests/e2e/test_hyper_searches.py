@@ -31,7 +31,8 @@ if config.get("fails"):
     sys.exit("this trial fails")
 rate = config["rate"]
 epochs = int(config.get("epochs", 2))
-rows = [{"step": step, "loss": str((rate - 0.3) ** 2 + 0.1 / step), "accuracy": 1 - rate} for step in range(1, epochs + 1)]
+loss = (rate - 0.3) ** 2
+rows = [{"step": step, "loss": str(loss + 0.1 / step), "accuracy": 1 - rate} for step in range(1, epochs + 1)]
 with open(os.path.join(os.environ["RESULT_DIR"], "val_dict_list.json"), "w") as file:
     json.dump(rows, file)
 """
@@ -178,9 +179,9 @@ def test_algorithms(admin: Client, algorithm: str) -> None:
     if is_by_resource:
         reached = {"1", "3", "9"} if algorithm == "Hyperband" else {"1", "3"}
         assert {values(one)["epochs"] for one in detail["experiments"]} >= reached
-        assert {one["maxiteration"] for one in detail["experiments"]} == set(
+        assert {one["maxiteration"] for one in detail["experiments"]} == {
             int(values(one)["epochs"]) for one in detail["experiments"]
-        )
+        }
     admin.delete(f"/hypersearch/{name}")
 
 
