@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_suggestion_processes import Table, is_running, until
+from thinking_room import Table, is_running, until
 from tuning_service.domain.evaluation import Answer, Evaluation, Problem, TrialState
 from tuning_service.domain.fields import Fields
 from tuning_service.domain.parameters import read_space
@@ -463,7 +463,7 @@ if os.fork() == 0:
 async def test_children_end_with_it(lab: Lab) -> None:
     with_children = lab.install("Parent", CHILDREN + search("return [ONE]"))
     await lab.ask(with_children)
-    assert len(processes_with(str(lab.home))) >= 5
+    await until(lambda: len(processes_with(str(lab.home))) == 5)
     await lab.suggestions.forget("study")
     assert not processes_with(str(lab.home))
 
@@ -499,7 +499,7 @@ async def test_nothing_outlives_a_service_that_is_killed(tmp_path: Path) -> None
     try:
         assert service.stdout is not None
         assert await service.stdout.readline() == b"ready\n"
-        assert len(processes_with(str(tmp_path))) >= 5
+        await until(lambda: len(processes_with(str(tmp_path))) == 5)
     finally:
         service.kill()
         await service.communicate()

@@ -7,54 +7,18 @@ import logging
 import os
 import signal
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from thinking_room import HYPERBAND, ODD, PROBLEM, Table, is_running, until
 from tuning_service.algorithms.registry import make_algorithm
-from tuning_service.domain.evaluation import Answer, Evaluation, Problem, TrialState
-from tuning_service.domain.space import Continuous, DataType, Levels, Space
+from tuning_service.domain.evaluation import Answer, Problem, TrialState
 from tuning_service.suggestions.built_in import LOGGED_LINES, BuiltInSuggestions
 from tuning_service.usecases.ports import SuggestionError
-
-SPACE = Space((Continuous("rate", -5.0, 0.0, 10.0), Levels("width", DataType.INT, (8, 16, 32))))
-HYPERBAND = {"ResourceName": "epochs", "ResourceValue": 27, "MinResource": 1, "eta": 3.0, "RandomSeed": None}
-PROBLEM = Problem(SPACE, HYPERBAND, seed=5, max_trials=69)
-ODD = (sys.executable, "-P", str(Path(__file__).with_name("odd_algorithms.py")))
-PATIENCE_SECONDS = 240.0
-
-
-class Table:
-    """`usecases.ports.History` of a study without a database; counts how many rows it was asked for."""
-
-    def __init__(self) -> None:
-        self.trials: list[Evaluation] = []
-        self._changes: list[int] = []
-        self._change = 0
-        self.read: list[int] = []
-
-    async def since(self, change: int) -> tuple[Sequence[Evaluation], int]:
-        found = [trial for trial, changed in zip(self.trials, self._changes, strict=True) if changed > change]
-        self.read.append(len(found))
-        return found, self._change
-
-    def add(self, answer: Answer) -> None:
-        self._change += 1
-        for one in answer.suggestions:
-            number = len(self.trials) + 1
-            self.trials.append(Evaluation(number, one.place, TrialState.PENDING, None, one.notes, one.values))
-            self._changes.append(self._change)
-
-    def end(self, number: int, loss: float | None) -> None:
-        self._change += 1
-        state = TrialState.FAILED if loss is None else TrialState.FINISHED
-        losses = None if loss is None else (loss,)
-        self.trials[number - 1] = replace(self.trials[number - 1], state=state, losses=losses)
-        self._changes[number - 1] = self._change
 
 
 @asynccontextmanager
@@ -66,21 +30,6 @@ async def thinking(**settings: Any) -> AsyncIterator[BuiltInSuggestions]:
         pids = suggestions.pids
         await suggestions.close()
         assert not any(map(is_running, pids))
-
-
-def is_running(pid: int) -> bool:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return text[text.rindex(")") + 2] != "Z"
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, "waited in vain"
-        await asyncio.sleep(0.01)
 
 
 async def test_a_whole_study_is_as_the_algorithm_would_have_it() -> None:
@@ -257,7 +206,8 @@ async def test_it_sees_nothing_of_the_platforms_secrets(monkeypatch: pytest.Monk
 SERVICE = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
-from test_suggestion_processes import *
+from thinking_room import ODD, PROBLEM, Table, until
+from tuning_service.suggestions.built_in import BuiltInSuggestions
 
 async def main():
     suggestions, table = BuiltInSuggestions(command=ODD), Table()

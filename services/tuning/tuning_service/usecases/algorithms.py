@@ -66,6 +66,7 @@ class ManageAlgorithms:
             remote_execution=str(remote).lower() == "true",
             log_level=fields.word("logLevel", _LEVELS, default="INFO"),
         )
+        await self._remove_orphans()
         await asyncio.to_thread(self._folders.install, algorithm, upload.path if upload else None)
         try:
             await self._algorithms.add(algorithm)
@@ -83,6 +84,13 @@ class ManageAlgorithms:
         await self._check_unused(found.name)
         if await self._algorithms.remove(found.name) is not None:
             await asyncio.to_thread(self._folders.remove, found.uid)
+
+    async def _remove_orphans(self) -> None:
+        """What a kill left of an installation or a removal."""
+        if names := await asyncio.to_thread(self._folders.orphans):
+            installed = {algorithm.uid for algorithm in await self._algorithms.installed()}
+            for name in set(names) - installed:
+                await asyncio.to_thread(self._folders.remove_orphan, name)
 
     async def _check_unused(self, name: str) -> None:
         for study in await self._studies.tended():

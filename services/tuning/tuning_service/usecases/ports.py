@@ -193,6 +193,12 @@ class PluginFolders(Protocol):
     def remove(self, uid: str) -> None:
         """Remove the copy; nothing when it is gone."""
 
+    def orphans(self) -> Sequence[str]:
+        """Names of old folders, which may be nobody's."""
+
+    def remove_orphan(self, name: str) -> None:
+        """Remove what is left of an algorithm that is not installed."""
+
 
 class StudyFolders(Protocol):
     """The folders of studies below `$DLMESH_HOME/tuning`. Blocking; OSError for a disk in trouble."""
