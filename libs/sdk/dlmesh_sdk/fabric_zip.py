@@ -41,7 +41,7 @@ def write_fabric_zip(file: Path) -> None:
 
 @functools.cache
 def packed() -> bytes:
-    """The content of fabric.zip. A process that forks ranks calls it before: it takes as long as all else of a start."""
+    """The content of fabric.zip. A process that forks ranks calls it before: packing takes longer than a start."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, source in sorted(_sources()):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from scheduling_service.engines.base import Attempt, Phase
+from scheduling_service.engines.local import processes
 from scheduling_service.engines.local.ends import KeeperEnds
 from scheduling_service.engines.local.engine import LocalEngine, warm_socket
 
@@ -105,7 +106,8 @@ async def test_an_attempt_of_an_earlier_process_is_told_of(tmp_path: Path) -> No
 
 LEAVES = """
 import subprocess, sys
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+print(left.pid)
 """
 
 
@@ -120,12 +122,14 @@ async def test_warm_attempts_are_told_of_once_nothing_of_them_runs(tmp_path: Pat
         async with asyncio.timeout(10 * DEADLINE_SECONDS):
             while not warm_socket(home).exists():
                 await asyncio.sleep(0.05)
-        for name, program in (("short", "print(1)"), ("leaves", LEAVES)):
+        for name, program in (("short", "print(0)"), ("leaves", LEAVES)):
             wanted = attempt(tmp_path, name, program, warm=True)
             await engine.launch(wanted)
             await told(event)
             seen = await engine.observe(wanted.directory)
             assert seen.phase is Phase.FINISHED, seen
             assert [rank.exit_code for rank in seen.ranks] == [0]
+            left = int((wanted.directory / "rank-0.out").read_text())
+            assert not left or processes.start_time(left) is None
     finally:
         await engine.close()
