@@ -17,11 +17,13 @@ from report import Row, publish
 from scheduling_costs import measure_scheduling
 from spark_costs import measure_spark
 from training_costs import measure_training
+from tuning_costs import measure_tuning
 
 SECTIONS: dict[str, Callable[[], list[Row]]] = {
     "platform": measure_platform,
     "datasets": measure_datasets,
     "training": measure_training,
+    "tuning": measure_tuning,
     "scheduling": measure_scheduling,
     "spark": measure_spark,
     "exec": measure_exec_latency,
