@@ -102,6 +102,18 @@ async def test_what_is_active_is_stopped_at_once_and_what_it_uses_stays(room: Ro
     assert await room.step(room.validations) == ["ended", validation.uid]
 
 
+async def test_trials_are_ended_and_removed_with_their_model(room: Room) -> None:
+    for uid, status in (("over", Status.FINISHED), ("going", Status.RUNNING)):
+        await room.trainings.add(make_training(uid=uid, job_id=uid, name=uid, study="s1", status=status))
+    room.models.known.clear()
+    assert await room.step() == []
+    going = await room.trainings.by_uid("going")
+    assert going is not None
+    assert going.stop_requested
+    room.wait(GRACE_SECONDS)
+    assert await room.step() == ["ended", "over"]
+
+
 def test_the_grace_is_a_setting() -> None:
     assert TrainingSettings.from_environment({}).orphan_grace_seconds == 3600
     assert TrainingSettings.from_environment({"DLMESH_ORPHAN_GRACE_SECONDS": "0"}).orphan_grace_seconds == 0
