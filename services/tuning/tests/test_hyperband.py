@@ -111,11 +111,19 @@ def test_brackets_are_those_of_the_paper(most: int, jobs: int, configurations: i
         (81, 81, 3.0, (81,)),
         (100, 10, 2.5, (16, 40, 100)),
         (1, 1, 3.0, (1,)),
+        # 121 / 2.2 / 2.2 is 24.99... in floating point.
+        (121, 25, 2.2, (25, 55, 121)),
     ],
 )
 def test_resources(most: int, least: int, eta: float, expected: tuple[int, ...]) -> None:
     levels = Levels.of({"ResourceValue": most, "MinResource": least, "eta": eta})
     assert levels.resources == expected
+
+
+def test_how_many_go_on_is_exact() -> None:
+    levels = Levels.of({"ResourceValue": 121, "MinResource": 1, "eta": 2.2})
+    # 33 / 2.2 is 14.99... in floating point.
+    assert [levels.kept(trials) for trials in (1, 2, 3, 33, 121)] == [0, 0, 1, 15, 55]
 
 
 @settings(deadline=None)

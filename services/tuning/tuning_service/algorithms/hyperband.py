@@ -16,6 +16,7 @@ on what is looked for.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -65,6 +66,12 @@ class Hyperband(Algorithm):
         super().__init__(problem)
         self.levels = Levels.of(problem.settings)
         self._configurations = Configurations(problem)
+        self._forget()
+
+    def _forget(self) -> None:
+        # The first brackets as far as they are over, which they stay; trials before the index are all theirs.
+        self._over: list[_Bracket] = []
+        self._start = self._known = 0
 
     def ask(self, trials: Sequence[Evaluation], count: int) -> Answer:
         self._configurations.read(trials)
@@ -92,17 +99,27 @@ class Hyperband(Algorithm):
         return Answer(suggestions, is_exhausted=all(bracket.is_over for bracket in brackets))
 
     def _brackets(self, trials: Sequence[Evaluation]) -> list[_Bracket]:
+        if len(trials) < self._known:
+            self._forget()
+        self._known = len(trials)
         found: dict[int, tuple[Shape, list[list[Evaluation]]]] = {}
-        for trial in trials:
+        for trial in itertools.islice(trials, self._start, None):
             notes = trial.notes
-            if "bracket" not in notes:
+            number = int(notes.get("bracket", -1))
+            if number < len(self._over):
                 continue
-            number = int(notes["bracket"])
             if number not in found:
                 shape = Shape(int(notes["rungs"]), int(notes["configurations"]))
                 found[number] = shape, [[] for _ in range(shape.rungs)]
             found[number][1][int(notes["rung"])].append(trial)
-        return [self._state(*found[number]) for number in sorted(found)]
+        brackets = self._over + [self._state(*found[number]) for number in sorted(found)]
+        for bracket in brackets[len(self._over) :]:
+            if not bracket.is_over:
+                break
+            self._over.append(dataclasses.replace(bracket, rungs=[]))
+        while self._start < len(trials) and trials[self._start].notes.get("bracket", -1) < len(self._over):
+            self._start += 1
+        return brackets
 
     def _state(self, shape: Shape, rungs: list[list[Evaluation]]) -> _Bracket:
         sizes = shape.sizes(self.levels)
