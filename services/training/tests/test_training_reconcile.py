@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from training_service.storage import MIGRATIONS
 from training_service.storage.runs import SqlTrainings
 from training_service.storage.workspace import DiskWorkspace
 from training_service.usecases.reconcile import FollowJobs
+from training_service.usecases.submit_runs import SubmitRuns
 
 
 class BrokenWorkspace(DiskWorkspace):
@@ -107,3 +109,33 @@ async def test_a_run_that_cannot_be_saved_holds_up_no_other(room: Room, monkeypa
     monkeypatch.setattr(room.trainings, "save_state", broken)
     await room.step()
     assert (await room.training("whole")).accepted
+
+
+class SlowWorkspace(BrokenWorkspace):
+    """Counts how often a training is prepared, each time until `gate` is open."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.gate, self.prepared = asyncio.Event(), list[str]()
+
+    async def prepare_training(self, training: Training) -> Sequence[str]:
+        self.prepared.append(training.name)
+        await self.gate.wait()
+        return ["true"]
+
+
+async def test_a_run_is_submitted_once_at_a_time(room: Room, tmp_path: Path) -> None:
+    workspace = SlowWorkspace(tmp_path)
+    submit = SubmitRuns(room.trainings, room.jobs, workspace, TrainingSettings())
+    loop = FollowJobs(room.trainings, room.jobs, workspace, TrainingSettings(), submit=submit)
+    asked = [asyncio.create_task(submit(await room.training(name))) for name in ("broken", "broken", "whole")]
+    while len(workspace.prepared) < 2:
+        await asyncio.sleep(0)
+    # The loop leaves alone what is being submitted, and one that goes away ends nothing.
+    assert await loop() is Next.SOON
+    asked[0].cancel()
+    workspace.gate.set()
+    assert await asyncio.gather(*asked[1:]) == [True, True]
+    assert sorted(workspace.prepared) == ["broken", "whole"]
+    assert not submit.is_submitting(await room.training("broken"))
+    assert [(await room.training(name)).accepted for name in ("broken", "whole")] == [True, True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from dlmesh.training.v1 import metrics_pb2, trials_pb2
 from servicekit.identity import Identity
 from testkit.services import acting_as
 from training_room import Room, refused
+from training_service.storage import trial_results
 from training_service.usecases import read_trials
 from trial_room import read, start, trials_of
 from workerkit.spool import append_metrics
@@ -84,6 +86,34 @@ async def test_several_trials_are_answered_in_order_and_as_far_as_there_is_room(
     assert (await refused(read(room, *["0" * 32] * 10_001)))[0] is grpc.StatusCode.INVALID_ARGUMENT
     for seconds in (-1.0, 11.0, float("nan")):
         assert (await refused(read(room, wait_seconds=seconds)))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_what_a_program_wrote_for_its_study_is_read_as_far_as_it_is_a_file(
+    room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_results, "MAX_RESULTS_BYTES", 10)
+    trial_id = await start(room)
+    file = tmp_path / "trainings" / trial_id / trial_results.RESULTS_FILE
+
+    async def results() -> tuple[str, str]:
+        found = (await read(room, trial_id, with_results=True))[trial_id]
+        return found.results, found.results_error
+
+    assert await results() == ("", "")
+    file.write_bytes(b"[1, \xff]")
+    assert await results() == ("[1, \ufffd]", "")
+    assert (await read(room, trial_id))[trial_id].results == ""
+    file.write_bytes(b"x" * 11)
+    assert await results() == ("", "val_dict_list.json is larger than 10 bytes")
+    for make in (
+        lambda: os.mkfifo(file),
+        lambda: file.symlink_to("/etc/hostname"),
+        lambda: file.mkdir(),
+    ):
+        file.unlink()
+        make()
+        assert await results() == ("", "")
+    assert (await read(room, trial_id))[trial_id].results == ""
 
 
 async def test_a_trial_is_settled_when_all_that_was_spooled_is_read(room: Room, tmp_path: Path) -> None:

@@ -148,6 +148,14 @@ async def test_gpus_are_those_of_each_worker(room: Room) -> None:
     assert room.jobs.requests[await start(room, gpus=2)].gpus_per_rank == 2
 
 
+async def test_programs_find_the_number_of_their_trial(room: Room) -> None:
+    numbered, other = await start(room, number=7), await start(room)
+    assert room.jobs.requests[numbered].environment["SUBID"] == "7"
+    assert room.jobs.requests[other].environment["SUBID"] == other
+    assert "DLMESH_ZERO_STAGE" in room.jobs.requests[numbered].environment
+    assert "SUBID" not in room.jobs.requests[await room.started()].environment
+
+
 async def told(room: Room, **asked: Any) -> TrainingSpec:
     return TrainingSpec.read(room.jobs.requests[await start(room, **asked)].command[3])
 

@@ -52,7 +52,7 @@ def build_trials(
     servicer = TrainingTrialServicer(
         CheckTrial(prepare_trial),
         StartTrial(trials, prepare_trial, submit, wake),
-        ReadTrialMetrics(trials, metrics, wake),
+        ReadTrialMetrics(trials, metrics, workspace, wake),
         GetTrial(trials, workspace),
         DeleteTrials(trials, wake_both),
         ListActiveTrials(trials, models),

@@ -19,6 +19,7 @@ def trial_request(message: trials_pb2.TrialSpec) -> TrialRequest:
         owner=message.owner,
         owner_is_administrator=message.owner_is_administrator,
         study=message.study,
+        number=message.number,
         hyperparameters=_values(message.hyperparameters),
         user_defined=_values(message.user_defined),
         framework=message.framework,
@@ -63,7 +64,9 @@ def checked_trial(prepared: PreparedTrial) -> trials_pb2.CheckTrialResponse:
 
 
 def curves_of_trials(message: trials_pb2.ReadTrialMetricsRequest) -> CurvesOfTrials:
-    return CurvesOfTrials(tuple(message.series), message.only_these_series, message.max_points, message.wait_seconds)
+    return CurvesOfTrials(
+        tuple(message.series), message.only_these_series, message.max_points, message.wait_seconds, message.with_results
+    )
 
 
 def trial_metrics(found: TrialCurves) -> trials_pb2.TrialMetrics:
@@ -78,6 +81,8 @@ def trial_metrics(found: TrialCurves) -> trials_pb2.TrialMetrics:
             )
             for series, points in found.curves.items()
         ],
+        results=found.results.text,
+        results_error=found.results.error,
     )
 
 

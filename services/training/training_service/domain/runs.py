@@ -142,6 +142,7 @@ class Training(Run):
     weights_folder: str = ""
     model_path: str = ""
     study: str = ""
+    trial_number: int = 0
     user_defined: dict[str, Any] = field(default_factory=dict)
     gpus_per_worker: int = 0
 
@@ -165,6 +166,11 @@ class Training(Run):
     @property
     def title(self) -> str:
         return f"{self.model_name}/{self.study or self.name}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its program finds in its environment beside what all programs do."""
+        return {"SUBID": str(self.trial_number or self.uid)} if self.is_trial else {}
 
     @property
     def config(self) -> dict[str, Any]:

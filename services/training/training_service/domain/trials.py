@@ -25,6 +25,7 @@ class TrialParts:
     """
 
     study: str
+    number: int = 0
     hyperparameter: Mapping[str, Any] = field(default_factory=dict)
     user_defined: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 0
@@ -45,6 +46,14 @@ class KnownParameter:
 
 
 KNOWN_BATCH_SIZE = KnownParameter(BATCH_SIZE, "int", "a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class TrialResults:
+    """What a program wrote for its study; `error` says why there is no `text` though there is something."""
+
+    text: str = ""
+    error: str = ""
 
 
 def check_id(trial_id: str) -> None:

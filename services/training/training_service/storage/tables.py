@@ -74,6 +74,7 @@ class TrainingRow(RunColumns, Base):
     weights_folder: Mapped[str] = mapped_column(sa.Text)
     model_path: Mapped[str] = mapped_column(sa.Text)
     study: Mapped[str] = mapped_column(sa.String(128), server_default="")
+    trial_number: Mapped[int] = mapped_column(sa.Integer, server_default="0")
     user_defined: Mapped[dict[str, Any]] = mapped_column(sa.JSON, server_default="{}")
     gpus_per_worker: Mapped[int] = mapped_column(sa.Integer, server_default="0")
     # A deleted trial, until it has ended.

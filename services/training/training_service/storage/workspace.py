@@ -14,7 +14,9 @@ from servicekit.folders import copy_folder, remove_folder, sync_folder, write_fi
 from training_service.domain.removals import Removal
 from training_service.domain.runs import Run, Training, Validation
 from training_service.domain.specs import Spec, TrainingSpec, ValidationSpec, program_of
+from training_service.domain.trials import TrialResults
 from training_service.frameworks.registry import framework_named
+from training_service.storage.trial_results import read_results
 
 # Where programs of trials find their parameters, in their working directory.
 CONFIG = "config.json"
@@ -44,6 +46,9 @@ class DiskWorkspace:
     def missing_program(self, training: Training) -> str:
         program = framework_named(training.framework).inference_program
         return "" if not program or (self._folder(training) / "code" / program).is_file() else program
+
+    def results(self, training: Training) -> TrialResults:
+        return read_results(self._folder(training))
 
     def path_of(self, training: Training) -> str:
         """The folder of a training's weights and checkpoints."""

@@ -12,7 +12,7 @@ from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
 from training_service.domain.metrics import MetricPoint, SpoolPlace
 from training_service.domain.removals import Removal
 from training_service.domain.runs import Run, Training, Validation
-from training_service.domain.trials import KnownParameter
+from training_service.domain.trials import KnownParameter, TrialResults
 
 R = TypeVar("R", bound=Run)
 
@@ -293,6 +293,9 @@ class Workspace(Protocol):
 
     def missing_program(self, training: Training) -> str:
         """The name of the inference program that a training's files lack; empty when there it is, or none is needed."""
+
+    def results(self, training: Training) -> TrialResults:
+        """What the program of a trial wrote as its results. Blocking."""
 
     def path_of(self, training: Training) -> str:
         """The folder of a training's weights and checkpoints."""

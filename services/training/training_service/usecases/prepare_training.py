@@ -96,6 +96,7 @@ class PrepareTraining:
             weights_folder=weights_folder,
             model_path=model.path,
             study=parts.study,
+            trial_number=parts.number,
             user_defined=dict(parts.user_defined),
             gpus_per_worker=parts.gpus_per_worker,
         )

@@ -41,6 +41,7 @@ class TrialRequest:
     model_name: str
     owner: str
     study: str
+    number: int = 0
     model_uid: str = ""
     owner_is_administrator: bool = False
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -114,6 +115,7 @@ class PrepareTrial:
             max_seconds=math.ceil(request.max_seconds),
             trial=TrialParts(
                 study=request.study,
+                number=request.number,
                 hyperparameter=settled.values,
                 user_defined=request.user_defined,
                 batch_size=batch_size,

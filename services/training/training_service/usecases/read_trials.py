@@ -11,7 +11,7 @@ from servicekit.errors import invalid, not_found
 
 from training_service.domain.metrics import MetricPoint
 from training_service.domain.runs import Training
-from training_service.domain.trials import check_id, check_ids
+from training_service.domain.trials import TrialResults, check_id, check_ids
 from training_service.usecases.metrics import MAX_POINTS, ThinnedCurves
 from training_service.usecases.ports import Metrics, Models, Trials, Workspace
 
@@ -33,14 +33,16 @@ class CurvesOfTrials:
     only_these: bool = False
     max_points: int = 0
     wait_seconds: float = 0.0
+    with_results: bool = False
 
 
 @dataclass(frozen=True)
 class TrialCurves:
-    """A trial as it stands, and its curves by series."""
+    """A trial as it stands, its curves by series, and what its program wrote as results if that was asked for."""
 
     training: Training
     curves: Mapping[str, Sequence[MetricPoint]]
+    results: TrialResults
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class ReadTrialMetrics:
     A trial whose status is final has been settled: its curves change no more. `wake` has the loop settle what it can.
     """
 
-    def __init__(self, trials: Trials, metrics: Metrics, wake: Callable[[], None]) -> None:
-        self._trials, self._metrics, self._wake = trials, metrics, wake
+    def __init__(self, trials: Trials, metrics: Metrics, workspace: Workspace, wake: Callable[[], None]) -> None:
+        self._trials, self._metrics, self._workspace, self._wake = trials, metrics, workspace, wake
         self._thinned = ThinnedCurves(metrics)
 
     async def __call__(self, trial_ids: Sequence[str], asked: CurvesOfTrials) -> FoundCurves:
@@ -76,9 +78,13 @@ class ReadTrialMetrics:
         for trial_id in wanted:
             if room <= 0:
                 break
-            curves = await self._curves(known[trial_id].job_id, asked)
+            training, results = known[trial_id], TrialResults()
+            curves = await self._curves(training.job_id, asked)
+            if asked.with_results:
+                results = await asyncio.to_thread(self._workspace.results, training)
             room -= CURVE_BYTES + sum(CURVE_BYTES + POINT_BYTES * len(points) for points in curves.values())
-            found.append(TrialCurves(known[trial_id], curves))
+            room -= len(results.text.encode())
+            found.append(TrialCurves(training, curves, results))
         return FoundCurves(found, wanted[len(found) :])
 
     async def _settled(self, trial_ids: Sequence[str], seconds: float) -> Mapping[str, Training]:

@@ -129,6 +129,7 @@ class SubmitRuns(Generic[R]):
                 priority=run.priority,
                 max_seconds=run.max_seconds,
                 study=run.study,
+                environment={**self._limits.worker_environment, **run.environment},
             )
         validation = cast(Validation, run)
         return replace(

@@ -16,6 +16,7 @@ def upgrade() -> None:
     for column in (
         sa.Column("study", sa.String(128), nullable=False, server_default=""),
         sa.Column("user_defined", sa.JSON, nullable=False, server_default="{}"),
+        sa.Column("trial_number", sa.Integer, nullable=False, server_default="0"),
         sa.Column("gpus_per_worker", sa.Integer, nullable=False, server_default="0"),
         sa.Column("is_hidden", sa.Boolean, nullable=False, server_default=sa.false()),
     ):
