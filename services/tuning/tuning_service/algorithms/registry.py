@@ -86,9 +86,9 @@ ALGORITHMS: Mapping[str, Entry] = {
         "tuning_service.algorithms.tpe:Tpe",
         (
             _SEED,
-            Parameter("WarmUp", int, default=20, low=1, high=100_000),
+            Parameter("WarmUp", int, default=10, low=1, high=100_000),
             Parameter("EICandidate", int, default=24, low=1, high=10_000),
-            Parameter("GoodRatio", float, default=0.25, low=0.001, high=1.0),
+            Parameter("GoodRatio", float, default=0.1, low=0.001, high=1.0),
             Parameter("GoodMax", int, default=25, low=1, high=100_000),
         ),
         MANY,
