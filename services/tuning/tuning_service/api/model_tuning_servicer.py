@@ -87,7 +87,7 @@ class ModelTuningServicer(tuning_pb2_grpc.ModelTuningServiceServicer):
 
 def request_tree(request: tuning_pb2.StartModelTuningRequest) -> dict[str, Any]:
     """The request in the wire's names, as it is stored and read."""
-    tree = MessageToDict(request)
-    # From the path; what the body says of it is compared.
+    tree: dict[str, Any] = MessageToDict(request)
+    # What the path says, whatever the body says of it.
     tree.pop("modelName", None)
-    return dict(tree)
+    return tree

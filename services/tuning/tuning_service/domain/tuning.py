@@ -11,6 +11,8 @@ from tuning_service.domain.fields import Fields
 from tuning_service.domain.plan import AlgorithmFacts, algorithm_parameters
 
 RESOURCE = "maxiteration"
+# What the published client cannot say.
+DEFAULT_METRICS = {"maximize": "test_accuracy", "maximise": "test_accuracy", "minimize": "test_loss"}
 # Of a parameter with more values only the ends are looked at before it starts.
 MAX_PROBED_VALUES = 200
 
@@ -26,20 +28,32 @@ def user_defined_names(request: Mapping[str, Any]) -> frozenset[str]:
     )
 
 
-def with_resource(request: Mapping[str, Any], algorithm: AlgorithmFacts) -> dict[str, Any]:
-    """The request of a tuning, whose resource is the number of iterations unless it says another: at most
-    resDef.maxiteration, at least resDef.miniteration of them."""
+def completed(request: Mapping[str, Any], algorithm: AlgorithmFacts) -> dict[str, Any]:
+    """The request of a tuning with what it may leave out.
+
+    The objective is then the loss on the test data, to be minimized, or the accuracy on them when something is to be
+    maximized; the resource is the number of iterations, at most resDef.maxiteration, at least resDef.miniteration.
+    """
     tree = Fields("", request)
+    settings = dict(tree.object("algoDef"))
+    if not settings.get("objective"):
+        settings["objective"] = "Minimize"
+    if not settings.get("objectiveMetric"):
+        settings["objectiveMetric"] = DEFAULT_METRICS.get(str(settings["objective"]).lower(), "test_loss")
+    if algorithm.needs_resource:
+        settings["algoParams"] = [*(settings.get("algoParams") or []), *_resource(tree, algorithm)]
+    return {**request, "algoDef": settings}
+
+
+def _resource(tree: Fields, algorithm: AlgorithmFacts) -> list[dict[str, str]]:
     given = {name.lower() for name in algorithm_parameters(tree)}
-    if not algorithm.needs_resource or "resourcename" in given:
-        return dict(request)
+    if "resourcename" in given:
+        return []
     resources = tree.object("resDef")
     most, least = resources.whole("maxiteration"), resources.whole("miniteration")
     if most is None or most < 1:
         raise invalid(resources.place("maxiteration"), most or "", f"a whole number from 1 for {algorithm.name}")
-    settings = dict(tree.object("algoDef"))
     added = {"ResourceName": RESOURCE, "ResourceValue": str(most)}
     if least:
         added["MinResource"] = str(least)
-    parameters = [{"name": name, "value": value} for name, value in added.items() if name.lower() not in given]
-    return {**request, "algoDef": {**settings, "algoParams": [*(settings.get("algoParams") or []), *parameters]}}
+    return [{"name": name, "value": value} for name, value in added.items() if name.lower() not in given]

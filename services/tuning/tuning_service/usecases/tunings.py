@@ -16,7 +16,7 @@ from tuning_service.domain.fields import Fields
 from tuning_service.domain.plan import Plan
 from tuning_service.domain.space import Value
 from tuning_service.domain.study import Kind, Study, Trial
-from tuning_service.domain.tuning import with_resource
+from tuning_service.domain.tuning import completed
 from tuning_service.usecases.ports import Algorithms, Studies, Wake
 from tuning_service.usecases.run_studies import EXPERIMENT_PARAMETERS
 from tuning_service.usecases.start_hyper_search import (
@@ -78,11 +78,8 @@ class StartTuning:
     async def __call__(self, model_name: str, tree: Mapping[str, Any]) -> Study:
         identity = current_identity()
         fields = Fields("", tree)
-        said = fields.text("modelName", default=model_name)
-        if said != model_name:
-            raise invalid("modelName", said, f"{model_name}, which the path says")
         name = check_name("hpoName", fields.text("hpoName", default=made_name(identity.user)))
-        request = with_resource(tree, await find_algorithm(fields, self._algorithms))
+        request = completed(tree, await find_algorithm(fields, self._algorithms))
         names = EXPERIMENT_PARAMETERS[Kind.MODEL_TUNING]
         plan = await read_request(Fields("", request), self._algorithms, experiment_parameters=names)
         await check_warm_start(plan, self._studies)

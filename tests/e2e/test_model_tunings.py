@@ -1,0 +1,200 @@
+"""Tunings of models through the gateway: their own hyperparameters, searched through trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+from dlmesh_platform.client import ApiError, Client
+from dlmesh_platform.launch import RunningPlatform
+from dlmesh_platform.main_job import TEMPLATE, MainJob
+from ibm_cloud_sdk_core.authenticators import BasicAuthenticator
+from ibm_wmla.wmla_api_v1 import AlgoDef, DeepLearningImpactV1, HpoHyperParameter, ResDef
+
+pytestmark = [pytest.mark.platform, pytest.mark.slow]
+
+ENDED = frozenset({"FINISHED", "FAILED", "STOPPED"})
+HYPERPARAMETER = {"solvertype": "Adam", "learningrate": 0.001, "lrpolicy": "fixed", "epoch": 1}
+RATE = {"name": "learningrate", "type": "Range", "dataType": "double", "minDbVal": -4, "maxDbVal": -2, "power": "10"}
+SOLVER = {"name": "solvertype", "type": "Discrete", "dataType": "str", "discreateStrVal": ["Adam", "SGD"]}
+RESOURCES = {"framework": "PyTorch", "workerNum": 1, "batchsize": 64}
+
+
+@pytest.fixture
+def model(admin: Client, trained: MainJob) -> Iterator[str]:
+    """A model of its own, with the main job's dataset."""
+    path = "/models/tuned"
+    fields = {"templatename": TEMPLATE, "dataset": "shared", "sig": "local", "accelerator": "Native", "batchsize": 32}
+    admin.post("/models", {"name": "tuned", "hyperparameter": HYPERPARAMETER, **fields})
+    yield path
+    for tuning in admin.get(f"{path}/hypersearch"):
+        name = tuning["input"]["hpoName"]
+        if tuning["state"] not in ENDED:
+            admin.put(f"{path}/hypersearch/{name}/force")
+        admin.delete(f"{path}/hypersearch/{name}")
+
+    def deleted() -> bool:
+        try:
+            admin.delete(path)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            # Trainings of the tuning are being ended.
+            return False
+        return True
+
+    admin.until(deleted, seconds=240)
+
+
+def tuning(name: str, *parameters: Mapping[str, Any], **algorithm: Any) -> dict[str, Any]:
+    parts = {part: algorithm.pop(part) for part in ("experiments", "resDef") if part in algorithm}
+    settings = {"algorithm": "Random", "objectiveMetric": "test_accuracy", "objective": "maximize", "maxJobNum": 2}
+    searched = {} if "experiments" in parts else {"hyperParams": list(parameters or [RATE])}
+    return {
+        "hpoName": name,
+        "modelName": "tuned",
+        "algoDef": {**settings, **algorithm},
+        "resDef": RESOURCES,
+        **searched,
+        **parts,
+    }
+
+
+def ended(admin: Client, path: str) -> dict[str, Any]:
+    admin.until(lambda: admin.get(path)["state"] in ENDED, seconds=400)
+    found: dict[str, Any] = admin.get(path)
+    return found
+
+
+def values(experiment: Mapping[str, Any]) -> dict[str, str]:
+    return {one["name"]: one["fixedVal"] for one in experiment["hyperParams"]}
+
+
+def refusal(call: Callable[[], Any]) -> tuple[int, str]:
+    with pytest.raises(ApiError) as caught:
+        call()
+    return caught.value.status, caught.value.message
+
+
+def test_a_tuning_finds_parameters_and_makes_models_of_them(admin: Client, model: str) -> None:
+    tunings = f"{model}/hypersearch"
+    admin.post(tunings, tuning("first", RATE, SOLVER, maxJobNum=3, maxParalleJobNum=2))
+    assert refusal(lambda: admin.post(tunings, tuning("first")))[0] == 409
+    assert refusal(lambda: admin.delete(model))[0] == 409
+    detail = ended(admin, f"{tunings}/first")
+    grid = detail["searchGrid"]
+    assert detail["state"] == "FINISHED", detail["statusMessage"]
+    assert (grid["progress"], grid["complete"], grid["failed"], grid["running"]) == ("3/3", 3, 0, 0)
+    assert (detail["creator"], detail["sigName"], detail["input"]["modelName"]) == ("Admin", "local", "tuned")
+    assert detail["input"]["resDef"] == RESOURCES
+    assert detail["input"]["hyperParams"][0].items() >= RATE.items()
+    best = grid["best"]
+    assert best["metricVal"] == max(one["metricVal"] for one in grid["experiments"])
+    assert {one["name"] for one in best["metrics"]} >= {"test_accuracy", "train_loss"}
+    (application,) = admin.get(f"/scheduler/applications?applicationid={best['appId']}")
+    assert (application["tunningname"], application["model"]) == ("first", "tuned")
+    # They are the tuning's, and no trainings of the model.
+    assert admin.get(f"{model}/trainings") == []
+    assert [one["input"]["hpoName"] for one in admin.get(tunings)] == ["first"]
+
+    assert admin.put(f"{tunings}/first/create/tuned-best") is None
+    made = admin.get("/models/tuned-best")
+    assert made["hyperparameter"]["solvertype"] == values(best)["solvertype"]
+    assert made["hyperparameter"]["learningrate"] == pytest.approx(float(values(best)["learningrate"]))
+    assert (made["hyperparameter"]["epoch"], made["batchsize"], made["dataset"]) == (1, 64, "shared")
+    assert refusal(lambda: admin.put(f"{tunings}/first/create/tuned-best"))[0] == 409
+    admin.delete("/models/tuned-best")
+    assert admin.request("PUT", f"{tunings}/first/update").status_code == 202
+    assert admin.get(model)["hyperparameter"]["learningrate"] == made["hyperparameter"]["learningrate"]
+    admin.delete(f"{tunings}/first")
+    assert refusal(lambda: admin.get(f"{tunings}/first"))[0] == 404
+
+
+def test_stop_and_restart(admin: Client, model: str) -> None:
+    tunings = f"{model}/hypersearch"
+    epochs = {"name": "epoch", "type": "Fix", "dataType": "int", "fixedVal": "100000"}
+    admin.post(tunings, tuning("long", RATE, epochs, maxJobNum=2))
+    path = f"{tunings}/long"
+
+    def running() -> int:
+        return sum(one["state"] == "RUNNING" for one in admin.get(path)["searchGrid"]["experiments"])
+
+    admin.until(lambda: running() == 1, seconds=240)
+    for call in (lambda: admin.delete(path), lambda: admin.put(f"{path}/restart")):
+        assert refusal(call)[0] == 409
+    admin.put(f"{path}/stop")
+    detail = ended(admin, path)
+    assert (detail["state"], detail["searchGrid"]["experiments"][0]["state"]) == ("STOPPED", "STOPPED")
+    # The reference knows no error for that.
+    admin.put(f"{path}/stop")
+    assert "a trial that has a value" in refusal(lambda: admin.put(f"{path}/update"))[1]
+    admin.put(f"{path}/restart")
+    admin.until(lambda: running() == 1, seconds=240)
+    admin.put(f"{path}/force")
+    assert admin.get(path)["state"] == "STOPPED"
+
+
+def test_hyperband_has_iterations_for_its_resource(admin: Client, model: str) -> None:
+    resources = {**RESOURCES, "maxiteration": "9", "miniteration": "3"}
+    admin.post(f"{model}/hypersearch", tuning("bands", RATE, algorithm="Hyperband", maxJobNum=4, resDef=resources))
+    detail = ended(admin, f"{model}/hypersearch/bands")
+    assert detail["state"] == "FINISHED", detail["statusMessage"]
+    assert {one["maxiteration"] for one in detail["searchGrid"]["experiments"]} <= {3, 9}
+
+
+def test_the_published_client(admin: Client, platform: RunningPlatform, model: str) -> None:
+    password = (platform.home / "admin_password").read_text().strip()
+    published = DeepLearningImpactV1(authenticator=BasicAuthenticator("Admin", password))
+    published.set_service_url(platform.url)
+    parameter = HpoHyperParameter(
+        name="momentum", type="Discrete", data_type="double", discrete_db_val=[0.0, 0.9], user_defined=False
+    )
+    published.start_model_auto_tuning(
+        "tuned",
+        "tuned",
+        "published",
+        ResDef(framework="PyTorch", maxiteration="20", batchsize=32),
+        AlgoDef(algorithm="TPE", max_job_num=2),
+        hyper_params=[parameter],
+    )
+    admin.until(
+        lambda: published.get_model_auto_tuning_status_by_name("tuned", "published").get_result()["state"] in ENDED,
+        seconds=400,
+    )
+    detail = published.get_model_auto_tuning_status_by_name("tuned", "published").get_result()
+    assert detail["state"] == "FINISHED", detail["statusMessage"]
+    assert detail["input"]["algoDef"]["objectiveMetric"] == "test_loss"
+    assert {values(one)["momentum"] for one in detail["searchGrid"]["experiments"]} == {"0.0", "0.9"}
+    assert published.delete_model_auto_tuning("tuned", "published").get_status_code() == 204
+    published.http_client.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "says"),
+    [
+        ({"hyperParams": [{**RATE, "name": "learningspeed"}]}, "hyperParams", "learningrate"),
+        ({"hyperParams": [{**SOLVER, "discreateStrVal": ["Adam", "Best"]}]}, "hyperParams", "Adam"),
+        ({"hyperParams": []}, "hyperParams", "at least one parameter"),
+        ({"resDef": {**RESOURCES, "framework": "Nothing"}}, "resDef.framework", "PyTorch"),
+        ({"resDef": {**RESOURCES, "workerNum": 1000}}, "resDef.workerNum", "slots"),
+        ({"hpoName": "a/b"}, "hpoName", "letters, digits"),
+        (
+            {"algoDef": {"algorithm": "Hyperband", "objectiveMetric": "test_loss", "objective": "minimize"}},
+            "resDef.maxiteration",
+            "Hyperband",
+        ),
+    ],
+)
+def test_what_will_not_do_is_named(admin: Client, model: str, change: Mapping[str, Any], field: str, says: str) -> None:
+    status, message = refusal(lambda: admin.post(f"{model}/hypersearch", {**tuning("wrong"), **change}))
+    assert status == 400
+    assert message.startswith(field)
+    assert says in message
+    assert admin.get(f"{model}/hypersearch") == []
+
+
+def test_a_model_that_is_not_there(admin: Client, new_user: Callable[[str], Client], model: str) -> None:
+    assert refusal(lambda: admin.post("/models/nothing/hypersearch", tuning("a") | {"modelName": "nothing"}))[0] == 404
+    assert refusal(lambda: admin.get("/models/nothing/hypersearch"))[0] == 404
+    assert refusal(lambda: new_user("eve").post(f"{model}/hypersearch", tuning("eves")))[0] == 403
