@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from dlmesh.training.v1 import metrics_pb2, trials_pb2
 from servicekit.identity import Identity
 from testkit.services import acting_as
 from training_room import Room, refused
+from training_service.domain.runs import Training
 from training_service.storage import trial_results
+from training_service.storage.trials import SqlTrials
 from training_service.usecases import read_trials
 from trial_room import read, start, trials_of
 from workerkit.spool import append_metrics
@@ -116,16 +119,30 @@ async def test_what_a_program_wrote_for_its_study_is_read_as_far_as_it_is_a_file
     assert (await read(room, trial_id))[trial_id].results == ""
 
 
-async def test_a_trial_is_settled_when_all_that_was_spooled_is_read(room: Room, tmp_path: Path) -> None:
+async def test_a_trial_is_settled_when_all_that_was_spooled_is_read(
+    room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[object] = []
+    known = SqlTrials.known
+
+    async def counted(self: SqlTrials, uids: Sequence[str]) -> Mapping[str, Training]:
+        looks.append(uids)
+        return await known(self, uids)
+
+    monkeypatch.setattr(SqlTrials, "known", counted)
     trial_id = await start(room)
     folder = tmp_path / "jobs" / trial_id / "attempt-1"
     folder.mkdir(parents=True)
     append_metrics(folder, {"loss": 0.5}, 1)
     assert not (await read(room, trial_id))[trial_id].is_settled
-    # It runs: nothing is waited for but the time.
+    # It runs: what has not ended is not waited for, nor what nobody can tell.
     room.jobs.move(trial_id, "RUNNING", reason="busy", run_directory=str(folder))
-    running = (await read(room, trial_id, wait_seconds=0.05))[trial_id]
-    assert (running.is_settled, list(running.curves)) == (False, [])
+    asks = len(looks)
+    running = (await read(room, trial_id, wait_seconds=10.0))[trial_id]
+    assert (running.is_settled, list(running.curves), len(looks)) == (False, [], asks + 1)
+    room.jobs.is_away = True
+    assert not (await read(room, trial_id, wait_seconds=10.0))[trial_id].is_settled
+    room.jobs.is_away = False
     room.jobs.move(trial_id, "ERROR", reason="rank 0 exited with 1", run_directory=str(folder))
 
     async def settled() -> Any:

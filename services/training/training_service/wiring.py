@@ -97,6 +97,7 @@ def build(
         weights,
         workspace,
         metrics,
+        jobs,
         prepare_training,
         submit_trainings,
         follow_trainings.wake,

@@ -13,7 +13,7 @@ from training_service.api.trial_servicer import TrainingTrialServicer
 from training_service.domain.runs import Training
 from training_service.storage.trials import SqlTrials
 from training_service.usecases.delete_trials import DeleteTrials, RemoveDeletedTrials
-from training_service.usecases.ports import Metrics, Models, Workspace
+from training_service.usecases.ports import Jobs, Metrics, Models, Workspace
 from training_service.usecases.prepare_training import PrepareTraining
 from training_service.usecases.prepare_trial import PrepareTrial
 from training_service.usecases.read_trials import GetTrial, ListActiveTrials, ReadTrialMetrics
@@ -35,6 +35,7 @@ def build_trials(
     weights: WeightPaths,
     workspace: Workspace,
     metrics: Metrics,
+    jobs: Jobs,
     prepare: PrepareTraining,
     submit: SubmitRuns[Training],
     wake: Callable[[], None],
@@ -52,7 +53,7 @@ def build_trials(
     servicer = TrainingTrialServicer(
         CheckTrial(prepare_trial),
         StartTrial(trials, prepare_trial, submit, wake),
-        ReadTrialMetrics(trials, metrics, workspace, wake),
+        ReadTrialMetrics(trials, metrics, workspace, jobs, wake),
         GetTrial(trials, workspace),
         DeleteTrials(trials, wake_both),
         ListActiveTrials(trials, models),

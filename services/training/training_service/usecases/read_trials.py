@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from servicekit.errors import invalid, not_found
+from servicekit.errors import Code, ServiceError, invalid, not_found
 
 from training_service.domain.metrics import MetricPoint
 from training_service.domain.runs import Training
 from training_service.domain.trials import TrialResults, check_id, check_ids
 from training_service.usecases.metrics import MAX_POINTS, ThinnedCurves
-from training_service.usecases.ports import Metrics, Models, Trials, Workspace
+from training_service.usecases.ports import Jobs, Metrics, Models, Trials, Workspace
 
 DEFAULT_POINTS = 100
 # Programs may report any number of series.
@@ -22,6 +22,7 @@ MAX_WAIT_SECONDS = 10.0
 MAX_POLL_SECONDS = 0.2
 # Of one answer; a message has 64 MiB at most. A point is a step and a value.
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
+ENDED_JOBS = ("FINISHED", "ERROR", "KILLED")
 POINT_BYTES, CURVE_BYTES = 18, 256
 
 
@@ -59,8 +60,11 @@ class ReadTrialMetrics:
     A trial whose status is final has been settled: its curves change no more. `wake` has the loop settle what it can.
     """
 
-    def __init__(self, trials: Trials, metrics: Metrics, workspace: Workspace, wake: Callable[[], None]) -> None:
-        self._trials, self._metrics, self._workspace, self._wake = trials, metrics, workspace, wake
+    def __init__(
+        self, trials: Trials, metrics: Metrics, workspace: Workspace, jobs: Jobs, wake: Callable[[], None]
+    ) -> None:
+        self._trials, self._metrics, self._workspace = trials, metrics, workspace
+        self._jobs, self._wake = jobs, wake
         self._thinned = ThinnedCurves(metrics)
 
     async def __call__(self, trial_ids: Sequence[str], asked: CurvesOfTrials) -> FoundCurves:
@@ -89,17 +93,32 @@ class ReadTrialMetrics:
 
     async def _settled(self, trial_ids: Sequence[str], seconds: float) -> Mapping[str, Training]:
         deadline, pause = time.monotonic() + seconds, 0.01
-        known = await self._trials.known(trial_ids)
-        while open_ids := [uid for uid, trial in known.items() if not trial.status.is_final]:
-            if time.monotonic() >= deadline:
-                break
+        known = dict(await self._trials.known(trial_ids))
+        ended = await self._ended([trial for trial in known.values() if not trial.status.is_final]) if seconds else []
+        while ended and time.monotonic() < deadline:
             self._wake()
             await asyncio.sleep(pause)
             pause = min(pause * 2, MAX_POLL_SECONDS)
-            now = await self._trials.known(open_ids)
-            # One that was deleted meanwhile is unknown.
-            known = {**{uid: trial for uid, trial in known.items() if uid not in open_ids}, **now}
+            now = await self._trials.known(ended)
+            for uid in ended:
+                # One that was deleted meanwhile is unknown.
+                known.pop(uid)
+            known |= now
+            ended = [uid for uid, trial in now.items() if not trial.status.is_final]
         return known
+
+    async def _ended(self, trials: Sequence[Training]) -> list[str]:
+        """Those of the trials whose jobs have ended."""
+        if not trials:
+            return []
+        try:
+            jobs = await self._jobs.get([trial.job_id for trial in trials])
+        except ServiceError as error:
+            if error.code is not Code.UNAVAILABLE:
+                raise
+            # Nothing can be settled now.
+            return []
+        return [trial.uid for trial in trials if trial.job_id in jobs and jobs[trial.job_id].state in ENDED_JOBS]
 
     async def _curves(self, job_id: str, asked: CurvesOfTrials) -> dict[str, Sequence[MetricPoint]]:
         names = await self._metrics.series(job_id)
