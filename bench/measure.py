@@ -17,7 +17,9 @@ from report import Row, publish
 from scheduling_costs import measure_scheduling
 from spark_costs import measure_spark
 from training_costs import measure_training
+from tuning_asks import measure_asks
 from tuning_costs import measure_tuning
+from tuning_quality import measure_quality
 
 SECTIONS: dict[str, Callable[[], list[Row]]] = {
     "platform": measure_platform,
@@ -27,6 +29,7 @@ SECTIONS: dict[str, Callable[[], list[Row]]] = {
     "scheduling": measure_scheduling,
     "spark": measure_spark,
     "exec": measure_exec_latency,
+    "quality": lambda: [*measure_quality(), *measure_asks()],
 }
 
 

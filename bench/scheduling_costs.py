@@ -219,11 +219,7 @@ def _policies() -> dict[str, dict[str, list[float]]]:
 
 def _plot(load: dict[str, dict[str, list[float]]], waits: dict[str, dict[str, list[float]]]) -> None:
     """Drawn by a process of the benchmark's own environment."""
-    done = PEERS / "plotting-installed"
-    if not done.exists() or done.read_text() != MATPLOTLIB:
-        command = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade", "--no-warn-conflicts"]
-        subprocess.check_call([sys.executable, *command, "--target", str(PEERS / "plotting"), MATPLOTLIB])
-        done.write_text(MATPLOTLIB)
+    install_matplotlib()
     PLOTS.mkdir(exist_ok=True)
     subprocess.run(
         [sys.executable, str(HERE / "draw_plots.py"), str(PLOTS)],
@@ -232,6 +228,15 @@ def _plot(load: dict[str, dict[str, list[float]]], waits: dict[str, dict[str, li
         check=True,
         env={**os.environ, "PYTHONPATH": str(PEERS / "plotting")},
     )
+
+
+def install_matplotlib() -> None:
+    """Into a folder beside the other things that only benchmarks need."""
+    done = PEERS / "plotting-installed"
+    if not done.exists() or done.read_text() != MATPLOTLIB:
+        command = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade", "--no-warn-conflicts"]
+        subprocess.check_call([sys.executable, *command, "--target", str(PEERS / "plotting"), MATPLOTLIB])
+        done.write_text(MATPLOTLIB)
 
 
 if __name__ == "__main__":
