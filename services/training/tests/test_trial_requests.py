@@ -16,6 +16,7 @@ from training_fakes import DATASET, GROUP, MODEL
 from training_room import Room, refused
 from training_service.domain.specs import TrainingSpec
 from training_service.domain.trials import check_user_defined, read_batch_size
+from training_service.storage.trial_files import read_config
 from training_service.usecases.trial_fields import as_tuning_knows
 from trial_room import Value, check, start, start_refused
 
@@ -202,13 +203,31 @@ async def test_weights_of_another_trial_are_for_who_may_see_it(room: Room) -> No
         await room.started("next", weights_folder=folder)
 
 
+async def test_parameters_that_the_model_has_stay_beside_those_of_the_trial(room: Room) -> None:
+    place = Path(room.models.known["digits"].path) / "config.json"
+    place.write_text('{"layers": 1, "kind": "wide", "epoch": 9}')
+    found = await told(room, user_defined={"layers": Value(whole=2)})
+    written = json.loads((Path(found.code) / "config.json").read_text())
+    assert written == {**MODEL.hyperparameter, "batchsize": 64, "layers": 2, "kind": "wide"}
+    assert MODEL.hyperparameter["epoch"] != 9
+
+
+@pytest.mark.parametrize(
+    "text", [b"[1]", b"{", b"", b"\xff", b"[" * 100_000, b'{"a": NaN}', b'{"a": "' + b"x" * (1 << 20) + b'"}']
+)
+def test_no_parameters_of_a_model(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(text)
+    assert read_config(tmp_path) == {}
+    assert read_config(tmp_path / "none") == {}
+
+
 @pytest.mark.parametrize("in_the_way", ["folder", "link", "file"])
 async def test_the_parameters_are_written_over_what_the_model_has_there(
     room: Room, tmp_path: Path, in_the_way: str
 ) -> None:
     place = Path(room.models.known["digits"].path) / "config.json"
     other = tmp_path / "data" / "other.json"
-    other.write_text("{}")
+    other.write_text('{"of": "others"}')
     if in_the_way == "folder":
         place.mkdir()
         (place / "lies.txt").touch()
@@ -219,11 +238,12 @@ async def test_the_parameters_are_written_over_what_the_model_has_there(
     found = await told(room, hyperparameters=SAMPLE, user_defined={"layers": Value(whole=2)})
     written = json.loads((Path(found.code) / "config.json").read_text())
     assert written == {**MODEL.hyperparameter, "learningrate": 0.5, "batchsize": 64, "layers": 2}
-    assert other.read_text() == "{}"
+    assert other.read_text() == '{"of": "others"}'
     # Other trainings have the model's own.
     code = Path(TrainingSpec.read(room.jobs.requests[await room.started()].command[3]).code)
     assert (code / "config.json").is_dir() == (in_the_way == "folder")
-    assert in_the_way == "folder" or (code / "config.json").read_text() == "{}"
+    texts = {"link": '{"of": "others"}', "file": "{}"}
+    assert in_the_way == "folder" or (code / "config.json").read_text() == texts[in_the_way]
 
 
 def test_fields_are_renamed_and_others_stay() -> None:

@@ -16,10 +16,7 @@ from training_service.domain.runs import Run, Training, Validation
 from training_service.domain.specs import Spec, TrainingSpec, ValidationSpec, program_of
 from training_service.domain.trials import TrialResults
 from training_service.frameworks.registry import framework_named
-from training_service.storage.trial_results import read_results
-
-# Where programs of trials find their parameters, in their working directory.
-CONFIG = "config.json"
+from training_service.storage.trial_files import CONFIG, read_config, read_results
 
 
 class DiskWorkspace:
@@ -66,7 +63,10 @@ class DiskWorkspace:
         checkpoints = self.checkpoints(training.uid)
         checkpoints.mkdir(parents=True, exist_ok=True)
         code = folder / "code"
-        added = {CONFIG: json.dumps(training.config, indent=1)} if training.is_trial else {}
+        added = {}
+        if training.is_trial and not code.exists():
+            config = read_config(Path(training.model_path)) | training.config
+            added[CONFIG] = json.dumps(config, indent=1)
         # Later edits of the model do not touch this training.
         _copy_once(Path(training.model_path), code, follow_links=True, added=added)
         spec = TrainingSpec(
