@@ -22,6 +22,7 @@ EMPTY, TEXT, STRUCT = "google.protobuf.Empty", "google.protobuf.StringValue", "g
 HTTP_BODY = "google.api.HttpBody"
 INTERNAL_SERVICES = {
     "dlmesh.models.v1.HyperparameterService",
+    "dlmesh.models.v1.ModelCopyService",
     "dlmesh.scheduling.v1.JobService",
     "dlmesh.scheduling.v1.TrialService",
     "dlmesh.settings.v1.SettingsService",
