@@ -47,7 +47,7 @@ class TrainingTrials:
 
     async def start(self, study: Study, plan: Plan, trial: Trial) -> None:
         spec = _spec(study, trial.values, user_defined_names(study.request))
-        spec.max_seconds = plan.max_trial_seconds
+        spec.number, spec.max_seconds = trial.number, plan.max_trial_seconds
         message = trials_pb2.StartTrialRequest(trial_id=trial.uid, spec=spec)
         await call_peer(lambda: self._stub.StartTrial(message), patience_seconds=LOOP_PATIENCE_SECONDS)
 
