@@ -211,9 +211,10 @@ from tuning_service.suggestions.built_in import BuiltInSuggestions
 
 async def main():
     suggestions, table = BuiltInSuggestions(command=ODD), Table()
+    await suggestions.ask("study", "Telling", PROBLEM, table, 1)
     asking = asyncio.create_task(suggestions.ask("study", "Hanging", PROBLEM, table, 1))
     # The ask lies in its input, or it has taken it: it will not see that the input ends.
-    await until(lambda: table.read)
+    await until(lambda: len(table.read) == 2)
     print(*suggestions.pids, flush=True)
     await asking
 
