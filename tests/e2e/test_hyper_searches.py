@@ -251,7 +251,7 @@ def test_a_finished_search_goes_on(admin: Client) -> None:
 
 
 def test_a_hung_trial_has_a_limit(admin: Client) -> None:
-    start(admin, search("hung", RATE, WAIT, maxJobNum=1, maxTrialTime=0.02))
+    start(admin, search("hung", RATE, WAIT, maxJobNum=1, maxTrialMinutes=0.02))
     detail = ended(admin, "hung")
     assert detail["state"] == "FAILED"
     assert "no trial ended with a value (1 failed" in detail["statusMessage"]

@@ -123,7 +123,7 @@ async def test_a_program_that_always_fails_is_not_tried_for_ever(room: StudiesRo
 
 
 async def test_failures_end_a_search_that_says_so(room: StudiesRoom) -> None:
-    uid = await room.add(request=request_of(maxJobNum=50, maxFailedJobNum=3))
+    uid = await room.add(request=request_of(maxJobNum=50, maxFailedTrials=3))
     study = await room.to_the_end(uid, lambda trial: "ERROR" if trial.number % 2 else "FINISHED")
     assert (study.status, study.counts.failed, study.counts.finished) == (Status.FINISHED, 3, 2)
 

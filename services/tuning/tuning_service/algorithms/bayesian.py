@@ -12,7 +12,7 @@ from threadpoolctl import ThreadpoolController
 from tuning_service.algorithms.gaussian_process import GaussianProcess, Priors
 from tuning_service.algorithms.history import Floats, History, Integers
 from tuning_service.algorithms.improvement import Climb
-from tuning_service.algorithms.model_search import ModelSearch
+from tuning_service.algorithms.model_search import MODEL, ModelSearch
 from tuning_service.domain.evaluation import Problem, Suggestion
 
 CANDIDATES = 1_000
@@ -73,13 +73,13 @@ class Bayesian(ModelSearch):
         row = self._best_of(model, float(np.min(targets)), history, good_rows, numbers)
         if row is None:
             return None
-        return Suggestion(history.codec.place(row), {"model": [round(float(number), 4) for number in parameters]})
+        return Suggestion(history.codec.place(row), {MODEL: [round(float(number), 4) for number in parameters]})
 
     def _starts(
         self, model: GaussianProcess, notes: Mapping[str, Any], numbers: np.random.Generator
     ) -> Sequence[Floats]:
         likely = model.likely
-        known = notes.get("model", ())
+        known = notes.get(MODEL, ())
         starts = [np.array(known, dtype=np.float64)] if len(known) == len(likely) else []
         if len(model.rows) <= FEW or not starts:
             starts.append(likely)

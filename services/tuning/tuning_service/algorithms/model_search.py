@@ -13,6 +13,8 @@ from tuning_service.algorithms.history import Floats, History
 from tuning_service.domain.space import Place
 
 DESIGNS = 30
+# The note in which a model writes what the next one begins with, and how many trials back it is looked for.
+MODEL, RECENT = "model", 200
 # Designs are compared pair by pair.
 LARGEST_COMPARED = 200
 
@@ -45,7 +47,7 @@ class ModelSearch(Algorithm):
     def propose(self, history: History, numbers: np.random.Generator, notes: Mapping[str, Any]) -> Suggestion | None:
         """What the model wants to try next, which was not tried before; None when all it thought of was.
 
-        `notes` are the latest that any trial came with.
+        `notes` are the latest of a recent trial in which there is a MODEL.
         """
 
     def _next(self, history: History, notes: Mapping[str, Any]) -> Suggestion | None:
@@ -93,4 +95,4 @@ def latin_hypercube(points: int, width: int, numbers: np.random.Generator) -> Fl
 
 
 def _latest_notes(trials: Sequence[Evaluation]) -> Mapping[str, Any]:
-    return next((trial.notes for trial in reversed(trials) if trial.notes), {})
+    return next((trial.notes for trial in reversed(trials[-RECENT:]) if MODEL in trial.notes), {})

@@ -160,9 +160,9 @@ def _with_limits(tree: Fields, plan: Plan) -> Plan:
     minutes = tree.number("maxRunTime")
     if minutes is not None and minutes not in (0, -1) and not 0 < minutes <= MAX_MINUTES:
         raise invalid(tree.place("maxRunTime"), minutes, f"minutes, up to {MAX_MINUTES}, or -1 for no limit")
-    trial_minutes = tree.number("maxTrialTime")
+    trial_minutes = tree.number("maxTrialMinutes")
     if trial_minutes is not None and trial_minutes not in (0, -1) and not 0 < trial_minutes <= MAX_MINUTES:
-        raise invalid(tree.place("maxTrialTime"), trial_minutes, f"minutes, up to {MAX_MINUTES}, or -1 for no limit")
+        raise invalid(tree.place("maxTrialMinutes"), trial_minutes, f"minutes, up to {MAX_MINUTES}, or -1 for no limit")
     median = None
     if "earlyStopping" in tree:
         rule = tree.object("earlyStopping")
@@ -175,7 +175,7 @@ def _with_limits(tree: Fields, plan: Plan) -> Plan:
             "max_trials": tree.limit("maxJobNum", most=MAX_TRIALS),
             "max_seconds": minutes * 60 if minutes is not None and minutes > 0 else None,
             "max_trial_seconds": trial_minutes * 60 if trial_minutes is not None and trial_minutes > 0 else 0.0,
-            "max_failures": tree.limit("maxFailedJobNum", most=MAX_TRIALS),
+            "max_failures": tree.limit("maxFailedTrials", most=MAX_TRIALS),
             "goal": tree.number("goal"),
             "patience": tree.limit("patience", most=MAX_TRIALS),
             "median_rule": median,

@@ -21,7 +21,7 @@ def reason_to_end(study: Study, plan: Plan, now: datetime) -> str:
     if plan.patience is not None and counts.ended - study.improved_at >= plan.patience and study.best:
         return f"{plan.patience} trials brought nothing better"
     if plan.max_failures is not None and counts.failed >= plan.max_failures:
-        return f"{counts.failed} trials failed, maxFailedJobNum is {plan.max_failures}"
+        return f"{counts.failed} trials failed, maxFailedTrials is {plan.max_failures}"
     if not counts.finished and counts.failed >= max(HOPELESS_FAILURES, 2 * plan.parallel):
         return f"the first {counts.failed} trials failed, all of them"
     if plan.max_trials is not None and counts.trials >= plan.max_trials:
