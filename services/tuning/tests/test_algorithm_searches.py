@@ -128,7 +128,11 @@ def test_asked_twice_it_answers_twice_the_same(name: str) -> None:
     study = Study(problem_of(name), name).run(12)
     asked = study.algorithm.ask(study.trials, 3)
     assert study.algorithm.ask(study.trials, 3) == asked
-    assert study.algorithm.ask(study.trials[:6], 1) == make_algorithm(name, study.problem).ask(study.trials[:6], 1)
+    assert study.algorithm.ask(study.trials, 1).suggestions == asked.suggestions[:1]
+    # What was written may be something else: a point that its user knows.
+    known = [*study.trials, Evaluation(len(study.trials) + 1, (0.5, 0.5, 50, 1), TrialState.FINISHED, (0.0,))]
+    assert study.algorithm.ask(known, 2) == make_algorithm(name, study.problem).ask(known, 2)
+    assert study.algorithm.ask(known[:6], 1) == make_algorithm(name, study.problem).ask(known[:6], 1)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -140,7 +144,9 @@ def test_another_seed_another_search(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("space", [GRID, Space((Levels("width", DataType.INT, range(24)),))])
 def test_a_finite_space_is_tried_once_and_to_its_end(name: str, space: Space) -> None:
-    study = Study(problem_of(name, space), name, lambda place: [sum(unit(place, space))]).run(200)
+    # Fewer candidates than places: most that are thought of were tried.
+    few = {"Random": {}, "Tpe": {"EICandidate": "6"}, "Bayesian": {"CubeSize": "6"}}[name]
+    study = Study(problem_of(name, space, given=few), name, lambda place: [sum(unit(place, space))]).run(200)
     assert study.is_exhausted
     assert len(study.trials) == space.size
     assert len({space.key(place) for place in study.places}) == space.size
@@ -210,6 +216,25 @@ def test_what_runs_at_the_same_time_differs(name: str) -> None:
         for other in together[:index]
     )
     assert nearest > 1e-3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_runs_keeps_others_away(name: str) -> None:
+    space = Space((Continuous("x", 0.0, 1.0), Continuous("y", 0.0, 1.0)))
+    study = Study(problem_of(name, space), name, lambda place: [(place[0] - 0.4) ** 2 + (place[1] - 0.7) ** 2])
+    study.run(14)
+    ended = [trial for trial in study.trials if trial.losses]
+
+    def asked_beside(places: Sequence[Place]) -> Place:
+        history = [replace(trial, number=number) for number, trial in enumerate(ended, 1)]
+        history += [Evaluation(len(ended) + at, place, TrialState.PENDING) for at, place in enumerate(places, 1)]
+        [suggestion] = make_algorithm(name, study.problem).ask(history, 1).suggestions
+        return suggestion.place
+
+    x, y = asked_beside([(0.0, 0.01 * at) for at in range(5)])
+    steps = [(-0.02, 0.0), (0.02, 0.0), (0.0, -0.02), (0.0, 0.02), (0.002, 0.002)]
+    other = asked_beside([(x + right, y + up) for right, up in steps])
+    assert math.dist(other, (x, y)) > 0.02
 
 
 @pytest.mark.slow
