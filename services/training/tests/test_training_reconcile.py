@@ -129,10 +129,11 @@ async def test_a_run_is_submitted_once_at_a_time(room: Room, tmp_path: Path) -> 
     submit = SubmitRuns(room.trainings, room.jobs, workspace, TrainingSettings())
     loop = FollowJobs(room.trainings, room.jobs, workspace, TrainingSettings(), submit=submit)
     asked = [asyncio.create_task(submit(await room.training(name))) for name in ("broken", "broken", "whole")]
-    while len(workspace.prepared) < 2:
-        await asyncio.sleep(0)
-    # The loop leaves alone what is being submitted, and one that goes away ends nothing.
-    assert await loop() is Next.SOON
+    async with asyncio.timeout(60):
+        while len(workspace.prepared) < 2:
+            await asyncio.sleep(0)
+        # The loop leaves alone what is being submitted, and one that goes away ends nothing.
+        assert await loop() is Next.SOON
     asked[0].cancel()
     workspace.gate.set()
     assert await asyncio.gather(*asked[1:]) == [True, True]
