@@ -305,8 +305,7 @@ def test_settings_reach_the_search(name: str) -> None:
         "Tpe": {"EICandidate": "2", "GoodRatio": "0.9", "GoodMax": "1"},
         "Bayesian": {"CubeSize": "7", "Noiseless": "false"},
     }[name]
-    # Whether there is noise matters when there are more than 60.
-    history = Study(problem_of("Random"), "Random", workers=1).run(65).trials
+    history = Study(problem_of("Random"), "Random", workers=1).run(40).trials
     usual = make_algorithm(name, problem_of(name)).ask(history, 1)
     for setting, value in changed.items():
         assert make_algorithm(name, problem_of(name, given={setting: value})).ask(history, 1) != usual, setting

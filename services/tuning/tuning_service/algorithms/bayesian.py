@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ SAME, FURTHEST = 1e-15, 1e6
 
 class Bayesian(ModelSearch):
     """Settings: InitPoints trials of a design first; then CubeSize places anywhere are candidates, beside some near the
-    best. Noise of losses is learned; with Noiseless that ends as soon as there are more than a few.
+    best. With Noiseless a loss is taken for exact, else its noise is learned.
 
     What runs counts as a loss that is expected there. The notes of a trial hold the parameters of the process, with
     which the next search for them begins.
@@ -47,8 +46,11 @@ class Bayesian(ModelSearch):
         self._threads = ThreadpoolController()
         width = max(1, len(problem.space.dimensions))
         self._points = max(50, min(POINTS, NUMBERS // width))
-        self._priors = Priors(length=(0.5 * math.log(width), 1.0), variance=(0.0, 1.0), noise=(-9.0, 2.5))
-        self._is_noiseless = bool(problem.settings["Noiseless"])
+        self._priors = Priors(
+            length=(0.5 * math.log(width), 1.0),
+            variance=(0.0, 1.0),
+            noise=None if problem.settings["Noiseless"] else (-9.0, 2.5),
+        )
 
     def propose(self, history: History, numbers: np.random.Generator, notes: Mapping[str, Any]) -> Suggestion | None:
         with self._threads.limit(limits=1, user_api="blas"):
@@ -59,16 +61,13 @@ class Bayesian(ModelSearch):
         losses = scalar(history.losses(ended), numbers)
         chosen = best_and_newest(losses, self._points)
         rows, targets = history.rows(ended[chosen]), normal(losses[chosen])
-        # A few trials are no reason to believe in a rough function: noise smooths it.
-        is_exact = self._is_noiseless and len(rows) > FEW
-        priors = replace(self._priors, noise=None) if is_exact else self._priors
-        model = GaussianProcess(rows, targets, history.codec.is_choice, priors)
+        model = GaussianProcess(rows, targets, history.codec.is_choice, self._priors)
         parameters = model.fit(self._starts(model, notes, numbers), STEPS)
         pending = history.pending
         if len(pending):
             expected, _ = model.predict(pending)
             together = np.concatenate([rows, pending]), np.concatenate([targets, expected])
-            model = GaussianProcess(*together, history.codec.is_choice, priors)
+            model = GaussianProcess(*together, history.codec.is_choice, self._priors)
             model.condition(parameters)
         good_rows = rows[np.argsort(targets, kind="stable")]
         row = self._best_of(model, float(np.min(targets)), history, good_rows, numbers)
