@@ -14,7 +14,7 @@ from servicekit.errors import ServiceError, invalid, not_found
 from servicekit.jobs import JobFacts
 from servicekit.times import utc_now
 from tuning_service.algorithms.registry import make_algorithm
-from tuning_service.domain.evaluation import Answer, Problem
+from tuning_service.domain.evaluation import Answer, Evaluation, Problem
 from tuning_service.domain.plan import Plan
 from tuning_service.domain.results import Results, read_results
 from tuning_service.domain.study import Kind, Status, Study, Trial, TrialStatus
@@ -119,7 +119,12 @@ class InThisProcess:
     async def ask(self, study: Study, algorithm: str, problem: Problem, history: History, count: int) -> Answer:
         if self.error:
             raise SuggestionError(self.error)
-        rows, _ = await history.since(0)
+        rows: list[Evaluation] = []
+        change, is_newest = 0, False
+        while not is_newest:
+            page, change, is_newest = await history.since(change)
+            rows += page
+        rows.sort(key=lambda trial: trial.number)
         self.asks.append((study.name, count))
         return make_algorithm(algorithm, problem).ask(rows, count)
 

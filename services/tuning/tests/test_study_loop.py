@@ -411,6 +411,21 @@ async def _step(room: StudiesRoom, chances: random.Random | None) -> None:
         room.restart()
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 100])
+async def test_trials_are_shown_to_algorithms_page_by_page(room: StudiesRoom, length: int) -> None:
+    uid = await room.add(request=request_of(maxJobNum=9, maxParalleJob=3))
+    await room.to_the_end(uid)
+    change, is_newest, found = 0, False, {}
+    pages = 0
+    while not is_newest:
+        page, change, is_newest = await room.studies.changed(uid, change, length)
+        found |= {trial.number: trial.status for trial in page}
+        pages += 1
+    assert found == dict.fromkeys(range(1, 10), TrialStatus.FINISHED)
+    assert (pages == 1) == (length == 100)
+    assert await room.studies.changed(uid, change, length) == ([], change, True)
+
+
 async def test_the_name_of_a_deleted_search_is_free(room: StudiesRoom) -> None:
     uid = await room.add(request=request_of(maxJobNum=1))
     with pytest.raises(ServiceError) as caught:

@@ -50,6 +50,21 @@ async def test_a_whole_study_is_as_the_algorithm_would_have_it() -> None:
     assert max(table.read) <= 3
 
 
+@pytest.mark.parametrize("page", [4, 10])
+async def test_a_process_made_anew_is_told_page_by_page(page: int) -> None:
+    table = Table()
+    for _ in range(8):
+        table.add(make_algorithm("TPE", PROBLEM).ask(tuple(table.trials), 3))
+    for number in (5, 3, 20, 11, 2):
+        table.end(number, number / 10)
+    table.page, table.read = page, []
+    async with thinking() as suggestions:
+        expected = make_algorithm("TPE", PROBLEM).ask(tuple(table.trials), 2)
+        assert await suggestions.ask("study", "TPE", PROBLEM, table, 2) == expected
+    assert len(table.read) > 2
+    assert max(table.read) <= page
+
+
 async def test_what_changed_is_merged_with_what_is_known() -> None:
     table = Table()
     async with thinking(command=ODD) as suggestions:

@@ -27,11 +27,17 @@ class Table:
         self._changes: list[int] = []
         self._change = 0
         self.read: list[int] = []
+        # Every change of a test is smaller.
+        self.page = 10_000
 
-    async def since(self, change: int) -> tuple[Sequence[Evaluation], int]:
-        found = [trial for trial, changed in zip(self.trials, self._changes, strict=True) if changed > change]
+    async def since(self, change: int) -> tuple[Sequence[Evaluation], int, bool]:
+        rows = zip(self._changes, range(len(self.trials)), strict=True)
+        found = sorted((changed, index) for changed, index in rows if changed > change)[: self.page]
+        until = self._change if len(found) < self.page else found[-1][0]
+        # A page may end within a change: what follows of it comes again.
+        found = [(changed, index) for changed, index in found if changed <= until]
         self.read.append(len(found))
-        return found, self._change
+        return [self.trials[index] for _, index in found], until, until >= self._change
 
     def add(self, answer: Answer) -> None:
         self._change += 1

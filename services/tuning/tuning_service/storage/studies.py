@@ -84,12 +84,22 @@ class SqlStudies:
         async with self._database.session(read_only=True) as session:
             return [_trial(row) for row in await session.scalars(query)]
 
-    async def changed(self, uid: str, since: int) -> tuple[Sequence[Trial], int]:
-        query = sa.select(TrialRow).where(TrialRow.study_uid == uid, TrialRow.change > since)
-        slim = query.order_by(TrialRow.number).options(defer(TrialRow.metrics), defer(TrialRow.curve))
+    async def changed(self, uid: str, since: int, length: int) -> tuple[Sequence[Trial], int, bool]:
+        query = sa.select(TrialRow).where(TrialRow.study_uid == uid)
+        slim = query.options(defer(TrialRow.metrics), defer(TrialRow.curve))
+        ordered = slim.where(TrialRow.change > since).order_by(TrialRow.change, TrialRow.number).limit(length)
         async with self._database.session(read_only=True) as session:
-            newest = await session.scalar(sa.select(StudyRow.change).where(StudyRow.uid == uid))
-            return [_trial(row, is_slim=True) for row in await session.scalars(slim)], newest or 0
+            newest = await session.scalar(sa.select(StudyRow.change).where(StudyRow.uid == uid)) or 0
+            rows = list(await session.scalars(ordered))
+            until = newest
+            if len(rows) == length:
+                # Whole changes only: the next page begins behind one.
+                until = rows[-1].change - 1
+                rows = [row for row in rows if row.change <= until]
+                if not rows:
+                    until += 1
+                    rows = list(await session.scalars(slim.where(TrialRow.change == until)))
+            return [_trial(row, is_slim=True) for row in rows], until, until >= newest
 
     async def finished_curves(self, uid: str, length: int) -> Sequence[Sequence[tuple[float, float]]]:
         finished = TrialRow.status == str(TrialStatus.FINISHED)

@@ -100,8 +100,11 @@ class BuiltInSuggestions:
             thinker.process = await self._start(thinker)
         since = thinker.known.pop(uid, 0)
         while True:
-            trials, until = await history.since(since)
+            trials, until, is_newest = await history.since(since)
             message = {**ask, "since": since, "until": until, "trials": [evaluation_form(trial) for trial in trials]}
+            if not is_newest:
+                # To be told, not asked yet.
+                message["count"] = 0
             thinker.logged_lines, thinker.is_spoiled = 0, True
             try:
                 answer = await thinker.process.ask(message, self._ask_seconds)
@@ -113,10 +116,10 @@ class BuiltInSuggestions:
                 raise SuggestionError(f"algorithm {algorithm} {error}") from error
             if "error" in answer:
                 raise SuggestionError(f"algorithm {algorithm}: {answer['error']}")
-            if "need" not in answer:
+            since = 0 if "need" in answer else until
+            if "need" not in answer and is_newest:
                 thinker.known[uid] = until
                 return read_answer(answer)
-            since = 0
 
     async def _start(self, thinker: _Thinker) -> LineProcess:
         return await LineProcess.start(

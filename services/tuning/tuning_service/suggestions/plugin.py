@@ -240,11 +240,14 @@ class _Asking:
         return await self._search(newest + 1, count)
 
     async def _learn(self, history: History, change: int, asks: dict[int, dict[int, Evaluation]]) -> None:
-        trials, self._host.change = await history.since(change)
-        for trial in trials:
-            # Trials that somebody else suggested were no answer of its.
-            if "ask" in trial.notes:
-                asks.setdefault(int(trial.notes["ask"]), {})[trial.number] = trial
+        is_newest = False
+        while not is_newest:
+            trials, change, is_newest = await history.since(change)
+            for trial in trials:
+                # Trials that somebody else suggested were no answer of its.
+                if "ask" in trial.notes:
+                    asks.setdefault(int(trial.notes["ask"]), {})[trial.number] = trial
+        self._host.change = change
 
     async def _catch_up(self, asks: Mapping[int, Mapping[int, Evaluation]], newest: int) -> None:
         """Bring a new object to where the old one was."""

@@ -54,9 +54,10 @@ class Studies(Protocol):
     async def open_trials(self, uid: str) -> Sequence[Trial]:
         """Those that have not ended, by number."""
 
-    async def changed(self, uid: str, since: int) -> tuple[Sequence[Trial], int]:
-        """Trials that an algorithm has to hear of, by number, without metrics and curves: all that came or ended after
-        the change `since`; and the number of the newest change."""
+    async def changed(self, uid: str, since: int, length: int) -> tuple[Sequence[Trial], int, bool]:
+        """Trials that an algorithm has to hear of, without metrics and curves, in the order of their changes: those
+        that came or ended after the change `since`, about `length` of them at most; the change up to which they are
+        complete; and whether that is the newest one."""
 
     async def finished_curves(self, uid: str, length: int) -> Sequence[Sequence[tuple[float, float]]]:
         """The curves of the newest finished trials."""
@@ -116,8 +117,9 @@ class Suggestions(Protocol):
 class History(Protocol):
     """The trials of a study as its algorithm may see them."""
 
-    async def since(self, change: int) -> tuple[Sequence[Evaluation], int]:
-        """What is new after the change, by number, and the number of the newest change; 0 is everything."""
+    async def since(self, change: int) -> tuple[Sequence[Evaluation], int, bool]:
+        """A page of what is new after the change (0 is everything), the change up to which it is complete, and whether
+        that is the newest one. A trial that changes meanwhile comes again."""
 
 
 class SuggestionError(Exception):

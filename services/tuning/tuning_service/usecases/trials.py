@@ -10,6 +10,9 @@ from tuning_service.domain.space import Value
 from tuning_service.domain.study import STOPPED_BY_RULE, Study, Trial, TrialStatus
 from tuning_service.usecases.ports import Studies
 
+# Trials that are held at once, however many a study has.
+PAGE = 2_000
+
 
 class TrialHistory:
     """`ports.History` of one study."""
@@ -17,9 +20,9 @@ class TrialHistory:
     def __init__(self, studies: Studies, study: Study, plan: Plan) -> None:
         self._studies, self._study, self._plan = studies, study, plan
 
-    async def since(self, change: int) -> tuple[Sequence[Evaluation], int]:
-        trials, newest = await self._studies.changed(self._study.uid, change)
-        return [evaluation_of(trial, self._plan) for trial in trials], newest
+    async def since(self, change: int) -> tuple[Sequence[Evaluation], int, bool]:
+        trials, until, is_newest = await self._studies.changed(self._study.uid, change, PAGE)
+        return [evaluation_of(trial, self._plan) for trial in trials], until, is_newest
 
 
 def evaluation_of(trial: Trial, plan: Plan) -> Evaluation:

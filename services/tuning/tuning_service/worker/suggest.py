@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
-from tuning_service.algorithms.base import Evaluation
+from tuning_service.algorithms.base import Answer, Evaluation
 from tuning_service.algorithms.registry import make_algorithm
 from tuning_service.domain.problem_form import answer_form, read_evaluation, read_problem
 
@@ -51,7 +51,8 @@ class Thinker:
             if study is None or not study.is_of(ask):
                 study = _Study(ask, study.trials if study else [])
             study.take(map(read_evaluation, ask["trials"]), ask["until"])
-            answer = answer_form(study.algorithm.ask(tuple(study.trials), ask["count"]))
+            # More of its trials come first when nothing is asked for.
+            answer = answer_form(study.ask(ask["count"]) if ask["count"] else Answer(()))
         except MemoryError:
             traceback.print_exc()
             return {"error": "it needs more memory than it may have"}
@@ -69,7 +70,6 @@ class _Study:
         self._name, self._problem = ask["algorithm"], ask["problem"]
         self.algorithm = make_algorithm(self._name, read_problem(self._problem))
         self.trials: list[Evaluation] = []
-        self._places: dict[int, int] = {}
         self.change = 0
         self.take(trials, 0)
 
@@ -77,14 +77,17 @@ class _Study:
         """False when the study is told otherwise now, such as with more trials."""
         return (self._name, self._problem) == (ask["algorithm"], ask["problem"])
 
+    def ask(self, count: int) -> Answer:
+        """What to try next."""
+        return self.algorithm.ask(tuple(self.trials), count)
+
     def take(self, trials: Iterable[Evaluation], change: int) -> None:
         """Know what changed."""
         for trial in trials:
-            place = self._places.setdefault(trial.number, len(self.trials))
-            if place < len(self.trials):
-                self.trials[place] = trial
-            else:
-                self.trials.append(trial)
+            # Numbers begin with 1 and have no gaps, but pages come in the order of changes.
+            if trial.number > len(self.trials):
+                self.trials += [trial] * (trial.number - len(self.trials))
+            self.trials[trial.number - 1] = trial
         self.change = change
 
 
