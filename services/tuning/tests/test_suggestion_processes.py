@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from thinking_room import HYPERBAND, ODD, PROBLEM, Table, is_running, until
-from tuning_service.algorithms.registry import make_algorithm
+from tuning_service.algorithms.registry import ALGORITHMS, make_algorithm, read_settings
 from tuning_service.domain.evaluation import Answer, Problem, TrialState
 from tuning_service.suggestions.built_in import LOGGED_LINES, BuiltInSuggestions
 from tuning_service.usecases.ports import SuggestionError
@@ -53,14 +53,15 @@ async def test_a_whole_study_is_as_the_algorithm_would_have_it() -> None:
 @pytest.mark.parametrize("page", [4, 10])
 async def test_a_process_made_anew_is_told_page_by_page(page: int) -> None:
     table = Table()
+    problem = replace(PROBLEM, settings=read_settings(ALGORITHMS["TPE"], {"WarmUp": "3"}))
     for _ in range(8):
-        table.add(make_algorithm("TPE", PROBLEM).ask(tuple(table.trials), 3))
+        table.add(make_algorithm("TPE", problem).ask(tuple(table.trials), 3))
     for number in (5, 3, 20, 11, 2):
         table.end(number, number / 10)
     table.page, table.read = page, []
     async with thinking() as suggestions:
-        expected = make_algorithm("TPE", PROBLEM).ask(tuple(table.trials), 2)
-        assert await suggestions.ask("study", "TPE", PROBLEM, table, 2) == expected
+        expected = make_algorithm("TPE", problem).ask(tuple(table.trials), 2)
+        assert await suggestions.ask("study", "TPE", problem, table, 2) == expected
     assert len(table.read) > 2
     assert max(table.read) <= page
 
