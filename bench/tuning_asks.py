@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 from report import Row, announce
 
 PENDING, ASKS = 4, 21
@@ -27,8 +27,8 @@ def measure_asks() -> list[Row]:
         rows.append(
             Row(
                 f"{name}: an ask after 1,000 trials, 6 mixed dimensions, {PENDING} pending, median of {ASKS}",
-                f"{last:.1f} ms",
-                f"{first:.1f} ms after 100",
+                f"{last:.2f} ms",
+                f"{first:.2f} ms after 100",
                 f"{last / first:.2f}",
                 f"at most {PROMISED_MS:.0f} ms",
                 last <= PROMISED_MS,
@@ -40,7 +40,7 @@ def measure_asks() -> list[Row]:
         rows.append(
             Row(
                 f"{name}: an ask after 50,000 trials, median of {ASKS}",
-                f"{last:.1f} ms, {megabytes - kept[name]:.0f} MB more than after 1,000",
+                f"{last:.2f} ms, {megabytes - kept[name]:.0f} MB more than after 1,000",
                 "",
                 "",
                 f"at most {PROMISED_MS:.0f} ms, {PROMISED_MB:.0f} MB more",
@@ -91,7 +91,7 @@ def _grow(name: str, trials: int, drawn: int) -> None:
     known = make_algorithm(*made("Random")).ask([], drawn).suggestions
     history = [ended(Evaluation(at, each.place, TrialState.PENDING)) for at, each in enumerate(known, 1)]
     gc.collect()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = psutil.Process().memory_info().rss
     algorithm = make_algorithm(*made(name))
     pending: list[int] = []
     milliseconds: list[float] = []
@@ -104,7 +104,7 @@ def _grow(name: str, trials: int, drawn: int) -> None:
         if len(pending) > PENDING:
             index = pending.pop(chances.randrange(PENDING))
             history[index] = ended(history[index])
-    kept = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    kept = (psutil.Process().memory_info().rss - before) / 2**20
     print(
         statistics.median(milliseconds[100 - ASKS : 100] or milliseconds), statistics.median(milliseconds[-ASKS:]), kept
     )

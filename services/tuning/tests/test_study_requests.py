@@ -175,7 +175,7 @@ def test_hyperband_needs_its_resource() -> None:
 
 
 def test_settings_of_algorithms_are_checked() -> None:
-    assert plan_of(algorithm="TPE").algorithm == "Tpe"
+    assert plan_of(algorithm="Tpe").algorithm == "TPE"
     assert plan_of(algorithm="tpe", algoParams=[{"name": "warmup", "value": "5"}]).settings["WarmUp"] == 5
     assert "RandomSeed, WarmUp" in refusal(algorithm="Tpe", algoParams=[{"name": "Warm", "value": "5"}])[1]
     for value in ("0", "x", "", "1.5"):
@@ -189,14 +189,14 @@ def test_settings_of_algorithms_are_checked() -> None:
 
 
 def test_limits() -> None:
-    plan = plan_of(maxRunTime="1.5", maxJobNum="7", maxParalleJob=3, goal="0.1", patience=5, maxTrialTime=2)
+    plan = plan_of(maxRunTime="1.5", maxJobNum="7", maxParalleJob=3, goal="0.1", patience=5, maxTrialMinutes=2)
     assert (plan.max_seconds, plan.max_trials, plan.parallel, plan.goal, plan.patience) == (90.0, 7, 3, 0.1, 5)
     assert plan.max_trial_seconds == 120.0
     # Notebooks and the reference spell it in two ways; clients send the first.
     assert plan_of(maxParalleJobNum=4, maxParalleJob=None).parallel == 4
     free = plan_of(maxRunTime=-1, maxJobNum=-1, maxParalleJob=None)
     assert (free.max_seconds, free.max_trials, free.parallel) == (None, None, 1)
-    for field in ("maxJobNum", "maxRunTime", "maxTrialTime"):
+    for field in ("maxJobNum", "maxRunTime", "maxTrialMinutes"):
         assert refusal(**{field: -2})[0] == f"algoDef.{field}"
         assert refusal(**{field: "soon"})[0] == f"algoDef.{field}"
     assert refusal(maxParalleJob=0)[0] == "algoDef.maxParalleJob"

@@ -33,8 +33,8 @@ class Table:
     async def since(self, change: int) -> tuple[Sequence[Evaluation], int, bool]:
         rows = zip(self._changes, range(len(self.trials)), strict=True)
         found = sorted((changed, index) for changed, index in rows if changed > change)[: self.page]
-        until = self._change if len(found) < self.page else found[-1][0]
-        # A page may end within a change: what follows of it comes again.
+        # A full page may end within a change, which then comes again.
+        until = self._change if len(found) < self.page else found[-1][0] - 1
         found = [(changed, index) for changed, index in found if changed <= until]
         self.read.append(len(found))
         return [self.trials[index] for _, index in found], until, until >= self._change
