@@ -89,6 +89,8 @@ class PlayedRunner:
     started: list[Trial] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     refusal: str = ""
+    # Uids of trials that may have written more than is known yet.
+    unsettled: set[str] = field(default_factory=set)
 
     async def check(self, study: Study) -> tuple[str, str]:
         return "g", "local"
@@ -101,7 +103,8 @@ class PlayedRunner:
             self.jobs.facts[trial.uid] = JobFacts(trial.uid, "RUNNING", started_at=utc_now(), driver_id="driver")
 
     async def results(self, plan: Plan, trials: Sequence[Trial]) -> Mapping[str, Results]:
-        return {trial.uid: read_results(self.text_of(trial.values), plan.objectives) for trial in trials}
+        known = [trial for trial in trials if trial.uid not in self.unsettled]
+        return {trial.uid: read_results(self.text_of(trial.values), plan.objectives) for trial in known}
 
     async def delete(self, uids: Sequence[str]) -> None:
         self.deleted += uids

@@ -247,6 +247,17 @@ async def test_what_runs_cannot_be_restarted_or_deleted(room: StudiesRoom) -> No
         assert caught.value.code is Code.ABORTED
 
 
+async def test_a_trial_counts_when_all_that_it_wrote_is_known(room: StudiesRoom) -> None:
+    uid = await room.add(request=request_of(maxJobNum=1))
+    (running,) = await room.until_running(uid, 1)
+    room.runner.unsettled = {running.uid}
+    room.jobs.end(running.uid, "FINISHED")
+    await room.steps(4)
+    assert (await room.trials(uid))[0].status is TrialStatus.RUNNING
+    room.runner.unsettled = set()
+    assert (await room.to_the_end(uid)).counts.finished == 1
+
+
 async def test_a_task_that_somebody_deleted_is_a_failure(room: StudiesRoom) -> None:
     uid = await room.add(request=request_of(maxJobNum=2))
     (running,) = await room.until_running(uid, 1)

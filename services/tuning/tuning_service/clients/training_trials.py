@@ -11,7 +11,7 @@ from servicekit.job_client import LOOP_PATIENCE_SECONDS
 
 from tuning_service.domain.fields import Fields
 from tuning_service.domain.plan import Plan
-from tuning_service.domain.results import MetricRange, Results
+from tuning_service.domain.results import MetricRange, Results, read_results
 from tuning_service.domain.space import Space, Value
 from tuning_service.domain.study import Study, Trial
 from tuning_service.domain.tuning import MAX_PROBED_VALUES, user_defined_names
@@ -20,6 +20,9 @@ from tuning_service.usecases.tunings import TrialModel
 DELETE_AT_ONCE = 1000
 # Long enough for what the workers of an ended training reported to be read.
 SETTLE_SECONDS = 5.0
+# What the training service says of a loss that is no number any more.
+NOT_FINITE = "is not finite"
+_ENDED = ("FINISHED", "FAILED", "STOPPED")
 
 
 class TrainingTrials:
@@ -59,12 +62,18 @@ class TrainingTrials:
                 trial_ids=unread,
                 series=[objective.metric for objective in plan.objectives],
                 wait_seconds=SETTLE_SECONDS,
+                with_results=True,
             )
             answer = await call_peer(
                 lambda message=message: self._stub.ReadTrialMetrics(message),  # type: ignore[misc]
                 patience_seconds=LOOP_PATIENCE_SECONDS,
             )
-            found |= {one.trial_id: _results(one, plan) for one in answer.trials}
+            has_ended = {one.trial_id for one in answer.trials if one.status in _ENDED}
+            found |= {
+                one.trial_id: _results(one, plan)
+                for one in answer.trials
+                if one.is_settled or one.trial_id not in has_ended
+            }
             unread = list(answer.unread_trial_ids)
         return found
 
@@ -146,10 +155,16 @@ def _results(trial: trials_pb2.TrialMetrics, plan: Plan) -> Results:
         for name, points in curves.items()
         if (values := [value for _, value in points])
     }
+    if NOT_FINITE in trial.status_message:
+        # What it had reached before says nothing of the weights that it ended with.
+        return Results((), metrics, (), trial.status_message)
     missing = [objective.metric for objective in plan.objectives if objective.metric not in metrics]
     first = [(float(step), value) for step, value in curves.get(plan.objectives[0].metric, [])]
     if not missing:
         return Results(tuple(metrics[objective.metric].latest for objective in plan.objectives), metrics, first)
+    if trial.results:
+        # The program has a way of its own to say how it went.
+        return read_results(trial.results, plan.objectives)
     known = ", ".join(sorted(metrics)[:10]) or "none"
     complaint = f"the training reported no {missing[0]}; what it reported: {known}"
     return Results((), metrics, first, complaint)

@@ -62,7 +62,8 @@ class ExecTrials:
                     Results(complaint=one.error) if one.error else read_results(one.text, plan.objectives)
                 )
             unread = list(answer.unread_task_ids)
-        return found
+        # Of tasks that are gone nothing more will be known.
+        return {trial.uid: found.get(trial.uid, Results(complaint="its task was deleted")) for trial in trials}
 
     async def delete(self, uids: Sequence[str]) -> None:
         for start in range(0, len(uids), DELETE_AT_ONCE):

@@ -41,6 +41,9 @@ class FollowTrials:
         results = await runner.results(plan, ended) if ended else {}
         changed = []
         for trial in followed:
+            if trial in ended and trial.uid in facts and trial.uid not in results:
+                # It may have written more than has been read.
+                continue
             if trial in ended:
                 _settle(trial, facts.get(trial.uid), results.get(trial.uid, Results()), self._now())
                 self._told_to_stop.discard(trial.uid)
@@ -51,7 +54,7 @@ class FollowTrials:
         await self._save(study, plan, changed)
         for trial in fresh:
             await self._start(study, runner, plan, trial)
-        await self._stop(study, plan, [trial for trial in followed if not trial.status.is_final])
+        await self._stop(study, plan, [trial for trial in followed if trial not in ended])
         return any(trial.status.is_final for trial in trials)
 
     def forget(self, study_uid: str) -> None:
