@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from tuning_service.domain.evaluation import Answer, Evaluation, Problem, Suggestion, TrialState
+from tuning_service.domain.evaluation import Answer, Evaluation, Known, Problem, Suggestion, TrialState
 
-__all__ = ["Algorithm", "Answer", "Evaluation", "Problem", "Suggestion", "TrialState"]
+__all__ = ["Algorithm", "Answer", "Evaluation", "Known", "Problem", "Suggestion", "TrialState"]
 
 
 class Algorithm(ABC):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tuning_service.algorithms.base import Evaluation, TrialState
+from tuning_service.algorithms.base import Evaluation, Known, TrialState
 from tuning_service.domain.space import Place, Space
 
 Floats = npt.NDArray[np.float64]
@@ -132,11 +132,12 @@ class Untried:
 
 
 class History:
-    """All trials of a study. One that has read the first of them reads only what is new; made anew it is the same."""
+    """All trials of a study, behind what is known from others. One that has read the first of them reads only what is
+    new; made anew it is the same. What is known is no trial: its places may be tried."""
 
-    def __init__(self, space: Space, objectives: int) -> None:
+    def __init__(self, space: Space, objectives: int, known: Sequence[Known] = ()) -> None:
         self.codec = Codec(space)
-        self._space, self._objectives = space, objectives
+        self._space, self._objectives, self._known = space, objectives, known
         self._clear()
 
     def _clear(self) -> None:
@@ -147,23 +148,32 @@ class History:
         self._losses = np.empty((0, self._objectives))
         self._failed = np.empty(0, dtype=bool)
         self._open: list[int] = []
+        for one in self._known:
+            index = self._append(one.place)
+            self._losses[index] = one.losses
+            self._open.remove(index)
 
     def __len__(self) -> int:
         return len(self._places)
 
     def read(self, trials: Sequence[Evaluation]) -> None:
         """Know these trials, and no others."""
-        if len(trials) < len(self):
+        first = len(self._known)
+        if first + len(trials) < len(self):
             self._clear()
-        still_open = [index for index in self._open if not self._settle(index, trials[index])]
+        still_open = [index for index in self._open if not self._settle(index, trials[index - first])]
         self._open = still_open
-        for trial in trials[len(self) :]:
+        for trial in trials[len(self) - first :]:
             index = self.add(trial.place)
             if self._settle(index, trial):
                 self._open.remove(index)
 
     def add(self, place: Place) -> int:
         """One more trial, pending; returns its index."""
+        self.untried.add(place)
+        return self._append(place)
+
+    def _append(self, place: Place) -> int:
         index = len(self._places)
         if index == len(self._rows):
             more = max(64, index)
@@ -175,11 +185,11 @@ class History:
         self._failed[index] = False
         self._open.append(index)
         self._places.append(place)
-        self.untried.add(place)
         return index
 
-    def forget_from(self, length: int) -> None:
+    def forget_from(self, trials: int) -> None:
         """Take back what was added beyond so many trials; none of it may repeat an earlier one."""
+        length = len(self._known) + trials
         gone, self._places = self._places[length:], self._places[:length]
         self._open = [index for index in self._open if index < length]
         for place in gone:

@@ -25,7 +25,7 @@ class ModelSearch(Algorithm):
     def __init__(self, problem: Problem, warm_up: int) -> None:
         super().__init__(problem)
         self._warm_up = warm_up
-        self._history = History(problem.space, problem.objectives)
+        self._history = History(problem.space, problem.objectives, problem.known)
         self._design: Floats | None = None
 
     def ask(self, trials: Sequence[Evaluation], count: int) -> Answer:

@@ -60,12 +60,13 @@ class Entry:
     """An algorithm: where its class is, and what its users may set.
 
     `resource` ones need to be told what their trials are given more and more of. `max_objectives` is how many metrics
-    they can weigh against each other.
+    they can weigh against each other. Those that `learns` can begin with what earlier studies found.
     """
 
     place: str
     parameters: Sequence[Parameter] = ()
     max_objectives: int = 1
+    learns: bool = False
 
     @property
     def needs_resource(self) -> bool:
@@ -92,6 +93,7 @@ ALGORITHMS: Mapping[str, Entry] = {
             Parameter("GoodMax", int, default=25, low=1, high=100_000),
         ),
         MANY,
+        learns=True,
     ),
     "Bayesian": Entry(
         "tuning_service.algorithms.bayesian:Bayesian",
@@ -102,6 +104,7 @@ ALGORITHMS: Mapping[str, Entry] = {
             Parameter("Noiseless", bool, default=True),
         ),
         MANY,
+        learns=True,
     ),
     "Hyperband": Entry(
         "tuning_service.algorithms.hyperband:Hyperband",

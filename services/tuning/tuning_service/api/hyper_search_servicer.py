@@ -22,7 +22,7 @@ from tuning_service.domain.study import TrialStatus
 from tuning_service.usecases.algorithms import ManageAlgorithms
 from tuning_service.usecases.ports import TrialPage
 from tuning_service.usecases.start_hyper_search import StartHyperSearch
-from tuning_service.usecases.studies import Budget, ChangeStudies, FindStudies
+from tuning_service.usecases.studies import Budget, ChangeStudies, FindStudies, ParetoFront
 
 _SORTS = {"": "", "id": "", "-id": "newest", "metricval": "best"}
 
@@ -36,13 +36,14 @@ class HyperSearchServicer(tuning_pb2_grpc.HyperSearchServiceServicer):
         find: FindStudies,
         change: ChangeStudies,
         algorithms: ManageAlgorithms,
+        pareto_front: ParetoFront,
         now: Callable[[], datetime],
         spool_of: Callable[[str], Path],
         *,
         max_upload_bytes: int,
     ) -> None:
         self._start, self._find, self._change, self._now = start, find, change, now
-        self._algorithms = algorithms
+        self._algorithms, self._pareto_front = algorithms, pareto_front
         self._spool_of, self._max_upload_bytes = spool_of, max_upload_bytes
 
     async def StartHyperSearch(
@@ -73,7 +74,9 @@ class HyperSearchServicer(tuning_pb2_grpc.HyperSearchServiceServicer):
         self, request: tuning_pb2.ListExperimentsRequest, context: Any
     ) -> AsyncIterator[tuning_pb2.Experiment]:
         study = await self._find.get(request.name)
-        for one in experiments(study, await self._find.page(study, _page(request))):
+        page = _page(request)
+        trials = await (self._pareto_front(study) if request.pareto else self._find.page(study, page))
+        for one in experiments(study, trials):
             yield one
 
     async def StopHyperSearch(self, request: tuning_pb2.StopHyperSearchRequest, context: Any) -> Empty:

@@ -61,11 +61,20 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What an earlier study found at a place of this one's space."""
+
+    place: Place
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Problem:
     """A study as its algorithm knows it.
 
     `settings` are those of the registry's parameters, typed and complete. `objectives` is the number of losses,
     `max_trials` the most trials that will be run (None: nobody knows), `parallel` how many run at a time at most.
+    `known` is from other studies, the best first: the losses tell where to look, and may be wrong here.
     """
 
     space: Space
@@ -74,6 +83,7 @@ class Problem:
     objectives: int = 1
     max_trials: int | None = None
     parallel: int = 1
+    known: Sequence[Known] = ()
 
     def seed_of(self, asked: int, purpose: str = "") -> int:
         """A seed for the ask after `asked` trials: the same when it is asked again after a restart."""

@@ -62,6 +62,8 @@ class AlgorithmFacts(Protocol):
     def max_objectives(self) -> int: ...
     @property
     def takes_start_points(self) -> bool: ...
+    @property
+    def takes_warm_start(self) -> bool: ...
 
     def read_settings(self, given: Mapping[str, str]) -> Mapping[str, Any]:
         """`algoParams`, typed and complete; 400."""
@@ -149,7 +151,7 @@ def read_plan(tree: Fields, algorithm: AlgorithmFacts, *, experiment_parameters:
             algorithm=algorithm.name,
             settings=settings,
             objectives=_objectives(settings_tree, algorithm),
-            warm_start=_warm_start(settings_tree),
+            warm_start=_warm_start(settings_tree, algorithm),
             start_points=_start_points(settings_tree, space, algorithm),
             additional_metrics=_additional(settings_tree),
         ),
@@ -203,7 +205,9 @@ def _additional(tree: Fields) -> dict[str, str]:
     return {name: metrics.word(name, _KEPT) for name, _ in metrics}
 
 
-def _warm_start(tree: Fields) -> list[str]:
+def _warm_start(tree: Fields, algorithm: AlgorithmFacts) -> list[str]:
+    if tree.items("warmStart") and not algorithm.takes_warm_start:
+        raise invalid(tree.place("warmStart"), f"{len(tree.items('warmStart'))} names", f"none with {algorithm.name}")
     names = list(dict.fromkeys(str(name) for name in tree.items("warmStart")))
     if len(names) > MAX_WARM_STARTS:
         raise invalid(tree.place("warmStart"), f"{len(names)} names", f"at most {MAX_WARM_STARTS}")

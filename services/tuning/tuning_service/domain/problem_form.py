@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from tuning_service.domain.evaluation import Answer, Evaluation, Problem, Suggestion, TrialState
+from tuning_service.domain.evaluation import Answer, Evaluation, Known, Problem, Suggestion, TrialState
 from tuning_service.domain.space import Choice, Continuous, DataType, Dimension, Fixed, Levels, Space, Steps
 
 Form = dict[str, Any]
@@ -17,12 +17,19 @@ Form = dict[str, Any]
 
 def problem_form(problem: Problem) -> Form:
     """A problem as JSON can hold it."""
-    return {**vars(problem), "settings": dict(problem.settings), "space": space_form(problem.space)}
+    known = [[list(one.place), list(one.losses)] for one in problem.known]
+    return {
+        **vars(problem),
+        "settings": dict(problem.settings),
+        "space": space_form(problem.space),
+        "known": known,
+    }
 
 
 def read_problem(form: Mapping[str, Any]) -> Problem:
     """What `problem_form` wrote."""
-    return Problem(**{**form, "space": read_space_form(form["space"])})
+    known = tuple(Known(tuple(place), tuple(losses)) for place, losses in form["known"])
+    return Problem(**{**form, "space": read_space_form(form["space"]), "known": known})
 
 
 def space_form(space: Space) -> Form:

@@ -78,7 +78,8 @@ class Counts:
 
 @dataclass
 class Study:
-    """A search. `request` is what was asked for, as it came; `model` is the model of a tuning (uid and name), empty
+    """A search. `request` is what was asked for, as it came; `known` is what earlier studies found, pairs of a place
+    and its losses, the best first; `model` is the model of a tuning (uid and name), empty
     otherwise. `seed` decides every random choice. `run_seconds` is how long it ran before its last restart,
     `resumed_at` when that was. `best` is the number of the best trial, 0 while there is none; `improved_at` is how
     many trials had ended when it became that.
@@ -96,6 +97,7 @@ class Study:
     owner_is_administrator: bool = False
     model_uid: str = ""
     model_name: str = ""
+    known: Sequence[Any] = ()
     upload: str = ""
     upload_name: str = ""
     status: Status = Status.SUBMITTED

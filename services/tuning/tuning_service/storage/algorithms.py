@@ -36,6 +36,10 @@ class BuiltIn:
         return self.entry.max_objectives
 
     @property
+    def takes_warm_start(self) -> bool:
+        return self.entry.learns
+
+    @property
     def takes_start_points(self) -> bool:
         # Trials of the others mean more than their parameters.
         return not self.takes_experiments and not self.needs_resource
@@ -53,6 +57,7 @@ class Plugin:
     needs_resource = False
     max_objectives = 1
     takes_start_points = False
+    takes_warm_start = False
 
     @property
     def name(self) -> str:

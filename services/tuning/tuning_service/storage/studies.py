@@ -101,6 +101,12 @@ class SqlStudies:
                     rows = list(await session.scalars(slim.where(TrialRow.change == until)))
             return [_trial(row, is_slim=True) for row in rows], until, until >= newest
 
+    async def objectives_of(self, uid: str) -> Sequence[tuple[int, Sequence[float]]]:
+        finished = TrialRow.status == str(TrialStatus.FINISHED)
+        query = sa.select(TrialRow.number, TrialRow.objectives).where(TrialRow.study_uid == uid, finished)
+        async with self._database.session(read_only=True) as session:
+            return [(number, values) for number, values in await session.execute(query)]
+
     async def finished_curves(self, uid: str, length: int) -> Sequence[Sequence[tuple[float, float]]]:
         finished = TrialRow.status == str(TrialStatus.FINISHED)
         query = sa.select(TrialRow.curve).where(TrialRow.study_uid == uid, finished)
@@ -259,6 +265,7 @@ def _word(kind: Kind) -> str:
 
 def _study_columns(study: Study) -> dict[str, Any]:
     columns = {name: value for name, value in vars(study).items() if name != "counts"}
+    columns["known"] = list(study.known)
     return columns | {"kind": str(study.kind), "status": str(study.status)} | asdict(study.counts)
 
 

@@ -31,6 +31,7 @@ class StudyRow(Base):
     group_id: Mapped[str] = mapped_column(sa.String(128))
     group_name: Mapped[str] = mapped_column(sa.String(128))
     seed: Mapped[int] = mapped_column(sa.BigInteger)
+    known: Mapped[list[Any]] = mapped_column(sa.JSON)
     upload: Mapped[str] = mapped_column(sa.Text, default="")
     upload_name: Mapped[str] = mapped_column(sa.Text, default="")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)

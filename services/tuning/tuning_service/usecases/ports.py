@@ -59,6 +59,9 @@ class Studies(Protocol):
         that came or ended after the change `since`, about `length` of them at most; the change up to which they are
         complete; and whether that is the newest one."""
 
+    async def objectives_of(self, uid: str) -> Sequence[tuple[int, Sequence[float]]]:
+        """Numbers and objectives of all finished trials."""
+
     async def finished_curves(self, uid: str, length: int) -> Sequence[Sequence[tuple[float, float]]]:
         """The curves of the newest finished trials."""
 

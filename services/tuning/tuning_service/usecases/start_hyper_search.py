@@ -21,6 +21,7 @@ from tuning_service.domain.fields import Fields
 from tuning_service.domain.plan import AlgorithmFacts, Plan, algorithm_name, read_plan
 from tuning_service.domain.study import Kind, Study
 from tuning_service.usecases.ports import Algorithms, Studies, StudyFolders, Wake
+from tuning_service.usecases.warm_start import findings
 
 RESERVED = frozenset({"algorithm"})
 MAX_ARGUMENTS = 100_000
@@ -62,7 +63,7 @@ class StartHyperSearch:
         name = fields.text("hpoName", default=made_name(owner))
         check_name("hpoName", name, RESERVED)
         plan = await read_request(fields, self._algorithms)
-        await check_warm_start(plan, self._studies)
+        known = await findings(plan, Kind.HYPER_SEARCH, "", self._studies)
         _check_program(fields)
         if await self._studies.find(Kind.HYPER_SEARCH, "", name):
             raise already_exists("HPO task", name)
@@ -78,6 +79,7 @@ class StartHyperSearch:
                 group_id="",
                 group_name="",
                 seed=seed_of(plan),
+                known=known,
                 created_at=self._now(),
                 upload=path,
                 upload_name=upload.name if upload else "",
@@ -104,15 +106,6 @@ async def find_algorithm(fields: Fields, algorithms: Algorithms) -> AlgorithmFac
         installed = [one.name for one in await algorithms.installed()]
         raise invalid("algoDef.algorithm", name, [*algorithms.built_in(), *installed])
     return found
-
-
-async def check_warm_start(plan: Plan, studies: Studies) -> None:
-    """400 unless the studies to begin from are there, and the caller's to read."""
-    identity = current_identity()
-    for name in plan.warm_start:
-        found = await studies.find(Kind.HYPER_SEARCH, "", name)
-        if found is None or not identity.may_access(found.owner):
-            raise invalid("algoDef.warmStart", name, "names of HPO tasks of yours")
 
 
 def seed_of(plan: Plan) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,6 +12,7 @@ from servicekit.errors import ServiceError, conflict, invalid, not_found
 from servicekit.identity import current_identity
 
 from tuning_service.domain.fields import Fields
+from tuning_service.domain.pareto import front
 from tuning_service.domain.plan import MAX_MINUTES, MAX_TRIALS
 from tuning_service.domain.study import Kind, Status, Study, Trial
 from tuning_service.usecases.ports import Algorithms, Studies, TrialPage, Wake
@@ -82,6 +84,26 @@ class FindStudies:
         if not 0 <= page.length <= MAX_SHOWN_TRIALS:
             raise invalid("length", page.length, f"1 to {MAX_SHOWN_TRIALS}; 0 is {SHOWN_TRIALS}")
         return await self._studies.page(study.uid, replace(page, length=page.length or SHOWN_TRIALS))
+
+
+class ParetoFront:
+    """The trials of a study that none is better than in all objectives."""
+
+    def __init__(self, studies: Studies, algorithms: Algorithms, *, experiment_parameters: str = "hyperParams") -> None:
+        self._studies, self._algorithms = studies, algorithms
+        self._experiment_parameters = experiment_parameters
+
+    async def __call__(self, study: Study) -> Sequence[Trial]:
+        """By their first objective, the best first; at most MAX_SHOWN_TRIALS."""
+        names = self._experiment_parameters
+        plan = await read_request(Fields("", study.request), self._algorithms, experiment_parameters=names)
+        losses = [
+            (number, [objective.loss(value) for objective, value in zip(plan.objectives, values, strict=True)])
+            for number, values in await self._studies.objectives_of(study.uid)
+        ]
+        numbers = (await asyncio.to_thread(front, losses))[:MAX_SHOWN_TRIALS]
+        found = {trial.number: trial for trial in await self._studies.numbered(study.uid, numbers)}
+        return [found[number] for number in numbers if number in found]
 
 
 class ChangeStudies:

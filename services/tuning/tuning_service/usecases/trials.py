@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tuning_service.domain.evaluation import Answer, Evaluation, Problem, Suggestion, TrialState
+from tuning_service.domain.evaluation import Answer, Evaluation, Known, Problem, Suggestion, TrialState
 from tuning_service.domain.plan import Plan
 from tuning_service.domain.space import Value
 from tuning_service.domain.study import STOPPED_BY_RULE, Study, Trial, TrialStatus
@@ -48,7 +48,8 @@ def problem_of(study: Study, plan: Plan) -> Problem:
     settings = dict(plan.settings)
     if plan.experiments:
         settings["experiments"] = len(plan.experiments)
-    return Problem(plan.space, settings, study.seed, len(plan.objectives), plan.max_trials, plan.parallel)
+    known = tuple(Known(tuple(place), tuple(losses)) for place, losses in study.known)
+    return Problem(plan.space, settings, study.seed, len(plan.objectives), plan.max_trials, plan.parallel, known)
 
 
 def made_trials(study: Study, plan: Plan, answer: Answer, make_uid: Callable[[], str]) -> list[Trial]:
@@ -68,8 +69,10 @@ def made_trials(study: Study, plan: Plan, answer: Answer, make_uid: Callable[[],
 
 
 def given_trials(study: Study, plan: Plan, count: int, make_uid: Callable[[], str]) -> list[Trial]:
-    """The next trials of those that the user wants tried first; none when all of them are."""
+    """The next trials of those that are to be tried first: the user's, then the best of an earlier study. None when all
+    of them are."""
     first = study.counts.trials
+    points = [*plan.start_points, *(plan.space.values(tuple(place)) for place, _ in study.known[:1])]
     fixed = {parameter.name: parameter.value for parameter in plan.space.fixed}
     if plan.resource_name:
         # Known to be good: on all of it.
@@ -82,7 +85,7 @@ def given_trials(study: Study, plan: Plan, count: int, make_uid: Callable[[], st
             values=values | fixed,
             place=plan.space.place(values),
         )
-        for index, values in enumerate(map(dict, plan.start_points[first : first + count]))
+        for index, values in enumerate(map(dict, points[first : first + count]))
     ]
 
 

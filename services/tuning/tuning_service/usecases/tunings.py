@@ -20,12 +20,12 @@ from tuning_service.domain.tuning import completed
 from tuning_service.usecases.ports import Algorithms, Studies, Wake
 from tuning_service.usecases.run_studies import EXPERIMENT_PARAMETERS
 from tuning_service.usecases.start_hyper_search import (
-    check_warm_start,
     find_algorithm,
     made_name,
     read_request,
     seed_of,
 )
+from tuning_service.usecases.warm_start import findings
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,6 @@ class StartTuning:
         request = completed(tree, await find_algorithm(fields, self._algorithms))
         names = EXPERIMENT_PARAMETERS[Kind.MODEL_TUNING]
         plan = await read_request(Fields("", request), self._algorithms, experiment_parameters=names)
-        await check_warm_start(plan, self._studies)
         study = Study(
             uid=uuid4().hex,
             name=name,
@@ -99,6 +98,7 @@ class StartTuning:
         study.model_uid, study.group_id, study.group_name = await self._trainings.check_plan(study, plan)
         if await self._studies.find(Kind.MODEL_TUNING, study.model_uid, name):
             raise already_exists("tuning", name)
+        study.known = await findings(plan, Kind.MODEL_TUNING, study.model_uid, self._studies)
         await self._studies.add(study)
         self._wake()
         return study

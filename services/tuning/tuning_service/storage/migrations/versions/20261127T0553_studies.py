@@ -26,6 +26,7 @@ def upgrade() -> None:
         sa.Column("group_id", sa.String(128), nullable=False),
         sa.Column("group_name", sa.String(128), nullable=False),
         sa.Column("seed", sa.BigInteger(), nullable=False),
+        sa.Column("known", sa.JSON(), nullable=False),
         sa.Column("upload", sa.Text(), nullable=False),
         sa.Column("upload_name", sa.Text(), nullable=False),
         sa.Column("created_at", UtcDateTime(), nullable=False),

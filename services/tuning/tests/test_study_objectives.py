@@ -1,0 +1,112 @@
+"""What earlier studies found, and several objectives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from servicekit.database import Database
+from servicekit.errors import ServiceError
+from servicekit.identity import Identity, acting_as
+from studies_room import StudiesRoom, request_of
+from tuning_service.domain.fields import Fields
+from tuning_service.domain.pareto import front
+from tuning_service.domain.plan import Plan
+from tuning_service.domain.study import Kind
+from tuning_service.storage import MIGRATIONS
+from tuning_service.usecases.start_hyper_search import read_request
+from tuning_service.usecases.studies import ParetoFront
+from tuning_service.usecases.warm_start import Finding, findings
+
+ANN, BOB = Identity("ann"), Identity("bob")
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url, "tuning")
+    await database.migrate(MIGRATIONS)
+    yield database
+    await database.close()
+
+
+async def plan_of(room: StudiesRoom, request: Mapping[str, Any]) -> Plan:
+    return await read_request(Fields("", request), room.algorithms)
+
+
+async def known_from(room: StudiesRoom, request: Mapping[str, Any], user: Identity = ANN) -> list[Finding]:
+    with acting_as(user):
+        return await findings(await plan_of(room, request), Kind.HYPER_SEARCH, "", room.studies)
+
+
+async def test_a_search_begins_with_what_another_found(database: Database) -> None:
+    room = StudiesRoom(database)
+    first = await room.to_the_end(await room.add("earlier", request=request_of(maxJobNum=30, algorithm="TPE")))
+    request = request_of(maxJobNum=6, algorithm="TPE", warmStart=["earlier"])
+    known = await known_from(room, request)
+    assert len(known) == 30
+    assert [losses for _, losses in known] == sorted(losses for _, losses in known)
+    assert known[0][1] == (first.best_loss,)
+    warm = await room.to_the_end(await room.add("warm", request=request, known=known, seed=3))
+    trials = await room.trials(warm.uid)
+    # The best of before is tried again here, and what follows is near it, though a cold search would look everywhere.
+    assert trials[0].values["rate"] == pytest.approx(known[0][0][0])
+    assert all(abs(float(trial.values["rate"]) - 0.3) < 0.2 for trial in trials)
+    cold = await room.to_the_end(await room.add("cold", request=request_of(maxJobNum=6, algorithm="TPE"), seed=3))
+    assert any(abs(float(trial.values["rate"]) - 0.3) > 0.2 for trial in await room.trials(cold.uid))
+
+
+async def test_what_cannot_be_begun_from_is_named(database: Database) -> None:
+    room = StudiesRoom(database)
+    await room.to_the_end(await room.add("earlier", request=request_of(maxJobNum=2)))
+    other_space = [{"name": "speed", "type": "Range", "dataType": "double", "minDbVal": 0, "maxDbVal": 1}]
+    for request, user, says in (
+        (request_of(algorithm="TPE", warmStart=["nothing"]), ANN, "names of studies of yours"),
+        (request_of(algorithm="TPE", warmStart=["earlier"]), BOB, "names of studies of yours"),
+        (request_of(algorithm="TPE", warmStart=["earlier"], hyperParams=other_space), ANN, "in this space"),
+        (request_of(algorithm="TPE", warmStart=["earlier"], objectiveMetric="accuracy"), ANN, "these objectives"),
+        (request_of(algorithm="Random", warmStart=["earlier"]), ANN, "none with Random"),
+    ):
+        with pytest.raises(ServiceError, match=says) as caught:
+            await known_from(room, request, user)
+        assert caught.value.metadata["field"] == "algoDef.warmStart"
+
+
+def two_losses(values: Mapping[str, Any]) -> str:
+    """The one falls with the rate, the other rises with it; above 0.5 both rise."""
+    rate = float(values["rate"])
+    return json.dumps([{"step": 1, "loss": abs(rate - 0.5), "gain": 1 - rate}])
+
+
+async def test_several_objectives_have_a_front(database: Database) -> None:
+    room = StudiesRoom(database, two_losses)
+    more = [{"metric": "gain", "objective": "maximize"}]
+    uid = await room.add(request=request_of(maxJobNum=40, maxParalleJob=4, algorithm="TPE", objectives=more))
+    study = await room.to_the_end(uid)
+    trials = await room.trials(uid)
+    assert study.best == min(trials, key=lambda trial: trial.objectives[0]).number
+    best = await ParetoFront(room.studies, room.algorithms)(study)
+    losses = [(trial.objectives[0], -trial.objectives[1]) for trial in best]
+    assert losses == sorted(losses)
+    assert best[0].number == study.best
+    # Where one falls and the other rises everything is worth choosing from; beyond, nothing is.
+    assert len(best) > 1
+    assert all(float(trial.values["rate"]) <= float(best[0].values["rate"]) for trial in best)
+
+
+VALUES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 2)), max_size=25)
+
+
+@given(VALUES)
+def test_the_front_is_what_nothing_beats(values: list[tuple[int, int, int]]) -> None:
+    def beats(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+        return one != other and all(mine <= its for mine, its in zip(one, other, strict=True))
+
+    expected = {number for number, one in enumerate(values) if not any(beats(other, one) for other in values)}
+    found = front([(number, [float(value) for value in one]) for number, one in enumerate(values)])
+    assert set(found) == expected
+    assert len(found) == len(expected)
+    assert [values[number][0] for number in found] == sorted(values[number][0] for number in found)
