@@ -13,6 +13,7 @@ from servicekit.database import Database
 from servicekit.errors import ServiceError, invalid, not_found
 from servicekit.jobs import JobFacts
 from servicekit.times import utc_now
+from tuning_service.algorithms.importance import importance
 from tuning_service.algorithms.registry import make_algorithm
 from tuning_service.domain.evaluation import Answer, Evaluation, Problem
 from tuning_service.domain.plan import Plan
@@ -122,17 +123,24 @@ class InThisProcess:
     async def ask(self, study: Study, algorithm: str, problem: Problem, history: History, count: int) -> Answer:
         if self.error:
             raise SuggestionError(self.error)
-        rows: list[Evaluation] = []
-        change, is_newest = 0, False
-        while not is_newest:
-            page, change, is_newest = await history.since(change)
-            rows += page
-        rows.sort(key=lambda trial: trial.number)
+        rows = await _all(history)
         self.asks.append((study.name, count))
         return make_algorithm(algorithm, problem).ask(rows, count)
 
+    async def importance(self, study: Study, problem: Problem, history: History) -> Mapping[str, float]:
+        return importance(problem, await _all(history))
+
     async def forget(self, study_uid: str) -> None:
         pass
+
+
+async def _all(history: History) -> list[Evaluation]:
+    rows: list[Evaluation] = []
+    change, is_newest = 0, False
+    while not is_newest:
+        page, change, is_newest = await history.since(change)
+        rows += page
+    return sorted(rows, key=lambda trial: trial.number)
 
 
 def loss_of_rate(values: Mapping[str, Any]) -> str:

@@ -7,29 +7,16 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from thinking_room import HYPERBAND, ODD, PROBLEM, Table, is_running, until
+from thinking_room import HYPERBAND, ODD, PROBLEM, Table, is_running, thinking, until
 from tuning_service.algorithms.registry import ALGORITHMS, make_algorithm, read_settings
 from tuning_service.domain.evaluation import Answer, Problem, TrialState
-from tuning_service.suggestions.built_in import LOGGED_LINES, BuiltInSuggestions
+from tuning_service.suggestions.built_in import LOGGED_LINES
 from tuning_service.usecases.ports import SuggestionError
-
-
-@asynccontextmanager
-async def thinking(**settings: Any) -> AsyncIterator[BuiltInSuggestions]:
-    suggestions = BuiltInSuggestions(**settings)
-    try:
-        yield suggestions
-    finally:
-        pids = suggestions.pids
-        await suggestions.close()
-        assert not any(map(is_running, pids))
 
 
 async def test_a_whole_study_is_as_the_algorithm_would_have_it() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tuning_service.domain.evaluation import Answer, Evaluation, Problem, TrialState
 from tuning_service.domain.space import Continuous, DataType, Levels, Space
+from tuning_service.suggestions.built_in import BuiltInSuggestions
 
 SPACE = Space((Continuous("rate", -5.0, 0.0, 10.0), Levels("width", DataType.INT, (8, 16, 32))))
 HYPERBAND = {"ResourceName": "epochs", "ResourceValue": 27, "MinResource": 1, "eta": 3.0, "RandomSeed": None}
@@ -67,3 +70,14 @@ async def until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "waited in vain"
         await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def thinking(**settings: Any) -> AsyncIterator[BuiltInSuggestions]:
+    suggestions = BuiltInSuggestions(**settings)
+    try:
+        yield suggestions
+    finally:
+        pids = suggestions.pids
+        await suggestions.close()
+        assert not any(map(is_running, pids))

@@ -34,7 +34,7 @@ from tuning_service.usecases.ports import Runner
 from tuning_service.usecases.remove_studies import RemoveStudies
 from tuning_service.usecases.run_studies import EXPERIMENT_PARAMETERS, RunStudies
 from tuning_service.usecases.start_hyper_search import StartHyperSearch
-from tuning_service.usecases.studies import ChangeStudies, FindStudies, ParetoFront
+from tuning_service.usecases.studies import ChangeStudies, FindStudies, Importance, ParetoFront
 from tuning_service.usecases.tunings import StartTuning, UseResult
 
 # The end of a trial is waited for by a call of its own; this is for when that call fails.
@@ -84,6 +84,7 @@ def build(settings: ServiceSettings, *, limits: TuningSettings | None = None) ->
         changes(Kind.HYPER_SEARCH),
         ManageAlgorithms(algorithms, studies, plugins, utc_now),
         ParetoFront(studies, algorithms),
+        Importance(studies, algorithms, suggestions),
         utc_now,
         folders.spool,
         max_upload_bytes=limits.max_upload_bytes,

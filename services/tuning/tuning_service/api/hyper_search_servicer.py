@@ -22,7 +22,7 @@ from tuning_service.domain.study import TrialStatus
 from tuning_service.usecases.algorithms import ManageAlgorithms
 from tuning_service.usecases.ports import TrialPage
 from tuning_service.usecases.start_hyper_search import StartHyperSearch
-from tuning_service.usecases.studies import Budget, ChangeStudies, FindStudies, ParetoFront
+from tuning_service.usecases.studies import Budget, ChangeStudies, FindStudies, Importance, ParetoFront
 
 _SORTS = {"": "", "id": "", "-id": "newest", "metricval": "best"}
 
@@ -37,13 +37,14 @@ class HyperSearchServicer(tuning_pb2_grpc.HyperSearchServiceServicer):
         change: ChangeStudies,
         algorithms: ManageAlgorithms,
         pareto_front: ParetoFront,
+        importance: Importance,
         now: Callable[[], datetime],
         spool_of: Callable[[str], Path],
         *,
         max_upload_bytes: int,
     ) -> None:
         self._start, self._find, self._change, self._now = start, find, change, now
-        self._algorithms, self._pareto_front = algorithms, pareto_front
+        self._algorithms, self._pareto_front, self._importance = algorithms, pareto_front, importance
         self._spool_of, self._max_upload_bytes = spool_of, max_upload_bytes
 
     async def StartHyperSearch(
@@ -78,6 +79,12 @@ class HyperSearchServicer(tuning_pb2_grpc.HyperSearchServiceServicer):
         trials = await (self._pareto_front(study) if request.pareto else self._find.page(study, page))
         for one in experiments(study, trials):
             yield one
+
+    async def ListParameterImportances(
+        self, request: tuning_pb2.ListParameterImportancesRequest, context: Any
+    ) -> AsyncIterator[tuning_pb2.ParameterImportance]:
+        for name, importance in await self._importance(await self._find.get(request.name)):
+            yield tuning_pb2.ParameterImportance(name=name, importance=importance)
 
     async def StopHyperSearch(self, request: tuning_pb2.StopHyperSearchRequest, context: Any) -> Empty:
         await self._change.stop(await self._find.get(request.name), at_once=False)

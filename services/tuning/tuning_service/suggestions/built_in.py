@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuning_service.domain.evaluation import Answer, Problem
@@ -46,7 +46,7 @@ class BuiltInSuggestions:
         self._memory_bytes, self._command = memory_bytes, command
         self._thinkers: list[_Thinker] = []
         self._change = asyncio.Condition()
-        self._asks: set[asyncio.Task[Answer]] = set()
+        self._asks: set[asyncio.Task[dict[str, Any]]] = set()
         self._endings: set[asyncio.Task[None]] = set()
 
     @property
@@ -57,17 +57,29 @@ class BuiltInSuggestions:
     async def ask(self, study_uid: str, algorithm: str, problem: Problem, history: History, count: int) -> Answer:
         """As `usecases.ports.Suggestions` says. An ask that nobody waits for any more comes to its end all the same:
         its process goes on being good for the next."""
-        ask = asyncio.create_task(self._ask_twice(study_uid, algorithm, problem, history, count))
-        self._asks.add(ask)
-        ask.add_done_callback(self._asks.discard)
+        answer = await self._shielded({"study": study_uid, "algorithm": algorithm, "count": count}, problem, history)
+        return read_answer(answer)
+
+    async def importance(self, study_uid: str, problem: Problem, history: History) -> Mapping[str, float]:
+        """What each parameter explains of the losses so far; empty when there are too few."""
+        # Of the same trials under another name: the places of all of them are read from their values.
+        ask = {"study": f"{study_uid}/importance", "algorithm": "Random", "count": 0, "question": "importance"}
+        found: Mapping[str, float] = (await self._shielded(ask, problem, history))["importance"]
+        return found
+
+    async def _shielded(self, ask: dict[str, Any], problem: Problem, history: History) -> dict[str, Any]:
+        question = asyncio.create_task(self._ask_twice({**ask, "problem": problem_form(problem)}, history))
+        self._asks.add(question)
+        question.add_done_callback(self._asks.discard)
         # Somebody who has gone looks at no exception.
-        ask.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return await asyncio.shield(ask)
+        question.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(question)
 
     def forget(self, study_uid: str) -> None:
         """It has ended."""
         for thinker in self._thinkers:
-            thinker.known.pop(study_uid, None)
+            for uid in (study_uid, f"{study_uid}/importance"):
+                thinker.known.pop(uid, None)
 
     async def close(self) -> None:
         """End all processes."""
@@ -77,12 +89,10 @@ class BuiltInSuggestions:
         for thinker in list(self._thinkers):
             await self._end(thinker)
 
-    async def _ask_twice(
-        self, study_uid: str, algorithm: str, problem: Problem, history: History, count: int
-    ) -> Answer:
-        ask = {"study": study_uid, "algorithm": algorithm, "problem": problem_form(problem), "count": count}
+    async def _ask_twice(self, ask: dict[str, Any], history: History) -> dict[str, Any]:
+        algorithm = ask["algorithm"]
         for is_last in (False, True):
-            thinker = await self._acquire(study_uid)
+            thinker = await self._acquire(ask["study"])
             try:
                 return await self._ask_once(thinker, ask, history)
             except ProcessEndedError as error:
@@ -94,7 +104,7 @@ class BuiltInSuggestions:
                 await self._release(thinker)
         raise AssertionError
 
-    async def _ask_once(self, thinker: _Thinker, ask: dict[str, Any], history: History) -> Answer:
+    async def _ask_once(self, thinker: _Thinker, ask: dict[str, Any], history: History) -> dict[str, Any]:
         uid, algorithm = ask["study"], ask["algorithm"]
         if thinker.process is None:
             thinker.process = await self._start(thinker)
@@ -104,7 +114,7 @@ class BuiltInSuggestions:
             message = {**ask, "since": since, "until": until, "trials": [evaluation_form(trial) for trial in trials]}
             if not is_newest:
                 # To be told, not asked yet.
-                message["count"] = 0
+                message |= {"count": 0, "question": ""}
             thinker.logged_lines, thinker.is_spoiled = 0, True
             try:
                 answer = await thinker.process.ask(message, self._ask_seconds)
@@ -119,7 +129,7 @@ class BuiltInSuggestions:
             since = 0 if "need" in answer else until
             if "need" not in answer and is_newest:
                 thinker.known[uid] = until
-                return read_answer(answer)
+                return answer
 
     async def _start(self, thinker: _Thinker) -> LineProcess:
         return await LineProcess.start(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tuning_service.domain.evaluation import Answer, Problem
 from tuning_service.domain.study import Study
 from tuning_service.suggestions.built_in import BuiltInSuggestions
@@ -22,6 +24,9 @@ class Suggestions:
             if installed.name == algorithm:
                 return await self._plugins.ask(study, installed, problem, history, count)
         raise SuggestionError(f"algorithm {algorithm} is installed no longer")
+
+    async def importance(self, study: Study, problem: Problem, history: History) -> Mapping[str, float]:
+        return await self._built_in.importance(study.uid, problem, history)
 
     async def forget(self, study_uid: str) -> None:
         self._built_in.forget(study_uid)

@@ -113,6 +113,10 @@ class Suggestions(Protocol):
     async def ask(self, study: Study, algorithm: str, problem: Problem, history: History, count: int) -> Answer:
         """What to try next. `SuggestionError` when the study cannot go on, OSError when it is worth asking again."""
 
+    async def importance(self, study: Study, problem: Problem, history: History) -> Mapping[str, float]:
+        """What part each parameter has in what all of them explain of the losses, 0 to 1; empty when too few trials
+        have ended. `SuggestionError` when that cannot be said."""
+
     async def forget(self, study_uid: str) -> None:
         """It has ended: what is kept of it, and runs for it, may go."""
 

@@ -15,8 +15,9 @@ from tuning_service.domain.fields import Fields
 from tuning_service.domain.pareto import front
 from tuning_service.domain.plan import MAX_MINUTES, MAX_TRIALS
 from tuning_service.domain.study import Kind, Status, Study, Trial
-from tuning_service.usecases.ports import Algorithms, Studies, TrialPage, Wake
+from tuning_service.usecases.ports import Algorithms, Studies, SuggestionError, Suggestions, TrialPage, Wake
 from tuning_service.usecases.start_hyper_search import read_request
+from tuning_service.usecases.trials import TrialHistory, problem_of
 
 # What one answer holds unless more is asked for, and at most.
 SHOWN_TRIALS = 1000
@@ -84,6 +85,34 @@ class FindStudies:
         if not 0 <= page.length <= MAX_SHOWN_TRIALS:
             raise invalid("length", page.length, f"1 to {MAX_SHOWN_TRIALS}; 0 is {SHOWN_TRIALS}")
         return await self._studies.page(study.uid, replace(page, length=page.length or SHOWN_TRIALS))
+
+
+class Importance:
+    """What part each parameter of a study has in the difference between its trials."""
+
+    def __init__(
+        self,
+        studies: Studies,
+        algorithms: Algorithms,
+        suggestions: Suggestions,
+        *,
+        experiment_parameters: str = "hyperParams",
+    ) -> None:
+        self._studies, self._algorithms, self._suggestions = studies, algorithms, suggestions
+        self._experiment_parameters = experiment_parameters
+
+    async def __call__(self, study: Study) -> Sequence[tuple[str, float]]:
+        """Names and parts, the most important first; 400 while that cannot be said."""
+        names = self._experiment_parameters
+        plan = await read_request(Fields("", study.request), self._algorithms, experiment_parameters=names)
+        history = TrialHistory(self._studies, study, plan, by_values=True)
+        try:
+            found = await self._suggestions.importance(study, problem_of(study, plan), history)
+        except SuggestionError as error:
+            raise invalid("hpoName", study.name, f"a study whose parameters can be compared ({error})") from error
+        if not found:
+            raise invalid("hpoName", study.name, "a study that searches something, with at least 8 finished trials")
+        return sorted(found.items(), key=lambda one: (-one[1], one[0]))
 
 
 class ParetoFront:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tuning_service.domain.evaluation import Answer, Evaluation, Known, Problem, Suggestion, TrialState
 from tuning_service.domain.plan import Plan
@@ -15,14 +16,22 @@ PAGE = 2_000
 
 
 class TrialHistory:
-    """`ports.History` of one study."""
+    """`ports.History` of one study; `by_values` says where trials lie whose algorithm knows nothing of places."""
 
-    def __init__(self, studies: Studies, study: Study, plan: Plan) -> None:
-        self._studies, self._study, self._plan = studies, study, plan
+    def __init__(self, studies: Studies, study: Study, plan: Plan, *, by_values: bool = False) -> None:
+        self._studies, self._study, self._plan, self._by_values = studies, study, plan, by_values
 
     async def since(self, change: int) -> tuple[Sequence[Evaluation], int, bool]:
         trials, until, is_newest = await self._studies.changed(self._study.uid, change, PAGE)
-        return [evaluation_of(trial, self._plan) for trial in trials], until, is_newest
+        found = [evaluation_of(trial, self._plan) for trial in trials]
+        return [self._placed(one) for one in found] if self._by_values else found, until, is_newest
+
+    def _placed(self, trial: Evaluation) -> Evaluation:
+        place = self._plan.space.place(trial.values or {})
+        if place is None:
+            # Somewhere off the grid, or of another space.
+            return replace(trial, place=(), state=TrialState.FAILED, losses=None)
+        return replace(trial, place=place)
 
 
 def evaluation_of(trial: Trial, plan: Plan) -> Evaluation:

@@ -52,7 +52,10 @@ class Thinker:
                 study = _Study(ask, study.trials if study else [])
             study.take(map(read_evaluation, ask["trials"]), ask["until"])
             # More of its trials come first when nothing is asked for.
-            answer = answer_form(study.ask(ask["count"]) if ask["count"] else Answer(()))
+            if ask.get("question") == "importance":
+                answer = {"importance": study.importance()}
+            else:
+                answer = answer_form(study.ask(ask["count"]) if ask["count"] else Answer(()))
         except MemoryError:
             traceback.print_exc()
             return {"error": "it needs more memory than it may have"}
@@ -80,6 +83,13 @@ class _Study:
     def ask(self, count: int) -> Answer:
         """What to try next."""
         return self.algorithm.ask(tuple(self.trials), count)
+
+    def importance(self) -> dict[str, float]:
+        """What each parameter explains."""
+        # Takes long to import, and most processes are never asked for it.
+        from tuning_service.algorithms.importance import importance
+
+        return importance(self.algorithm.problem, self.trials)
 
     def take(self, trials: Iterable[Evaluation], change: int) -> None:
         """Know what changed."""
