@@ -10,6 +10,7 @@ from servicekit.settings import SettingError
 
 DEFAULT_MAX_UPLOAD_MIB = 512
 DEFAULT_PLUGIN_SECONDS = 300
+DEFAULT_ORPHAN_GRACE_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,12 @@ class TuningSettings:
 
     DLMESH_TUNING_MAX_UPLOAD_MIB   the largest program or plug-in that is taken; default 512
     DLMESH_TUNING_PLUGIN_SECONDS   how long a plug-in may think about what to try next; default 300
+    DLMESH_ORPHAN_GRACE_SECONDS    how long ended tunings of a model that has gone are kept; default 3600
     """
 
     max_upload_bytes: int = DEFAULT_MAX_UPLOAD_MIB << 20
     plugin_seconds: float = DEFAULT_PLUGIN_SECONDS
+    orphan_grace_seconds: float = DEFAULT_ORPHAN_GRACE_SECONDS
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> TuningSettings:
@@ -29,6 +32,7 @@ class TuningSettings:
         return cls(
             max_upload_bytes=int(_number(environ, "DLMESH_TUNING_MAX_UPLOAD_MIB", DEFAULT_MAX_UPLOAD_MIB) * 2**20),
             plugin_seconds=_number(environ, "DLMESH_TUNING_PLUGIN_SECONDS", DEFAULT_PLUGIN_SECONDS),
+            orphan_grace_seconds=_number(environ, "DLMESH_ORPHAN_GRACE_SECONDS", DEFAULT_ORPHAN_GRACE_SECONDS),
         )
 
 
@@ -37,7 +41,7 @@ def _number(environ: Mapping[str, str], name: str, default: float) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value < 2**40:
-        raise SettingError(f"{name}: {text!r} is not valid; allowed: a number above 0")
+        value = -1.0
+    if not 0 <= value < 2**40:
+        raise SettingError(f"{name}: {text!r} is not valid; allowed: a number of at least 0")
     return value

@@ -31,6 +31,7 @@ from tuning_service.suggestions.suggestions import Suggestions
 from tuning_service.usecases.algorithms import ManageAlgorithms
 from tuning_service.usecases.follow_trials import FollowTrials
 from tuning_service.usecases.ports import Runner
+from tuning_service.usecases.remove_orphans import RemoveOrphans
 from tuning_service.usecases.remove_studies import RemoveStudies
 from tuning_service.usecases.run_studies import EXPERIMENT_PARAMETERS, RunStudies
 from tuning_service.usecases.start_hyper_search import StartHyperSearch
@@ -39,6 +40,7 @@ from tuning_service.usecases.tunings import StartTuning, UseResult
 
 # The end of a trial is waited for by a call of its own; this is for when that call fails.
 SOON_SECONDS = 0.25
+ORPHANS_LATER_SECONDS = 30.0
 
 
 def build(settings: ServiceSettings, *, limits: TuningSettings | None = None) -> Application:
@@ -66,6 +68,15 @@ def build(settings: ServiceSettings, *, limits: TuningSettings | None = None) ->
     run = RunStudies(studies, algorithms, suggestions, follow, jobs, utc_now, lambda: loop.wake())
     loop = ReconcileLoop("studies", run.step, soon_seconds=SOON_SECONDS)
     removals = ReconcileLoop("removals", RemoveStudies(studies, runners, folders).step, later_seconds=5.0)
+
+    orphans = RemoveOrphans(
+        studies,
+        models,
+        grace_seconds=limits.orphan_grace_seconds,
+        now=utc_now,
+        wake=loop.wake,
+        wake_removals=removals.wake,
+    )
 
     def changes(kind: Kind) -> ChangeStudies:
         return ChangeStudies(
@@ -112,7 +123,7 @@ def build(settings: ServiceSettings, *, limits: TuningSettings | None = None) ->
                 f"{package}.ModelTuningService",
             ),
         ],
-        loops=[loop, removals],
+        loops=[loop, removals, ReconcileLoop("orphaned tunings", orphans.step, later_seconds=ORPHANS_LATER_SECONDS)],
         databases=[database],
         channels=[channels],
         startup=[functools.partial(database.migrate, MIGRATIONS)],

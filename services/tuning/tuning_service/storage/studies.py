@@ -53,6 +53,12 @@ class SqlStudies:
             conditions.append(StudyRow.owner == owner)
         return await self._select(*conditions)
 
+    async def models(self) -> Sequence[tuple[str, str]]:
+        live = sa.and_(StudyRow.kind == str(Kind.MODEL_TUNING), StudyRow.deleted_at.is_(None))
+        query = sa.select(StudyRow.model_uid, StudyRow.model_name).where(live).distinct()
+        async with self._database.session(read_only=True) as session:
+            return [(uid, name) for uid, name in await session.execute(query)]
+
     async def tended(self) -> Sequence[Study]:
         return await self._select(StudyRow.is_tended.is_(True))
 

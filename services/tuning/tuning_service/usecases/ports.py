@@ -42,6 +42,9 @@ class Studies(Protocol):
     async def of_kind(self, kind: Kind, *, model_uid: str = "", owner: str | None = None) -> Sequence[Study]:
         """Those of `owner` (None: of everybody), oldest first."""
 
+    async def models(self) -> Sequence[tuple[str, str]]:
+        """Uid and name of every model that has tunings."""
+
     async def tended(self) -> Sequence[Study]:
         """Those of which something has to be made true yet."""
 

@@ -1,0 +1,133 @@
+"""What is deleted goes whole, and what belonged to a model that has gone goes with it; on every supported database."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from servicekit.database import Database
+from servicekit.errors import ServiceError, not_found
+from studies_room import StudiesRoom, request_of
+from tuning_service.domain.study import Kind, Status
+from tuning_service.storage import MIGRATIONS
+from tuning_service.storage.study_folders import DiskStudyFolders
+from tuning_service.usecases.ports import TrialPage
+from tuning_service.usecases.remove_orphans import RemoveOrphans
+from tuning_service.usecases.remove_studies import TRIALS_AT_ONCE, RemoveStudies
+
+
+@pytest.fixture
+async def room(database_url: str) -> AsyncIterator[StudiesRoom]:
+    database = Database(database_url, "tuning")
+    await database.migrate(MIGRATIONS)
+    made = StudiesRoom(database)
+    yield made
+    await made.loop.close()
+    await database.close()
+
+
+class PlayedModels:
+    """`tunings.Models` as far as orphans need it."""
+
+    def __init__(self) -> None:
+        self.uids = {"digits": "m1", "letters": "m2"}
+        self.is_away = False
+
+    async def uid_of(self, name: str) -> str:
+        if self.is_away:
+            raise ServiceError(14, "UNAVAILABLE", "models are away")  # type: ignore[arg-type]
+        if name not in self.uids:
+            raise not_found("model", name)
+        return self.uids[name]
+
+
+def removal(room: StudiesRoom, home: Path, orphan_seconds: float = 1e9) -> RemoveStudies:
+    runners = {Kind.HYPER_SEARCH: room.runner, Kind.MODEL_TUNING: room.runner}
+    return RemoveStudies(room.studies, runners, DiskStudyFolders(home, orphan_seconds))  # type: ignore[arg-type]
+
+
+async def test_trials_go_before_files_and_files_before_rows(room: StudiesRoom, tmp_path: Path) -> None:
+    upload = tmp_path / "upload"
+    upload.write_text("print()")
+    uid, kept = await room.add(request=request_of(maxJobNum=3)), await room.add("kept", request=request_of(maxJobNum=1))
+    folders = DiskStudyFolders(tmp_path)
+    assert folders.publish(uid, upload) == f"tuning/{uid}/upload"
+    folders.publish(kept, upload)
+    await room.to_the_end(uid)
+    await room.to_the_end(kept)
+    trials = [trial.uid for trial in await room.trials(uid)]
+    await room.studies.delete(uid, room.now())
+    loop = removal(room, tmp_path)
+    await loop.step()
+    assert (room.runner.deleted, await room.studies.page(uid, TrialPage())) == (trials, [])
+    assert folders.folder(uid).is_dir()
+    await loop.step()
+    assert not folders.folder(uid).exists()
+    assert await room.studies.deleted() == []
+    assert folders.folder(kept).is_dir()
+    assert len(await room.trials(kept)) == 1
+
+
+async def test_a_service_that_is_away_holds_up_no_other_removal(room: StudiesRoom, tmp_path: Path) -> None:
+    uid = await room.add(request=request_of(maxJobNum=1))
+    await room.to_the_end(uid)
+    await room.studies.delete(uid, room.now())
+
+    async def away(uids: object) -> None:
+        raise ServiceError(14, "UNAVAILABLE", "scheduling is away")  # type: ignore[arg-type]
+
+    working, room.runner.delete = room.runner.delete, away  # type: ignore[method-assign]
+    loop = removal(room, tmp_path)
+    await loop.step()
+    assert len(await room.trials(uid)) == 1
+    room.runner.delete = working  # type: ignore[method-assign]
+    await loop.step()
+    await loop.step()
+    assert await room.studies.deleted() == []
+    assert TRIALS_AT_ONCE > 1
+
+
+async def test_folders_of_nobody_are_removed_when_they_are_old(room: StudiesRoom, tmp_path: Path) -> None:
+    uid = await room.add()
+    for name in (uid, "0" * 32, ".spool-1"):
+        (tmp_path / "tuning" / name).mkdir(parents=True)
+    await removal(room, tmp_path).step()
+    assert len(list((tmp_path / "tuning").iterdir())) == 3
+    await removal(room, tmp_path, orphan_seconds=0.0).step()
+    assert [path.name for path in (tmp_path / "tuning").iterdir()] == [uid]
+
+
+async def test_tunings_go_with_their_model(room: StudiesRoom) -> None:
+    models, request = PlayedModels(), request_of(maxJobNum=1)
+    mine = {"kind": Kind.MODEL_TUNING, "model_uid": "m1", "model_name": "digits", "request": request}
+    ended, running = await room.add("ended", **mine), await room.add("running", **{**mine, "request": request_of()})
+    other = await room.add("other", **{**mine, "model_uid": "m2", "model_name": "letters"})
+    await room.to_the_end(ended)
+    await room.to_the_end(other)
+    await room.until_running(running, 1)
+    loop = RemoveOrphans(
+        room.studies,
+        models,  # type: ignore[arg-type]
+        grace_seconds=100,
+        now=room.now,
+        wake=lambda: None,
+        wake_removals=lambda: None,
+    )
+    await loop.step()
+    assert (await room.study(running)).status is Status.RUNNING
+    # A model of the same name that was made later is another one.
+    models.uids["digits"] = "m3"
+    await loop.step()
+    assert (await room.study(running)).status is Status.STOPPED
+    room.passes(99)
+    await loop.step()
+    assert await room.studies.get(ended) is not None
+    models.is_away = True
+    with pytest.raises(ServiceError):
+        await loop.step()
+    models.is_away = False
+    room.passes(2)
+    await loop.step()
+    assert (await room.studies.get(ended), await room.studies.get(running)) == (None, None)
+    assert await room.studies.get(other) is not None
