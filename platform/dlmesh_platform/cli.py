@@ -6,24 +6,32 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import requests
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
 from dlmesh_platform import demo as demonstration
-from dlmesh_platform import spark_command
-from dlmesh_platform.client import API, GROUPS, USERS, ApiError, Client, segment
-from dlmesh_platform.endpoints import SERVICES, PortInUseError, public_address
-from dlmesh_platform.launch import LaunchError
+from dlmesh_platform import search_command, spark_command
+from dlmesh_platform.client import API, GROUPS, USERS, Client, segment
+from dlmesh_platform.endpoints import SERVICES, public_address
 from dlmesh_platform.supervisor import Platform, PlatformError, Supervisor, describe, exclusive
+from dlmesh_platform.terminal import (
+    KNOWN_ERRORS,
+    WIDE_COLUMNS,
+    duration,
+    err,
+    home_folder,
+    out,
+    plain_errors,
+    platform_client,
+    supervisor_state,
+)
 
 app = typer.Typer(
     help="dlmesh: data, training, tuning, validation and serving behind one API.",
@@ -34,70 +42,16 @@ user_app = typer.Typer(help="Accounts: add, list, remove (administrators only)."
 app.add_typer(user_app, name="user")
 group_app = typer.Typer(help="Instance groups: what jobs run on (administrators change them).", no_args_is_help=True)
 app.add_typer(group_app, name="group")
+app.add_typer(search_command.app, name="search")
 app.add_typer(spark_command.app, name="spark")
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-# From here on tables show all that there is.
-WIDE_COLUMNS = 130
-Parameters = ParamSpec("Parameters")
 LOGS = (*SERVICES, "envoy", "access", "supervisor", "warm-pool", "triton")
-KNOWN_ERRORS = (PlatformError, PortInUseError, LaunchError, ApiError, requests.RequestException, OSError, ValueError)
-
-
-def _home() -> Path:
-    return Path(os.environ.get("DLMESH_HOME") or ".dlmesh").resolve()
-
-
-def _plain_errors(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """What is expected to go wrong ends in one line, not in a traceback."""
-
-    @wraps(command)
-    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except KNOWN_ERRORS as error:
-            err.print(f"[red]dlmesh:[/] {escape(_words(error))}", soft_wrap=True)
-            raise typer.Exit(1) from None
-
-    return wrapped
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, requests.ConnectionError):
-        url = error.request.url if error.request is not None else "the platform"
-        return f"nothing answers at {url}; is it running? (dlmesh serve)"
-    return str(error)
-
-
-def _state(home: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((home / "run" / "supervisor.json").read_text()))
-    except FileNotFoundError:
-        return {}
-
-
-def _client(home: Path, **options: float) -> Client:
-    host, port = public_address()
-    url = str(_state(home).get("url") or f"http://{host}:{port}")
-    user = os.environ.get("DLMESH_ADMIN_USER") or "Admin"
-    password = os.environ.get("DLMESH_ADMIN_PASSWORD")
-    if password:
-        return Client(url, user, password, **{"patience_seconds": 2.0, **options})
-    if not (home / "admin_password").exists():
-        raise PlatformError(
-            f"no password: {home}/admin_password does not exist; set DLMESH_HOME, or DLMESH_ADMIN_USER and "
-            "DLMESH_ADMIN_PASSWORD"
-        )
-    return Client.of_home(home, url, user, **options)
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def serve() -> None:
     """Run the platform in the foreground until Ctrl-C or SIGTERM; services that die are started again."""
-    home = _home()
+    home = home_folder()
     with exclusive(home):
         platform = describe(home)
         first = not (home / "admin_password").exists()
@@ -133,10 +87,10 @@ def _welcome(platform: Platform, *, show_password: bool) -> None:
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def demo() -> None:
     """The main job from start to end on a platform of its own, below DLMESH_HOME/demo."""
-    home = _home() / "demo"
+    home = home_folder() / "demo"
     try:
         demonstration.Demo(home, out).run()
     except demonstration.DemoError as error:
@@ -146,11 +100,11 @@ def demo() -> None:
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def status() -> None:
     """Health and addresses of the running platform; exit 1 when it is not healthy."""
-    home = _home()
-    state = _state(home)
+    home = home_folder()
+    state = supervisor_state(home)
     host, port = public_address()
     url = state.get("url") or f"http://{host}:{port}"
     session = requests.Session()
@@ -171,7 +125,7 @@ def status() -> None:
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def logs(
     name: Annotated[str, typer.Argument(help=f"one of {', '.join(LOGS)}")] = "supervisor",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="go on printing what is added")] = False,
@@ -181,7 +135,7 @@ def logs(
     if name not in LOGS:
         err.print(f"[red]dlmesh:[/] no log {escape(name)!r}; there are {', '.join(LOGS)}")
         raise typer.Exit(2)
-    path = _home() / "log" / f"{name}.log"
+    path = home_folder() / "log" / f"{name}.log"
     if not path.exists():
         raise PlatformError(f"{path} does not exist: {name} has not been started in this home")
     with path.open(errors="replace") as file:
@@ -196,15 +150,15 @@ def logs(
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def config() -> None:
     """The effective configuration, without secrets (GET /conf)."""
-    for key, value in sorted(_client(_home()).get("/conf").items()):
+    for key, value in sorted(platform_client(home_folder()).get("/conf").items()):
         out.print(f"{key} = {value}", markup=False, soft_wrap=True)
 
 
 @app.command("write-digits")
-@_plain_errors
+@plain_errors
 def write_digits(folder: Annotated[Path, typer.Argument(help="where to; a folder a digit is made in it")]) -> None:
     """Write scikit-learn's 1797 handwritten digits as PNG class folders, to try the platform with."""
     from dlmesh_platform.main_job import write_digits as write
@@ -214,7 +168,7 @@ def write_digits(folder: Annotated[Path, typer.Argument(help="where to; a folder
 
 
 @user_app.command("add")
-@_plain_errors
+@plain_errors
 def add_user(
     name: str,
     admin: Annotated[bool, typer.Option("--admin", help="may see and change everything")] = False,
@@ -223,32 +177,34 @@ def add_user(
     ] = "",
 ) -> None:
     """Create an account; the password is asked for, or taken from DLMESH_NEW_PASSWORD."""
-    _client(_home()).post(USERS, {"name": name, "password": password, "role": "admin" if admin else "user"})
+    platform_client(home_folder()).post(
+        USERS, {"name": name, "password": password, "role": "admin" if admin else "user"}
+    )
     out.print(f"user {name} added", markup=False)
 
 
 @user_app.command("list")
-@_plain_errors
+@plain_errors
 def list_users() -> None:
     """All accounts."""
     table = Table("user", "role", "created (UTC)")
-    for user in _client(_home()).get(USERS):
+    for user in platform_client(home_folder()).get(USERS):
         table.add_row(user["name"], user["role"], user.get("createTime", ""))
     out.print(table)
 
 
 @user_app.command("remove")
-@_plain_errors
+@plain_errors
 def remove_user(name: str) -> None:
     """Remove an account; what it owned stays."""
-    _client(_home()).delete(f"{USERS}/{segment(name)}")
+    platform_client(home_folder()).delete(f"{USERS}/{segment(name)}")
     out.print(f"user {name} removed", markup=False)
 
 
 def _known_groups(incomplete: str) -> list[str]:
     """Names for tab completion; none when nothing answers."""
     try:
-        names = [str(group["name"]) for group in _client(_home(), patience_seconds=0.0).get(GROUPS)]
+        names = [str(group["name"]) for group in platform_client(home_folder(), patience_seconds=0.0).get(GROUPS)]
     except KNOWN_ERRORS:
         return []
     return [name for name in names if name.startswith(incomplete)]
@@ -280,7 +236,7 @@ def _group_settings(options: list[str] | None, **settings: str | int | None) -> 
 
 
 @group_app.command("list")
-@_plain_errors
+@plain_errors
 def list_groups() -> None:
     """All groups with their settings."""
     table = Table("group", "state", "engine", "hosts", "slots", "GPUs", "policy", "quota")
@@ -289,7 +245,7 @@ def list_groups() -> None:
     if wide := out.width >= WIDE_COLUMNS:
         table.add_column("runs as")
         table.add_column("master")
-    for group in _client(_home()).get(GROUPS):
+    for group in platform_client(home_folder()).get(GROUPS):
         more = (escape(group["executionUser"]), escape(group["masterUrl"])) if wide else ()
         table.add_row(
             escape(group["name"]),
@@ -306,7 +262,7 @@ def list_groups() -> None:
 
 
 @group_app.command("create")
-@_plain_errors
+@plain_errors
 def create_group(
     name: Annotated[str, typer.Argument(help="of the new group")],
     slots_per_host: Annotated[int, typer.Option(help="ranks that may run on a host at once")],
@@ -334,12 +290,12 @@ def create_group(
         executionUser=execution_user,
         maxSlotsPerUser=max_slots_per_user,
     )
-    made = _client(_home()).post(GROUPS, settings)
+    made = platform_client(home_folder()).post(GROUPS, settings)
     out.print(f"group {name} made: {made['id']}", markup=False, soft_wrap=True)
 
 
 @group_app.command("set")
-@_plain_errors
+@plain_errors
 def set_group(
     name: GroupName,
     slots_per_host: SlotsPerHost = None,
@@ -368,36 +324,36 @@ def set_group(
     )
     if not settings:
         raise typer.BadParameter("nothing to change: name at least one option", param_hint="OPTIONS")
-    _client(_home()).put(f"{GROUPS}/{segment(name)}", settings)
+    platform_client(home_folder()).put(f"{GROUPS}/{segment(name)}", settings)
     out.print(f"group {name} changed", markup=False)
 
 
 @group_app.command("start")
-@_plain_errors
+@plain_errors
 def start_group(name: GroupName) -> None:
     """Let waiting jobs start again."""
-    _client(_home()).put(f"{GROUPS}/{segment(name)}/start")
+    platform_client(home_folder()).put(f"{GROUPS}/{segment(name)}/start")
     out.print(f"group {name} started", markup=False)
 
 
 @group_app.command("stop")
-@_plain_errors
+@plain_errors
 def stop_group(name: GroupName) -> None:
     """Start nothing any more; what runs goes on to its end."""
-    _client(_home()).put(f"{GROUPS}/{segment(name)}/stop")
+    platform_client(home_folder()).put(f"{GROUPS}/{segment(name)}/stop")
     out.print(f"group {name} stopped", markup=False)
 
 
 @group_app.command("delete")
-@_plain_errors
+@plain_errors
 def delete_group(name: GroupName) -> None:
     """Remove a group of which all jobs have ended."""
-    _client(_home()).delete(f"{GROUPS}/{segment(name)}")
+    platform_client(home_folder()).delete(f"{GROUPS}/{segment(name)}")
     out.print(f"group {name} deleted", markup=False)
 
 
 @group_app.command("share")
-@_plain_errors
+@plain_errors
 def share_group(
     name: GroupName,
     user: Annotated[str | None, typer.Argument(help="without one: list the shares")] = None,
@@ -408,7 +364,7 @@ def share_group(
     """What users may have of a group: list, set or remove shares."""
     if user is None and (remove or weight is not None or max_slots is not None):
         raise typer.BadParameter("whose share?", param_hint="USER")
-    client, path = _client(_home()), f"{GROUPS}/{segment(name)}/shares"
+    client, path = platform_client(home_folder()), f"{GROUPS}/{segment(name)}/shares"
     if user is None:
         table = Table("user", "weight", "most slots")
         for share in client.get(path):
@@ -435,7 +391,7 @@ QUEUE_FIELDS = (
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def queue(
     group: Annotated[
         str | None, typer.Option("--group", "-g", help="only of this group", autocompletion=_known_groups)
@@ -444,7 +400,7 @@ def queue(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="go on until Ctrl-C")] = False,
 ) -> None:
     """What runs and what waits, and why."""
-    client = _client(_home())
+    client = platform_client(home_folder())
     if not watch:
         out.print(_queue_table(client, group, lines))
         return
@@ -478,18 +434,10 @@ def _queue_table(client: Client, group: str | None, lines: int) -> RenderableTyp
                 *((escape(job.get("sigName", "")), str(job["priority"] or "")) if wide else ()),
                 "waits" if waits else "[green]runs[/]",
                 str(job["demandslots"] if waits else job["slots"]),
-                _duration(seconds),
+                duration(seconds),
                 *((says,) if wide else ()),
             )
     return table if table.row_count else "Nothing runs, nothing waits."
-
-
-def _duration(seconds: float) -> str:
-    """`12 s`, `3 min`, `5 h`, `2 d`."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
 
 
 if __name__ == "__main__":
