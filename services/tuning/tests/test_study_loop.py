@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from servicekit.database import Database
 from servicekit.errors import Code, ServiceError
+from servicekit.jobs import RankOutcome
 from studies_room import StudiesRoom, loss_of_rate, request_of
 from tuning_service.domain.study import Kind, Status, Trial, TrialStatus
 from tuning_service.storage import MIGRATIONS
@@ -267,6 +268,29 @@ async def test_a_task_that_somebody_deleted_is_a_failure(room: StudiesRoom) -> N
     assert (await room.trials(uid))[0].message == "its task was deleted before it ended"
 
 
+@pytest.mark.parametrize("kills", [1, 2, 3])
+async def test_a_trial_that_was_killed_begins_anew_twice(room: StudiesRoom, kills: int) -> None:
+    uid = await room.add(request=request_of(maxJobNum=2))
+    uids = []
+    for _ in range(kills):
+        (running,) = await room.until_running(uid, 1)
+        uids.append(running.uid)
+        room.jobs.end(running.uid, "ERROR", reason="killed", rank_outcomes=[RankOutcome(0, 1, -9)])
+    study = await room.to_the_end(uid)
+    assert (study.counts.trials, study.counts.failed) == (2, int(kills == 3))
+    first = (await room.trials(uid))[0]
+    assert first.attempts == min(kills + 1, 3)
+    assert [*first.earlier_uids, first.uid][:kills] == uids
+    assert {trial.values["rate"] for trial in room.runner.started if trial.number == 1} == {first.values["rate"]}
+
+
+async def test_a_program_that_ends_itself_does_not(room: StudiesRoom) -> None:
+    uid = await room.add(request=request_of(maxJobNum=2))
+    (running,) = await room.until_running(uid, 1)
+    room.jobs.end(running.uid, "ERROR", reason="exited with code 1", rank_outcomes=[RankOutcome(0, 1, 1)])
+    assert (await room.to_the_end(uid)).counts.failed == 1
+
+
 async def test_a_task_that_a_user_stopped_is_stopped_and_stays_so(room: StudiesRoom) -> None:
     uid = await room.add(request=request_of(maxJobNum=2))
     (running,) = await room.until_running(uid, 1)
@@ -452,5 +476,5 @@ def test_a_trial_that_runs_again_knows_nothing_of_before() -> None:
     trial = Trial("s", 1, "a", {"rate": 1}, status=TrialStatus.STOPPED, message="stopped", objectives=(1.0,))
     fresh = replace(trial)
     fresh.run_again("b")
-    assert fresh == Trial("s", 1, "b", {"rate": 1}, attempts=2)
+    assert fresh == Trial("s", 1, "b", {"rate": 1}, attempts=2, earlier_uids=("a",))
     assert loss_of_rate({"rate": 0.3})

@@ -134,7 +134,7 @@ class Study:
 class Trial:
     """One run with one set of parameters. `uid` is the id of its job. `place` and `notes` are the algorithm's; `values`
     are what the program gets. `objectives` are the newest values of the metrics that are optimised, `curve` is step and
-    value of the first of them, thinned out."""
+    value of the first of them, thinned out. `earlier_uids` are of jobs that were cut off."""
 
     study_uid: str
     number: int
@@ -152,6 +152,7 @@ class Trial:
     ended_at: datetime | None = None
     driver_id: str = ""
     stop_reason: str = ""
+    earlier_uids: Sequence[str] = ()
 
     def take(self, results: Results) -> None:
         """Keep what its program wrote."""
@@ -164,7 +165,8 @@ class Trial:
         self.status, self.message, self.ended_at = status, message[:MAX_MESSAGE], ended_at
 
     def run_again(self, uid: str) -> None:
-        """What a stop of the study cut off begins anew, as another job."""
+        """What was cut off, by a stop of the study or a kill, begins anew, as another job."""
+        self.earlier_uids = (*self.earlier_uids, self.uid)
         self.uid, self.attempts = uid, self.attempts + 1
         self.status, self.message, self.stop_reason = TrialStatus.NOTRUN, "", ""
         self.objectives, self.metrics, self.curve = (), {}, ()

@@ -294,6 +294,7 @@ def _trial_columns(trial: Trial) -> dict[str, Any]:
         "objectives": list(trial.objectives),
         "metrics": {name: [one.minimum, one.maximum, one.latest] for name, one in trial.metrics.items()},
         "curve": [list(point) for point in trial.curve],
+        "earlier_uids": list(trial.earlier_uids),
     }
 
 
@@ -307,7 +308,7 @@ def _trial(row: TrialRow, *, is_slim: bool = False) -> Trial:
     values = {name: getattr(row, name) for name in Trial.__dataclass_fields__ if name not in left_out}
     values["status"] = TrialStatus(row.status)
     values["place"] = None if row.place is None else tuple(row.place)
-    values["objectives"] = tuple(row.objectives)
+    values["objectives"], values["earlier_uids"] = tuple(row.objectives), tuple(row.earlier_uids)
     if not is_slim:
         values["metrics"] = {name: MetricRange(*numbers) for name, numbers in row.metrics.items()}
         values["curve"] = tuple((step, value) for step, value in row.curve)

@@ -95,6 +95,7 @@ class TrialRow(Base):
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     driver_id: Mapped[str] = mapped_column(sa.String(128), default="")
+    earlier_uids: Mapped[list[str]] = mapped_column(sa.JSON)
     change: Mapped[int] = mapped_column(sa.Integer)
 
     __table_args__ = (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from uuid import uuid4
 
 from servicekit.errors import Code, ServiceError
 from servicekit.jobs import JobFacts
@@ -15,6 +17,8 @@ from tuning_service.domain.study import STOPPED_BY_RULE, STOPPED_WITH_STUDY, Kin
 from tuning_service.usecases.ports import Jobs, Runner, Studies
 from tuning_service.usecases.trials import losses_of
 
+# How often a trial begins anew that was killed: by whoever needed its memory, say, and not by what its program does.
+KILLED_RESTARTS = 2
 _ENDED_JOBS = ("FINISHED", "ERROR", "KILLED")
 MAX_TAIL = 1000
 # With how many finished trials one that runs is compared, and how often.
@@ -26,9 +30,15 @@ class FollowTrials:
     """Callable with a study and its open trials; True when one of them has ended. Every step may be repeated."""
 
     def __init__(
-        self, studies: Studies, runners: Mapping[Kind, Runner], jobs: Jobs, now: Callable[[], datetime]
+        self,
+        studies: Studies,
+        runners: Mapping[Kind, Runner],
+        jobs: Jobs,
+        now: Callable[[], datetime],
+        make_uid: Callable[[], str] = lambda: uuid4().hex,
     ) -> None:
         self._studies, self._runners, self._jobs, self._now = studies, runners, jobs, now
+        self._make_uid = make_uid
         self._told_to_stop: set[str] = set()
         self._compared_at: dict[str, datetime] = {}
 
@@ -45,8 +55,11 @@ class FollowTrials:
                 # It may have written more than has been read.
                 continue
             if trial in ended:
-                _settle(trial, facts.get(trial.uid), results.get(trial.uid, Results()), self._now())
                 self._told_to_stop.discard(trial.uid)
+                if _was_killed(trial, facts.get(trial.uid)):
+                    trial.run_again(self._make_uid())
+                else:
+                    _settle(trial, facts.get(trial.uid), results.get(trial.uid, Results()), self._now())
                 changed.append(trial)
             elif _take_over(trial, facts[trial.uid]):
                 changed.append(trial)
@@ -55,7 +68,8 @@ class FollowTrials:
         for trial in fresh:
             await self._start(study, runner, plan, trial)
         await self._stop(study, plan, [trial for trial in followed if trial not in ended])
-        return any(trial.status.is_final for trial in trials)
+        # One that begins anew is to be started at once.
+        return any(trial.status.is_final or trial.status is TrialStatus.NOTRUN for trial in trials)
 
     def forget(self, study_uid: str) -> None:
         """The study has ended."""
@@ -129,6 +143,13 @@ def _take_over(trial: Trial, job: JobFacts) -> bool:
         return False
     trial.status, trial.message, trial.driver_id, trial.started_at = new
     return True
+
+
+def _was_killed(trial: Trial, job: JobFacts | None) -> bool:
+    """Whether it is worth beginning anew, because nobody asked for its end."""
+    if job is None or job.state != "ERROR" or trial.stop_reason or trial.attempts > KILLED_RESTARTS:
+        return False
+    return any(outcome.exit_code == -signal.SIGKILL for outcome in job.rank_outcomes)
 
 
 def _settle(trial: Trial, job: JobFacts | None, results: Results, now: datetime) -> None:

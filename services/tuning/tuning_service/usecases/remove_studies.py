@@ -47,7 +47,7 @@ class RemoveStudies:
         try:
             trials = await self._studies.page(uid, TrialPage(0, TRIALS_AT_ONCE))
             if trials:
-                await self._runners[kind].delete([trial.uid for trial in trials])
+                await self._runners[kind].delete([uid for trial in trials for uid in (*trial.earlier_uids, trial.uid)])
                 await self._studies.remove_trials(uid, [trial.number for trial in trials])
                 return True
             await asyncio.to_thread(self._folders.remove, uid)

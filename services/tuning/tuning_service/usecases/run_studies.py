@@ -106,6 +106,7 @@ class RunStudies:
         plan = await self._plan(study)
         open_trials = await self._studies.open_trials(study.uid)
         has_fresh = any(trial.status is TrialStatus.NOTRUN for trial in open_trials)
+        # What was started, or ended, makes everything else different.
         if open_trials and (await self._follow(study, plan, open_trials) or has_fresh):
             return Next.AT_ONCE
         self._open |= {trial.uid for trial in open_trials}

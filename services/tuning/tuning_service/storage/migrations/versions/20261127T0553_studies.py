@@ -71,6 +71,7 @@ def upgrade() -> None:
         sa.Column("started_at", UtcDateTime()),
         sa.Column("ended_at", UtcDateTime()),
         sa.Column("driver_id", sa.String(128), nullable=False),
+        sa.Column("earlier_uids", sa.JSON(), nullable=False),
         sa.Column("change", sa.Integer(), nullable=False),
     )
     op.create_index("trials_by_change", "trials", ["study_uid", "change"])
