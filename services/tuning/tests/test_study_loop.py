@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from servicekit.database import Database
 from servicekit.errors import Code, ServiceError
-from servicekit.jobs import RankOutcome
 from studies_room import StudiesRoom, loss_of_rate, request_of
 from tuning_service.domain.study import Kind, Status, Trial, TrialStatus
 from tuning_service.storage import MIGRATIONS
@@ -275,7 +274,7 @@ async def test_a_trial_that_was_killed_begins_anew_twice(room: StudiesRoom, kill
     for _ in range(kills):
         (running,) = await room.until_running(uid, 1)
         uids.append(running.uid)
-        room.jobs.end(running.uid, "ERROR", reason="killed", rank_outcomes=[RankOutcome(0, 1, -9)])
+        room.jobs.end(running.uid, "ERROR", reason="rank 0 was ended by SIGKILL")
     study = await room.to_the_end(uid)
     assert (study.counts.trials, study.counts.failed) == (2, int(kills == 3))
     first = (await room.trials(uid))[0]
@@ -287,7 +286,7 @@ async def test_a_trial_that_was_killed_begins_anew_twice(room: StudiesRoom, kill
 async def test_a_program_that_ends_itself_does_not(room: StudiesRoom) -> None:
     uid = await room.add(request=request_of(maxJobNum=2))
     (running,) = await room.until_running(uid, 1)
-    room.jobs.end(running.uid, "ERROR", reason="exited with code 1", rank_outcomes=[RankOutcome(0, 1, 1)])
+    room.jobs.end(running.uid, "ERROR", reason="rank 0 exited with code 1")
     assert (await room.to_the_end(uid)).counts.failed == 1
 
 

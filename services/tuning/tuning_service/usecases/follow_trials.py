@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from uuid import uuid4
@@ -19,6 +18,8 @@ from tuning_service.usecases.trials import losses_of
 
 # How often a trial begins anew that was killed: by whoever needed its memory, say, and not by what its program does.
 KILLED_RESTARTS = 2
+# What the scheduling service says of the rank that ended first; those that end after it are killed, too.
+KILLED = "was ended by SIGKILL"
 _ENDED_JOBS = ("FINISHED", "ERROR", "KILLED")
 MAX_TAIL = 1000
 # With how many finished trials one that runs is compared, and how often.
@@ -149,7 +150,7 @@ def _was_killed(trial: Trial, job: JobFacts | None) -> bool:
     """Whether it is worth beginning anew, because nobody asked for its end."""
     if job is None or job.state != "ERROR" or trial.stop_reason or trial.attempts > KILLED_RESTARTS:
         return False
-    return any(outcome.exit_code == -signal.SIGKILL for outcome in job.rank_outcomes)
+    return KILLED in job.reason
 
 
 def _settle(trial: Trial, job: JobFacts | None, results: Results, now: datetime) -> None:
