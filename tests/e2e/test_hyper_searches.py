@@ -31,6 +31,9 @@ if config.get("fails"):
     sys.exit("this trial fails")
 rate = config["rate"]
 epochs = int(config.get("epochs", 2))
+if "DLMESH_PARENT_RESULT_DIR" in os.environ:
+    before = json.load(open(os.path.join(os.environ["DLMESH_PARENT_RESULT_DIR"], "val_dict_list.json")))
+    assert len(before) == int(os.environ["DLMESH_PARENT_RESOURCE"]) < epochs, before
 loss = (rate - 0.3) ** 2
 rows = [{"step": step, "loss": str(loss + 0.1 / step), "accuracy": 1 - rate} for step in range(1, epochs + 1)]
 with open(os.path.join(os.environ["RESULT_DIR"], "val_dict_list.json"), "w") as file:
@@ -179,6 +182,8 @@ def test_algorithms(admin: Client, algorithm: str) -> None:
     if is_by_resource:
         reached = {"1", "3", "9"} if algorithm == "Hyperband" else {"1", "3"}
         assert {values(one)["epochs"] for one in detail["experiments"]} >= reached
+        # Those that went on found what they went on from.
+        assert detail["failed"] == 0
         assert {one["maxiteration"] for one in detail["experiments"]} == {
             int(values(one)["epochs"]) for one in detail["experiments"]
         }

@@ -90,13 +90,16 @@ class PlayedRunner:
     started: list[Trial] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     refusal: str = ""
+    parents: dict[int, str] = field(default_factory=dict)
     # Uids of trials that may have written more than is known yet.
     unsettled: set[str] = field(default_factory=set)
 
     async def check(self, study: Study) -> tuple[str, str]:
         return "g", "local"
 
-    async def start(self, study: Study, plan: Plan, trial: Trial) -> None:
+    async def start(self, study: Study, plan: Plan, trial: Trial, parent: Trial | None) -> None:
+        if parent is not None:
+            self.parents[trial.number] = parent.uid
         if self.refusal:
             raise invalid("args", "x", self.refusal)
         if trial.uid not in self.jobs.facts:

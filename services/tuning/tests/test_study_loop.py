@@ -162,6 +162,17 @@ async def test_points_to_begin_with_are_tried_first(room: StudiesRoom) -> None:
     assert [trial.place for trial in trials[:3]] == [(0.5,), (0.3,), (0.1,)]
 
 
+async def test_a_higher_rung_knows_what_it_goes_on_from(room: StudiesRoom) -> None:
+    resource = [{"name": "ResourceName", "value": "epochs"}, {"name": "ResourceValue", "value": "9"}]
+    uid = await room.add(request=request_of(algorithm="Hyperband", algoParams=resource, maxJobNum=13))
+    await room.to_the_end(uid)
+    trials = await room.trials(uid)
+    assert {trial.values["epochs"] for trial in trials} == {1, 3, 9}
+    promoted = {trial.number: trials[trial.notes["parent"] - 1] for trial in trials if trial.notes.get("parent")}
+    assert {number: parent.uid for number, parent in promoted.items()} == room.runner.parents
+    assert all(trials[number - 1].values["rate"] == parent.values["rate"] for number, parent in promoted.items())
+
+
 async def test_experiments_are_run_as_given(room: StudiesRoom) -> None:
     given = [
         {"id": 10 + index, "hyperParams": [{"name": "rate", "dataType": "double", "fixedVal": rate}]}

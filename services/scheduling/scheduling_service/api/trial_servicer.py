@@ -73,5 +73,10 @@ def request_from_proto(spec: trials_pb2.TrialSpec) -> ExecRequest:
         arguments=spec.arguments,
         priority=spec.priority,
         max_seconds=spec.max_seconds,
-        trial=TrialParts(study=spec.study, config_json=spec.config_json, environment=dict(spec.environment)),
+        trial=TrialParts(
+            study=spec.study,
+            config_json=spec.config_json,
+            environment=dict(spec.environment),
+            parent_task_id=spec.parent_task_id,
+        ),
     )

@@ -9,14 +9,14 @@ from pathlib import Path, PurePosixPath
 
 from servicekit.archives import ArchiveLimits, checked_parts, refused, unpack
 from servicekit.errors import invalid
-from servicekit.folders import copy_file, remove_folder, sync_folder, write_file
+from servicekit.folders import copy_file, copy_folder, remove_folder, sync_folder, write_file
 
 from scheduling_service.domain.exec_arguments import ExecArguments
 from scheduling_service.domain.exec_spec import ExecSpec
 from scheduling_service.usecases.exec_ports import UploadedFile
 
 CODE, RESULTS, LOG, SPEC = "code", "results", "log", "spec.json"
-CONFIG = "config.json"
+CONFIG, PARENT = "config.json", "parent"
 _DRAFT = ".draft-"
 # A folder without a row that is older than this is nobody's.
 ORPHAN_SECONDS = 24 * 3600.0
@@ -77,6 +77,17 @@ class DiskExecFolders:
         config.unlink(missing_ok=True)
         write_file(config, text)
         sync_folder(folder)
+
+    def copy_results(self, task_id: str, draft: Path) -> bool:
+        results = self.folder(task_id) / RESULTS
+        if results.is_symlink() or not results.is_dir():
+            return False
+        # Links of a program may lead anywhere: they stay links.
+        copy_folder(results, draft / PARENT, follow_links=False)
+        return True
+
+    def parent_results(self, task_id: str) -> str:
+        return str(self.folder(task_id) / PARENT)
 
     def folder(self, task_id: str) -> Path:
         return self._root / task_id

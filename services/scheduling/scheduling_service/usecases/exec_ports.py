@@ -118,6 +118,12 @@ class ExecFolders(Protocol):
     def write_config(self, folder: Path, text: str) -> None:
         """Write config.json into `folder` of a draft, over whatever is there; durable when the draft is published."""
 
+    def copy_results(self, task_id: str, draft: Path) -> bool:
+        """Put what a task left as its results beside the program of `draft`; False when that is gone."""
+
+    def parent_results(self, task_id: str) -> str:
+        """Where the task finds what was put there, once it is published."""
+
     def folder(self, task_id: str) -> Path:
         """Where the task lies once it is published."""
 

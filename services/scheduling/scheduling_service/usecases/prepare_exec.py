@@ -26,6 +26,7 @@ from scheduling_service.usecases.submit_job import MAX_DEPENDENCIES
 Made = TypeVar("Made")
 
 MOST_UNPACKED_AT_ONCE = 2
+PARENT_RESULTS = "DLMESH_PARENT_RESULT_DIR"
 # What the queue says of a job, and what its submitter knows it as.
 _FIELDS = {"clusterSize": "numWorker", "min_ranks": "numWorker", "sigid": "sigName"}
 
@@ -37,6 +38,7 @@ class TrialParts:
     study: str = ""
     config_json: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    parent_task_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,11 @@ class PrepareExec:
         directory, program = await in_thread(self._folders.find_program, draft, arguments)
         if trial is not None and trial.config_json:
             await in_thread(self._folders.write_config, draft / directory, trial.config_json)
+        parent = trial.parent_task_id if trial is not None else ""
+        if trial is not None and parent and await in_thread(self._folders.copy_results, parent, draft):
+            environment = {**trial.environment, PARENT_RESULTS: self._folders.parent_results(task_id)}
+            request = replace(checked.request, trial=replace(trial, environment=environment))
+            checked = replace(checked, request=request)
         spec, job_spec = await in_thread(self._freeze, task_id, directory, program, checked)
         task = ExecTask(
             id=task_id,

@@ -122,10 +122,10 @@ class StartTrial:
         return view
 
 
-def check_id(task_id: str) -> None:
+def check_id(task_id: str, field: str = "task_id") -> None:
     """400 unless services may call a trial so: ids become names of folders."""
     if not _ID.fullmatch(task_id):
-        raise invalid("task_id", task_id, "32 hexadecimal digits in lower case")
+        raise invalid(field, task_id, "32 hexadecimal digits in lower case")
 
 
 def check_ids(task_ids: Sequence[str], most: int) -> None:
@@ -141,6 +141,8 @@ def check_trial(owner: str, request: ExecRequest) -> None:
     if not owner.strip() or len(owner) > MAX_OWNER_CHARACTERS or "\0" in owner:
         raise invalid("owner", owner, f"the name of a user, 1 to {MAX_OWNER_CHARACTERS} characters")
     trial = request.trial or TrialParts()
+    if trial.parent_task_id:
+        check_id(trial.parent_task_id, "parent_task_id")
     if len(trial.study.encode()) > MAX_TEXT_BYTES or "\0" in trial.study:
         raise invalid("study", trial.study, f"at most {MAX_TEXT_BYTES} bytes, none of them 0")
     if len(trial.config_json.encode()) > MAX_CONFIG_BYTES:

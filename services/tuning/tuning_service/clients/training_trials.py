@@ -48,7 +48,8 @@ class TrainingTrials:
             answer = await call_peer(lambda: self._stub.CheckTrial(message), patience_seconds=PATIENCE_SECONDS)
         return answer.model_uid, answer.instance_group_id, answer.instance_group
 
-    async def start(self, study: Study, plan: Plan, trial: Trial) -> None:
+    async def start(self, study: Study, plan: Plan, trial: Trial, parent: Trial | None) -> None:
+        # Every rung from the beginning: iterations count from there.
         spec = _spec(study, trial.values, user_defined_names(study.request))
         spec.number, spec.max_seconds = trial.number, plan.max_trial_seconds
         message = trials_pb2.StartTrialRequest(trial_id=trial.uid, spec=spec)

@@ -41,9 +41,12 @@ class ExecTrials:
             raise renamed(error, f"{_FIELDS[field]}{comma}{where}") from error
         return answer.instance_group_id, answer.instance_group
 
-    async def start(self, study: Study, plan: Plan, trial: Trial) -> None:
+    async def start(self, study: Study, plan: Plan, trial: Trial, parent: Trial | None) -> None:
         spec = _spec(study, trial.values)
         spec.environment["SUBID"] = str(trial.number)
+        if parent is not None:
+            spec.parent_task_id = parent.uid
+            spec.environment["DLMESH_PARENT_RESOURCE"] = str(parent.notes.get("resource", ""))
         spec.max_seconds = plan.max_trial_seconds
         message = trials_pb2.StartTrialRequest(task_id=trial.uid, spec=spec)
         await call_peer(lambda: self._stub.StartTrial(message), patience_seconds=LOOP_PATIENCE_SECONDS)

@@ -89,13 +89,19 @@ class FollowTrials:
             trial.end(TrialStatus.STOPPED, "the study was stopped before it started", self._now())
         else:
             try:
-                await runner.start(study, plan, trial)
+                await runner.start(study, plan, trial, await self._parent(study, trial))
                 trial.status = TrialStatus.SUBMITTED
             except ServiceError as error:
                 if error.code not in (Code.INVALID_ARGUMENT, Code.NOT_FOUND):
                     raise
                 trial.end(TrialStatus.FAILED, error.message, self._now())
         await self._save(study, plan, [trial])
+
+    async def _parent(self, study: Study, trial: Trial) -> Trial | None:
+        """The one that it goes on from: the rung below of Hyperband."""
+        number = trial.notes.get("parent")
+        found = await self._studies.numbered(study.uid, [int(number)]) if number else []
+        return found[0] if found else None
 
     async def _stop(self, study: Study, plan: Plan, trials: Sequence[Trial]) -> None:
         if study.stop_requested:

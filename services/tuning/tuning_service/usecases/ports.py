@@ -139,8 +139,9 @@ class SuggestionError(Exception):
 class Runner(Protocol):
     """What runs the trials of one kind of study."""
 
-    async def start(self, study: Study, plan: Plan, trial: Trial) -> None:
-        """Run a trial; the same trial again is the same run. 400 when it can never run."""
+    async def start(self, study: Study, plan: Plan, trial: Trial, parent: Trial | None) -> None:
+        """Run a trial, which may go on from where its `parent` ended; the same trial again is the same run. 400 when it
+        can never run."""
 
     async def results(self, plan: Plan, trials: Sequence[Trial]) -> Mapping[str, Results]:
         """What trials have written so far, by uid; without those that have ended and may have written more than is
