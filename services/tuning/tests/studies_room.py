@@ -106,8 +106,8 @@ class PlayedRunner:
             self.started.append(replace(trial))
             self.jobs.facts[trial.uid] = JobFacts(trial.uid, "RUNNING", started_at=utc_now(), driver_id="driver")
 
-    async def results(self, plan: Plan, trials: Sequence[Trial]) -> Mapping[str, Results]:
-        known = [trial for trial in trials if trial.uid not in self.unsettled]
+    async def results(self, plan: Plan, trials: Sequence[Trial], *, have_ended: bool) -> Mapping[str, Results]:
+        known = [trial for trial in trials if not have_ended or trial.uid not in self.unsettled]
         return {trial.uid: read_results(self.text_of(trial.values), plan.objectives) for trial in known}
 
     async def delete(self, uids: Sequence[str]) -> None:

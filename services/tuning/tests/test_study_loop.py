@@ -328,6 +328,9 @@ async def test_an_algorithm_that_breaks_fails_its_study_only(room: StudiesRoom) 
     assert study.status_message == "optimizer.py raised ZeroDivisionError in line 7"
     room.suggestions.error = ""
     assert (await room.to_the_end(other)).status is Status.FINISHED
+    # It was mended: the search goes on, whatever this process remembers of before.
+    await changes(room).restart(await room.study(uid), Budget())
+    assert (await room.to_the_end(uid)).counts.finished == 5
 
 
 async def test_the_scheduling_service_may_be_away(room: StudiesRoom) -> None:

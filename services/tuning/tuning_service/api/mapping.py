@@ -9,7 +9,7 @@ from typing import Any
 from dlmesh.tuning.v1 import tuning_pb2
 from servicekit.times import format_time
 
-from tuning_service.domain.fields import Fields
+from tuning_service.domain.fields import Fields, as_whole
 from tuning_service.domain.parameters import data_types
 from tuning_service.domain.space import DataType, Value
 from tuning_service.domain.study import Study, Trial
@@ -60,7 +60,7 @@ def _experiment(
     index = trial.notes.get("experiment")
     found = tuning_pb2.Experiment(
         # The user's own id of it, where there is one.
-        id=trial.number if index is None else int(given[index]["id"]),
+        id=trial.number if index is None else as_whole("id", given[index]["id"]),
         state=trial.status,
         parameters=[
             tuning_pb2.ChosenParameter(

@@ -22,7 +22,6 @@ DELETE_AT_ONCE = 1000
 SETTLE_SECONDS = 5.0
 # What the training service says of a loss that is no number any more.
 NOT_FINITE = "is not finite"
-_ENDED = ("FINISHED", "FAILED", "STOPPED")
 
 
 class TrainingTrials:
@@ -55,7 +54,7 @@ class TrainingTrials:
         message = trials_pb2.StartTrialRequest(trial_id=trial.uid, spec=spec)
         await call_peer(lambda: self._stub.StartTrial(message), patience_seconds=LOOP_PATIENCE_SECONDS)
 
-    async def results(self, plan: Plan, trials: Sequence[Trial]) -> Mapping[str, Results]:
+    async def results(self, plan: Plan, trials: Sequence[Trial], *, have_ended: bool) -> Mapping[str, Results]:
         found: dict[str, Results] = {}
         unread = [trial.uid for trial in trials]
         while unread:
@@ -69,12 +68,7 @@ class TrainingTrials:
                 lambda message=message: self._stub.ReadTrialMetrics(message),  # type: ignore[misc]
                 patience_seconds=LOOP_PATIENCE_SECONDS,
             )
-            has_ended = {one.trial_id for one in answer.trials if one.status in _ENDED}
-            found |= {
-                one.trial_id: _results(one, plan)
-                for one in answer.trials
-                if one.is_settled or one.trial_id not in has_ended
-            }
+            found |= {one.trial_id: _results(one, plan) for one in answer.trials if one.is_settled or not have_ended}
             unread = list(answer.unread_trial_ids)
         return found
 

@@ -51,7 +51,7 @@ class ExecTrials:
         message = trials_pb2.StartTrialRequest(task_id=trial.uid, spec=spec)
         await call_peer(lambda: self._stub.StartTrial(message), patience_seconds=LOOP_PATIENCE_SECONDS)
 
-    async def results(self, plan: Plan, trials: Sequence[Trial]) -> Mapping[str, Results]:
+    async def results(self, plan: Plan, trials: Sequence[Trial], *, have_ended: bool) -> Mapping[str, Results]:
         found: dict[str, Results] = {}
         unread = [trial.uid for trial in trials]
         while unread:

@@ -202,7 +202,7 @@ def _check_power(
     if data_type is DataType.INT and (base != base.to_integral_value() or low < 0):
         raise invalid(place, base, "a whole number, and exponents from 0 on, for a parameter of type int")
     limit = math.log(_BIGGEST) if data_type is DataType.INT else math.log(1e300)
-    if max(abs(low), abs(high)) * Decimal(abs(math.log(float(base)))) > Decimal(limit):
+    if max(abs(low), abs(high)) * Decimal(abs(math.log(float(base)))) >= Decimal(limit):
         raise invalid(place, base, f"a base whose powers of {low} to {high} a number of type {data_type} can hold")
 
 

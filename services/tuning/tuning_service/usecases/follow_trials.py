@@ -49,7 +49,7 @@ class FollowTrials:
         followed = [trial for trial in trials if trial.status is not TrialStatus.NOTRUN]
         facts = await self._jobs.get([trial.uid for trial in followed]) if followed else {}
         ended = [trial for trial in followed if trial.uid not in facts or facts[trial.uid].state in _ENDED_JOBS]
-        results = await runner.results(plan, ended) if ended else {}
+        results = await runner.results(plan, ended, have_ended=True) if ended else {}
         changed = []
         for trial in followed:
             if trial in ended and trial.uid in facts and trial.uid not in results:
@@ -134,7 +134,7 @@ class FollowTrials:
             return []
         self._compared_at[study.uid] = now
         others = await self._studies.finished_curves(study.uid, COMPARED_TRIALS)
-        results = await self._runners[study.kind].results(plan, running)
+        results = await self._runners[study.kind].results(plan, running, have_ended=False)
         return [
             trial
             for trial in running

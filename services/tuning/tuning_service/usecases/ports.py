@@ -143,9 +143,9 @@ class Runner(Protocol):
         """Run a trial, which may go on from where its `parent` ended; the same trial again is the same run. 400 when it
         can never run."""
 
-    async def results(self, plan: Plan, trials: Sequence[Trial]) -> Mapping[str, Results]:
-        """What trials have written so far, by uid; without those that have ended and may have written more than is
-        known yet."""
+    async def results(self, plan: Plan, trials: Sequence[Trial], *, have_ended: bool) -> Mapping[str, Results]:
+        """What trials have written so far, by uid. Of those that `have_ended` only what is complete: without those that
+        may have written more than is known yet."""
 
     async def delete(self, uids: Sequence[str]) -> None:
         """End runs that go on, and remove all of them with their files."""

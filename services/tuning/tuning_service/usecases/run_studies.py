@@ -55,7 +55,8 @@ class RunStudies:
         self._asks: dict[str, tuple[int, asyncio.Task[Answer]]] = {}
         # Studies whose algorithms wait for another of their trials to end: how many had when they were asked.
         self._waiting: dict[str, tuple[int, int]] = {}
-        self._failures: dict[str, str] = {}
+        # By study and its last beginning: a restart may find the algorithm mended.
+        self._failures: dict[tuple[str, datetime | None], str] = {}
         self._open: set[str] = set()
         self._watched: frozenset[str] = frozenset()
         self._watch: asyncio.Task[None] | None = None
@@ -134,7 +135,7 @@ class RunStudies:
     def _reason_to_end(self, study: Study, plan: Plan) -> str:
         if study.stop_requested:
             return "stopped"
-        return self._failures.get(study.uid) or reason_to_end(study, plan, self._now())
+        return self._failures.get((study.uid, study.resumed_at)) or reason_to_end(study, plan, self._now())
 
     async def _wind_up(self, study: Study, open_trials: Sequence[Trial], reason: str) -> Next:
         """What runs is let end, or was told to; then the study has."""
@@ -143,7 +144,7 @@ class RunStudies:
             running = f"{len(open_trials)} trial{'s' if len(open_trials) > 1 else ''}"
             await self._say(study, f"ending when {running} more ended: {reason}")
             return Next.SOON
-        if study.uid in self._failures and not study.stop_requested:
+        if (study.uid, study.resumed_at) in self._failures and not study.stop_requested:
             study.end(Status.FAILED, reason, self._now())
         else:
             if not study.counts.finished and (newest := await self._newest_failure(study)):
@@ -180,7 +181,7 @@ class RunStudies:
         try:
             answer = task.result()
         except SuggestionError as error:
-            self._failures[study.uid] = str(error)
+            self._failures[study.uid, study.resumed_at] = str(error)
             return Next.AT_ONCE
         trials = made_trials(study, plan, answer, _made_uid)
         if not trials and not answer.is_exhausted:
@@ -220,7 +221,7 @@ class RunStudies:
 
     async def _forget(self, uid: str) -> None:
         self._plans.pop(uid, None)
-        self._failures.pop(uid, None)
+        self._failures = {key: text for key, text in self._failures.items() if key[0] != uid}
         self._waiting.pop(uid, None)
         self._cancel_ask(uid)
         self._follow.forget(uid)
