@@ -333,6 +333,33 @@ async def test_an_algorithm_that_breaks_fails_its_study_only(room: StudiesRoom) 
     assert (await room.to_the_end(uid)).counts.finished == 5
 
 
+async def test_a_refusal_to_start_holds_up_no_limit(room: StudiesRoom) -> None:
+    uid = await room.add(request=request_of(maxJobNum=-1, maxRunTime=10))
+    (running,) = await room.until_running(uid, 1)
+
+    async def away(*_: object) -> None:
+        raise ServiceError(Code.UNAVAILABLE, "UNAVAILABLE", "scheduling is away")
+
+    room.runner.start = away  # type: ignore[method-assign]
+    room.jobs.end(running.uid, "FINISHED")
+    await room.steps(4)
+    assert (await room.study(uid)).status_message == "waiting: scheduling is away"
+    room.passes(700)
+    await room.steps(4)
+    study = await room.study(uid)
+    assert (study.status, study.status_message) == (Status.FINISHED, "maxRunTime, 10 minutes, is over")
+    assert (await room.trials(uid))[1].message == "maxRunTime was over before it started"
+
+
+async def test_what_no_table_can_hold_is_left_out(database: Database) -> None:
+    text = json.dumps([{"step": 1, "loss": 0.5, "a\0b": 1, "\ud800": 2, "line\nbreak": 3, "fine": 4}])
+    room = StudiesRoom(database, lambda values: text)
+    uid = await room.add(request=request_of(maxJobNum=2))
+    study = await room.to_the_end(uid, lambda trial: "ERROR" if trial.number == 2 else "FINISHED")
+    assert study.status is Status.FINISHED
+    assert set((await room.trials(uid))[0].metrics) == {"loss", "fine"}
+
+
 async def test_the_scheduling_service_may_be_away(room: StudiesRoom) -> None:
     uid = await room.add(request=request_of(maxJobNum=2))
     (running,) = await room.until_running(uid, 1)

@@ -57,7 +57,8 @@ def read_results(text: str, objectives: Sequence[Objective]) -> Results:
         step = next((number for name in _STEPS if (number := _number(row.get(name))) is not None), float(index + 1))
         for name, given in row.items():
             value = _number(given)
-            if value is None or name in _STEPS[:2] or len(name) > MAX_NAME:
+            # Programs may call a metric anything; databases and answers hold what can be printed.
+            if value is None or name in _STEPS[:2] or len(name) > MAX_NAME or not name.isprintable():
                 continue
             if name in metrics:
                 metrics[name] = metrics[name].with_value(value)

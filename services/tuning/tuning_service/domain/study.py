@@ -8,6 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from servicekit.texts import storable
+
 from tuning_service.domain.results import MetricRange, Results
 from tuning_service.domain.space import Place, Value
 
@@ -120,7 +122,7 @@ class Study:
 
     def end(self, status: Status, message: str, now: datetime) -> None:
         """It has a result, or none."""
-        self.status, self.status_message, self.ended_at = status, message[:MAX_MESSAGE], now
+        self.status, self.status_message, self.ended_at = status, storable(message[:MAX_MESSAGE]), now
 
     def resume(self, now: datetime) -> None:
         """It goes on."""
@@ -148,6 +150,7 @@ class Trial:
     metrics: Mapping[str, MetricRange] = field(default_factory=dict)
     curve: Sequence[tuple[float, float]] = ()
     attempts: int = 1
+    kills: int = 0
     started_at: datetime | None = None
     ended_at: datetime | None = None
     driver_id: str = ""
@@ -162,7 +165,7 @@ class Trial:
 
     def end(self, status: TrialStatus, message: str, ended_at: datetime) -> None:
         """Its job has ended, or will never begin."""
-        self.status, self.message, self.ended_at = status, message[:MAX_MESSAGE], ended_at
+        self.status, self.message, self.ended_at = status, storable(message[:MAX_MESSAGE]), ended_at
 
     def run_again(self, uid: str) -> None:
         """What was cut off, by a stop of the study or a kill, begins anew, as another job."""

@@ -92,6 +92,8 @@ class TrialRow(Base):
     metrics: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     curve: Mapped[list[Any]] = mapped_column(sa.JSON)
     attempts: Mapped[int] = mapped_column(sa.Integer, default=1)
+    # Attempts that somebody killed.
+    kills: Mapped[int] = mapped_column(sa.Integer, default=0)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     driver_id: Mapped[str] = mapped_column(sa.String(128), default="")

@@ -18,8 +18,12 @@ from tuning_service.usecases.trials import losses_of
 
 # How often a trial begins anew that was killed: by whoever needed its memory, say, and not by what its program does.
 KILLED_RESTARTS = 2
-# What the scheduling service says of the rank that ended first; those that end after it are killed, too.
-KILLED = "was ended by SIGKILL"
+# What the scheduling service says of the rank that ended first; those that end after it are killed, too. A shell says
+# the code.
+KILLED = ("was ended by SIGKILL", "exited with code 137")
+OVER_TIME = "maxRunTime was over"
+# Of a peer that is away, restarting or in trouble; everything else will be the same when it is asked again.
+_PASSING = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.RESOURCE_EXHAUSTED, Code.ABORTED)
 _ENDED_JOBS = ("FINISHED", "ERROR", "KILLED")
 MAX_TAIL = 1000
 # With how many finished trials one that runs is compared, and how often.
@@ -58,6 +62,7 @@ class FollowTrials:
             if trial in ended:
                 self._told_to_stop.discard(trial.uid)
                 if _was_killed(trial, facts.get(trial.uid)):
+                    trial.kills += 1
                     trial.run_again(self._make_uid())
                 else:
                     _settle(trial, facts.get(trial.uid), results.get(trial.uid, Results()), self._now())
@@ -66,9 +71,9 @@ class FollowTrials:
                 changed.append(trial)
         # What has ended is written before anything else is tried.
         await self._save(study, plan, changed)
+        await self._stop(study, plan, [trial for trial in followed if trial not in ended])
         for trial in fresh:
             await self._start(study, runner, plan, trial)
-        await self._stop(study, plan, [trial for trial in followed if trial not in ended])
         # One that begins anew is to be started at once.
         return any(trial.status.is_final or trial.status is TrialStatus.NOTRUN for trial in trials)
 
@@ -82,17 +87,17 @@ class FollowTrials:
             await self._studies.save(study.uid, trials, losses)
 
     async def _start(self, study: Study, runner: Runner, plan: Plan, trial: Trial) -> None:
-        if study.stop_requested:
+        if study.stop_requested or is_over_time(study, plan, self._now()):
             # A pass before this one may have started it and been killed.
             await runner.delete([trial.uid])
-            trial.stop_reason = STOPPED_WITH_STUDY
-            trial.end(TrialStatus.STOPPED, "the study was stopped before it started", self._now())
+            trial.stop_reason = STOPPED_WITH_STUDY if study.stop_requested else OVER_TIME
+            trial.end(TrialStatus.STOPPED, f"{trial.stop_reason} before it started", self._now())
         else:
             try:
                 await runner.start(study, plan, trial, await self._parent(study, trial))
                 trial.status = TrialStatus.SUBMITTED
             except ServiceError as error:
-                if error.code not in (Code.INVALID_ARGUMENT, Code.NOT_FOUND):
+                if error.code in _PASSING:
                     raise
                 trial.end(TrialStatus.FAILED, error.message, self._now())
         await self._save(study, plan, [trial])
@@ -107,7 +112,7 @@ class FollowTrials:
         if study.stop_requested:
             stopped = [(trial, STOPPED_WITH_STUDY) for trial in trials]
         elif is_over_time(study, plan, self._now()):
-            stopped = [(trial, "maxRunTime was over") for trial in trials]
+            stopped = [(trial, OVER_TIME) for trial in trials]
         else:
             stopped = [(trial, STOPPED_BY_RULE) for trial in await self._hopeless(study, plan, trials)]
         for trial, reason in stopped:
@@ -154,9 +159,9 @@ def _take_over(trial: Trial, job: JobFacts) -> bool:
 
 def _was_killed(trial: Trial, job: JobFacts | None) -> bool:
     """Whether it is worth beginning anew, because nobody asked for its end."""
-    if job is None or job.state != "ERROR" or trial.stop_reason or trial.attempts > KILLED_RESTARTS:
+    if job is None or job.state != "ERROR" or trial.stop_reason or trial.kills >= KILLED_RESTARTS:
         return False
-    return KILLED in job.reason
+    return any(words in job.reason for words in KILLED)
 
 
 def _settle(trial: Trial, job: JobFacts | None, results: Results, now: datetime) -> None:

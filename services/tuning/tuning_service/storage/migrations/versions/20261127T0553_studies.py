@@ -68,6 +68,7 @@ def upgrade() -> None:
         sa.Column("metrics", sa.JSON(), nullable=False),
         sa.Column("curve", sa.JSON(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("kills", sa.Integer(), nullable=False),
         sa.Column("started_at", UtcDateTime()),
         sa.Column("ended_at", UtcDateTime()),
         sa.Column("driver_id", sa.String(128), nullable=False),
