@@ -19,7 +19,8 @@ def tuning_detail(view: StudyView, now: datetime) -> tuning_pb2.TuningDetail:
     """A tuning as it stands."""
     study = view.study
     trials = experiments(study, [*view.trials, *([view.best] if view.best else [])])
-    shown = [_tuning_experiment(one, user_defined_names(study.request)) for one in trials]
+    user_defined = user_defined_names(study.request)
+    shown = [_tuning_experiment(one, user_defined) for one in trials]
     best = shown.pop() if view.best else None
     return tuning_pb2.TuningDetail(
         input=_input(study),

@@ -11,7 +11,9 @@ def front(losses: Sequence[tuple[int, Sequence[float]]]) -> list[int]:
     kept: list[tuple[int, Sequence[float]]] = []
     # What could beat one comes before it.
     for number, values in sorted(losses, key=lambda one: (list(one[1]), one[0])):
-        if not any(_beats(other, values) for _, other in kept):
+        # With two losses the last one kept has the lowest second one so far.
+        rivals = kept[-1:] if len(values) == 2 else kept
+        if not any(_beats(other, values) for _, other in rivals):
             kept.append((number, values))
     return [number for number, _ in kept]
 
