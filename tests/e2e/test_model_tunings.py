@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -109,6 +110,28 @@ def test_a_tuning_finds_parameters_and_makes_models_of_them(admin: Client, model
     assert admin.get(model)["hyperparameter"]["learningrate"] == made["hyperparameter"]["learningrate"]
     admin.delete(f"{tunings}/first")
     assert refusal(lambda: admin.get(f"{tunings}/first"))[0] == 404
+
+
+def test_parameters_of_the_programs_own(admin: Client, model: str) -> None:
+    """It finds them in its config.json, and a model made of the result has them there, beside what was there before."""
+    admin.put(f"{model}/files", {"tmpfilePath": "config.json", "tmpfileContent": '{"kept": 1, "width": 2}'})
+    width = {
+        "name": "width",
+        "type": "Discrete",
+        "dataType": "int",
+        "discreteIntVal": [4, 8],
+        "userDefined": True,
+    }
+    admin.post(f"{model}/hypersearch", tuning("own", width, RATE, maxJobNum=2))
+    detail = ended(admin, f"{model}/hypersearch/own")
+    assert detail["state"] == "FINISHED", detail["statusMessage"]
+    best = detail["searchGrid"]["best"]
+    assert {one["name"]: one["userDefined"] for one in best["hyperParams"]} == {"width": True, "learningrate": False}
+    admin.put(f"{model}/hypersearch/own/update")
+    config = json.loads(admin.get("/models/files/tuned%2Fconfig.json"))
+    assert (config["kept"], config["width"]) == (1, int(values(best)["width"]))
+    after = admin.get(model)["hyperparameter"]
+    assert (after["solvertype"], after["epoch"]) == ("Adam", 1)
 
 
 def test_stop_and_restart(admin: Client, model: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -118,8 +119,8 @@ class Models:
         return model
 
     async def copy(self, name: str, new_name: str, given: ModelInput, config: str) -> Model:
-        """Make a model of the caller's from another one's files and settings, changed by what is given; `config` is the
-        text of its config.json, as it is there when empty. 400, 403, 404, 409."""
+        """Make a model of the caller's from another one's files and settings, changed by what is given; what the object
+        in the text `config` names is changed in its config.json. 400, 403, 404, 409."""
         source = await self._find(name)
         check_name("newmodelname", new_name, RESERVED_NAMES)
         uid, owner = uuid4().hex, current_identity().user
@@ -132,17 +133,18 @@ class Models:
         def make_folder() -> None:
             folders.copy_folder(source.directory, model.directory)
             if config:
-                folders.write_text(model.directory, CONFIG, config, CONFIG)
+                _write_config(model.directory, config)
 
         await self._keep(model, make_folder)
         return model
 
     async def configure(self, name: str, given: ModelInput, config: str) -> None:
-        """Change the settings of a model, and its config.json unless `config` is empty; 400, 403, 404."""
+        """Change the settings of a model, and in its config.json what the object in the text `config` names; 400, 403,
+        404."""
         model = await self._find(name)
         await self.update(name, given)
         if config:
-            await asyncio.to_thread(folders.write_text, model.directory, CONFIG, config, CONFIG)
+            await asyncio.to_thread(_write_config, model.directory, config)
 
     async def _keep(self, model: Model, make_folder: Callable[[], None]) -> None:
         """The folder, then the row: whole, or neither."""
@@ -349,6 +351,17 @@ class Models:
                 raise invalid("filename", text, allowed)
             model = await self._find(name)
         return model, relative
+
+
+def _write_config(directory: Path, config: str) -> None:
+    """What programs read themselves: the given values over those that are there."""
+    try:
+        known = json.loads(folders.read_text(directory, CONFIG, CONFIG))
+    except (ServiceError, ValueError):
+        # There is none, or it is none that a program could read.
+        known = {}
+    changed = {**(known if isinstance(known, dict) else {}), **json.loads(config)}
+    folders.write_text(directory, CONFIG, json.dumps(changed, indent=1), CONFIG)
 
 
 def _said_by_solver(directory: Path, texts: ProgramTexts, field: str) -> dict[str, str]:

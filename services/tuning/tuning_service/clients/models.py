@@ -47,5 +47,5 @@ def _hyperparameters(trial: TrialModel) -> models_pb2.Hyperparameters:
 
 
 def _config(trial: TrialModel) -> str:
-    """What the program's own config.json holds; empty when it has no parameters of its own."""
-    return json.dumps({**trial.hyperparameters, **trial.user_defined}, indent=1) if trial.user_defined else ""
+    """What the program's own config.json is to hold; empty when it has no parameters of its own."""
+    return json.dumps({**trial.hyperparameters, **trial.user_defined}) if trial.user_defined else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import uuid4
@@ -13,7 +13,7 @@ from servicekit.identity import current_identity
 from servicekit.names import check_name
 
 from tuning_service.domain.fields import Fields
-from tuning_service.domain.plan import Plan
+from tuning_service.domain.plan import Plan, algorithm_parameters
 from tuning_service.domain.space import Value
 from tuning_service.domain.study import Kind, Study, Trial
 from tuning_service.domain.tuning import completed
@@ -127,4 +127,8 @@ class UseResult:
         found = await self._studies.numbered(study.uid, [study.best])
         if not found:
             raise not_found("tuning", study.name)
-        return await self._trainings.model_of(found[0])
+        model = await self._trainings.model_of(found[0])
+        # Those of the model stay as they are now; how long a trial of Hyperband was trained is no parameter of it.
+        searched = set(found[0].values) - {algorithm_parameters(Fields("", study.request)).get("ResourceName", "")}
+        chosen = {name: value for name, value in model.hyperparameters.items() if name in searched}
+        return replace(model, hyperparameters=chosen)
