@@ -19,7 +19,8 @@ MAX_MINUTES = 10 * 366 * 24 * 60
 MAX_OBJECTIVES = 8
 MAX_WARM_STARTS = 20
 MAX_START_POINTS = 1000
-# A program that fails so often and never succeeded has a defect: more trials would not find it.
+# A program that fails so often and never succeeded has a defect: more trials would not find it. Where many run at a
+# time it takes twice their number: what fails ends sooner than what succeeds.
 HOPELESS_FAILURES = 20
 
 _DIRECTIONS = {"minimize": "minimize", "maximize": "maximize", "minimise": "minimize", "maximise": "maximize"}
@@ -40,9 +41,9 @@ class Objective:
 
 @dataclass(frozen=True)
 class MedianRule:
-    """Ends a trial whose best value so far is worse than the median of the others' at the same step.
+    """Ends a trial whose best value so far is worse than the median of the finished ones' values at the same step.
 
-    It looks at trials that have come to `min_steps`, once `min_trials` have finished.
+    It looks at trials that have come to `min_steps`, once `min_trials` have finished that came as far.
     """
 
     min_steps: int = 1

@@ -53,17 +53,22 @@ def is_hopeless(
     curve: Sequence[tuple[float, float]],
     others: Sequence[Sequence[tuple[float, float]]],
 ) -> bool:
-    """Whether a trial's best value so far is worse than the median of what finished trials had reached by its step.
+    """Whether a trial's best value so far is worse than the median of what finished trials had at its step.
 
-    `curve` is step and value of the trial; `others` are those of finished ones, at least `rule.min_trials` of them.
+    `curve` is step and value of the trial; `others` are those of finished ones. At least `rule.min_trials` of them have
+    to have come as far. It is the rule of Optuna's MedianPruner; Vizier's takes the mean of all values up to the step
+    instead, which is so high where losses fall that hardly any trial is ever worse.
     """
     if not curve or curve[-1][0] < rule.min_steps or len(others) < rule.min_trials:
         return False
-    step = curve[-1][0]
     best = min(objective.loss(value) for _, value in curve)
-    reached = [
-        statistics.fmean(losses)
-        for other in others
-        if (losses := [objective.loss(value) for at, value in other if at <= step])
-    ]
-    return len(reached) >= rule.min_trials and best > statistics.median(reached)
+    found = [value for other in others if (value := _value_at(other, curve[-1][0])) is not None]
+    return len(found) >= rule.min_trials and best > statistics.median(map(objective.loss, found))
+
+
+def _value_at(curve: Sequence[tuple[float, float]], step: float) -> float | None:
+    """The newest value at `step`, or before it where none is kept of it; None when the trial did not come so far."""
+    if all(at < step for at, _ in curve):
+        return None
+    before = [(at, value) for at, value in reversed(curve) if at <= step]
+    return max(before, key=lambda point: point[0])[1] if before else None
