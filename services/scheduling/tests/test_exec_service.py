@@ -20,12 +20,12 @@ import pytest
 import sqlalchemy as sa
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc, scheduling_pb2, scheduling_pb2_grpc
 from google.api.httpbody_pb2 import HttpBody
-from scheduling_service.engines.local.hiding import supported_abi
 from scheduling_service.exec_frameworks.registry import FRAMEWORKS, make_framework
 from scheduling_service.storage.execs import EXECS
 from scheduling_service.wiring import LocalSettings, build
 from servicekit.database import Database
 from testkit.services import ADMIN, ALICE, BOB, acting_as, collect, running, settings_for
+from workerkit.confinement.hiding import supported_abi
 
 DEADLINE_SECONDS = 30
 ENDED = ("FINISHED", "ERROR", "KILLED")

@@ -19,9 +19,10 @@ import pytest
 from scheduling_service.domain.job import Rank
 from scheduling_service.engines import outcomes
 from scheduling_service.engines.base import Attempt, Engine, Observation, Phase
-from scheduling_service.engines.local import accounts, hiding, processes, records
+from scheduling_service.engines.local import processes, records
 from scheduling_service.engines.local.engine import LocalEngine, pool_environment, warm_socket
 from scheduling_service.engines.runner import JobFiles
+from workerkit.confinement import accounts, hiding
 
 ENDED = (Phase.FINISHED, Phase.FAILED, Phase.STOPPED, Phase.LOST)
 DEADLINE_SECONDS = 20

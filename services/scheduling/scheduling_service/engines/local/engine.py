@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from servicekit.folders import remove_folder
+from workerkit.confinement import hiding
 
 from scheduling_service.domain.instance_group import InstanceGroup
 from scheduling_service.engines import outcomes
 from scheduling_service.engines.base import Attempt, AttemptFacts, Engine, Observation, Phase
 from scheduling_service.engines.environment import inherited
-from scheduling_service.engines.local import cgroups, group_rules, hiding, places, processes, records
+from scheduling_service.engines.local import cgroups, group_rules, places, processes, records
 from scheduling_service.engines.local.descriptions import Descriptions
 from scheduling_service.engines.local.ends import KeeperEnds
 from scheduling_service.engines.local.keeper import (

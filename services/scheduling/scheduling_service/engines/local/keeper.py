@@ -18,9 +18,14 @@ from pathlib import Path
 from typing import Any
 
 if __package__:
-    from scheduling_service.engines.local import accounts, cgroups, places, processes, records, watches
+    from workerkit.confinement import accounts
+
+    from scheduling_service.engines.local import cgroups, places, processes, records, watches
 else:  # run as a file, without importing the package
     sys.path.insert(0, str(Path(__file__).parent))
+    import paths  # type: ignore[import-not-found,no-redef]
+
+    sys.path[:0] = paths.SHARED_FOLDERS
     import accounts  # type: ignore[import-not-found,no-redef]
     import cgroups  # type: ignore[import-not-found,no-redef]
     import places  # type: ignore[import-not-found,no-redef]
@@ -94,6 +99,8 @@ class _Gang:
     exit_codes: dict[int, int] = field(default_factory=dict)
     reason: str = ""
     failed_rank: int | None = None
+    # The rank whose exit code is why.
+    cause: int | None = None
     stopped: bool = False
     final: bool = False
 
@@ -120,7 +127,12 @@ class _Gang:
             "ended_at": time.time(),
             "host": socket.gethostname(),
             "ranks": [
-                {"rank": rank, "pid": self.pids.get(rank, 0), "exit_code": self.exit_codes.get(rank)}
+                {
+                    "rank": rank,
+                    "pid": self.pids.get(rank, 0),
+                    "exit_code": self.exit_codes.get(rank),
+                    "is_cause": rank == self.cause,
+                }
                 for rank in range(self.spec["ranks"])
             ],
         }
@@ -172,7 +184,7 @@ class _Gang:
             failed = [rank for rank, code in self.exit_codes.items() if code != 0]
             if failed:
                 # Of several that ended together one ended by a signal is the cause: the others lost their partner.
-                rank = self.failed_rank = min(failed, key=lambda rank: (self.exit_codes[rank] > 0, rank))
+                rank = self.failed_rank = self.cause = min(failed, key=lambda rank: (self.exit_codes[rank] > 0, rank))
                 self.reason = f"rank {rank} {describe_exit(self.exit_codes[rank])}"
                 short = next((rank for rank in self.pids if self.places.killed_for_memory(rank)), None)
                 if short is not None:
@@ -200,6 +212,7 @@ class _Gang:
 
     def _fail_for_memory(self, rank: int) -> None:
         allowed = watches.describe_bytes(self.places.memory_bytes)
+        self.cause = None
         self.failed_rank, self.reason = rank, f"rank {rank} used more than the allowed {allowed} of memory"
 
     def _warn(self, text: str) -> None:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 if __package__:
-    from scheduling_service.engines.local import accounts, cgroups, cores, hiding, records
+    from workerkit.confinement import accounts, hiding
+
+    from scheduling_service.engines.local import cgroups, cores, records
 else:  # run as a file, without importing the package
     import accounts  # type: ignore[import-not-found,no-redef]
     import cgroups  # type: ignore[import-not-found,no-redef]

@@ -10,9 +10,14 @@ import sys
 from pathlib import Path
 
 if __package__:
-    from scheduling_service.engines.local import accounts, cgroups, keeper, places, processes, records, usage, watches
+    from workerkit.confinement import accounts
+
+    from scheduling_service.engines.local import cgroups, keeper, places, processes, records, usage, watches
 else:  # run as a file, without importing the package
     sys.path.insert(0, str(Path(__file__).parents[1] / "local"))
+    import paths  # type: ignore[import-not-found,no-redef]
+
+    sys.path[:0] = paths.SHARED_FOLDERS
     import accounts  # type: ignore[import-not-found,no-redef]
     import cgroups  # type: ignore[import-not-found,no-redef]
     import keeper  # type: ignore[import-not-found,no-redef]
