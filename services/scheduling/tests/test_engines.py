@@ -27,6 +27,7 @@ from scheduling_service.engines.registry import ENGINES, make_engine
 from scheduling_service.engines.runner import last_lines
 from scheduling_service.engines.spark.engine import SparkEngine
 from servicekit.errors import ServiceError
+from workerkit.confinement import sizes
 
 # A start on Spark takes ten seconds, and on a busy machine as much as a minute.
 DEADLINE_SECONDS = 150
@@ -164,6 +165,8 @@ async def test_the_time_limit_ends_a_gang(engine: Engine, tmp_path: Path) -> Non
     seen = await until(engine, directory, *ENDED)
     assert seen.phase is Phase.FAILED
     assert "longer than the allowed 0.2 seconds" in seen.reason
+    # What it was ended with is not why.
+    assert not any(rank.is_cause for rank in seen.ranks)
 
 
 async def test_a_silent_rank_fails_and_is_named(engine: Engine, tmp_path: Path) -> None:
@@ -183,6 +186,7 @@ async def test_a_silent_rank_fails_and_is_named(engine: Engine, tmp_path: Path) 
     assert (seen.phase, seen.failed_rank) == (Phase.FAILED, 1)
     assert seen.reason == "rank 1 gave no sign of life for 1 s"
     assert not seen.final
+    assert not any(rank.is_cause for rank in seen.ranks)
     await gone(*(rank.pid for rank in seen.ranks))
 
 
@@ -222,7 +226,7 @@ async def test_a_run_that_fills_its_folder_is_ended_for_good(engine: Engine, tmp
     wanted = attempt(directory, program, working_directory=str(work), max_disk_bytes=3 * 1024 * 1024)
     await engine.launch(wanted)
     await exists(work / "ready")
-    assert watches.held_bytes([work]) < 3 * 1024 * 1024
+    assert sizes.held_bytes([work]) < 3 * 1024 * 1024
     (work / "go").touch()
     seen = await until(engine, directory, *ENDED)
     assert (seen.phase, seen.final) == (Phase.FAILED, True)
@@ -253,6 +257,7 @@ async def test_every_rank_says_how_it_ended_and_the_one_that_was_killed_is_the_c
     seen = await until(engine, directory, *ENDED)
     assert seen.reason == "rank 1 was ended by SIGSEGV"
     assert [rank.exit_code for rank in seen.ranks] == [7, -signal.SIGSEGV, -signal.SIGTERM]
+    assert [rank.is_cause for rank in seen.ranks] == [False, True, False]
 
 
 @pytest.mark.parametrize("how", ["code 0", "code 3", "stop"])
@@ -309,9 +314,9 @@ def test_a_nearly_full_file_system_is_warned_of_once(tmp_path: Path, monkeypatch
 def test_a_folder_inside_another_and_a_second_name_count_once(tmp_path: Path) -> None:
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "file").write_bytes(os.urandom(100_000))
-    once = watches.held_bytes([tmp_path])
+    once = sizes.held_bytes([tmp_path])
     os.link(tmp_path / "inside" / "file", tmp_path / "again")
-    assert watches.held_bytes([tmp_path]) == once >= 100_000
+    assert sizes.held_bytes([tmp_path]) == once >= 100_000
     assert watches.Disk((tmp_path / "inside", tmp_path), 1)._folders == [tmp_path]
 
 
@@ -319,7 +324,7 @@ def test_a_folder_inside_another_and_a_second_name_count_once(tmp_path: Path) ->
     ("number", "says"), [(12 << 30, "12 GiB"), (1_572_864, "1.5 MiB"), (2048, "2 KiB"), (7, "7 bytes")]
 )
 def test_sizes_read_well(number: int, says: str) -> None:
-    assert watches.describe_bytes(number) == says
+    assert sizes.describe_bytes(number) == says
 
 
 @pytest.mark.parametrize("session", [False, True])

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 if __package__:
-    from workerkit.confinement import accounts
+    from workerkit.confinement import accounts, sizes
 
     from scheduling_service.engines.local import cgroups, places, processes, records, watches
 else:  # run as a file, without importing the package
     sys.path.insert(0, str(Path(__file__).parent))
-    import paths  # type: ignore[import-not-found,no-redef]
+    import paths  # type: ignore[import-not-found]
 
     sys.path[:0] = paths.SHARED_FOLDERS
     import accounts  # type: ignore[import-not-found,no-redef]
@@ -31,6 +31,7 @@ else:  # run as a file, without importing the package
     import places  # type: ignore[import-not-found,no-redef]
     import processes  # type: ignore[import-not-found,no-redef]
     import records  # type: ignore[import-not-found,no-redef]
+    import sizes  # type: ignore[import-not-found,no-redef]
     import watches  # type: ignore[import-not-found,no-redef]
 
 # Of the attempt's records.
@@ -211,7 +212,7 @@ class _Gang:
                 self._warn(warning)
 
     def _fail_for_memory(self, rank: int) -> None:
-        allowed = watches.describe_bytes(self.places.memory_bytes)
+        allowed = sizes.describe_bytes(self.places.memory_bytes)
         self.cause = None
         self.failed_rank, self.reason = rank, f"rank {rank} used more than the allowed {allowed} of memory"
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 if __package__:
+    from workerkit.confinement import sizes
+
     from scheduling_service.engines.local import usage
 else:  # with a keeper that is run as a file
+    import sizes  # type: ignore[import-not-found,no-redef]
     import usage  # type: ignore[import-not-found,no-redef]
 
 DISK_SECONDS = 2.0
 MEMORY_SECONDS = 0.25
-# A look takes at most this part of the time, however large the folders are, and sees at most so many files.
+# A look takes at most this part of the time, however large the folders are.
 DISK_SHARE = MEMORY_SHARE = 0.02
-DISK_FILES = 100_000
 LEAST_FREE_BYTES, LEAST_FREE_PART = 200 * 1024 * 1024, 0.01
 
 
@@ -67,12 +69,13 @@ class Disk:
         began = time.monotonic()
         if not self._most_bytes or began < self._look_at:
             return ""
-        held = held_bytes(self._folders)
+        held = sizes.held_bytes(self._folders)
         took = time.monotonic() - began
         self._look_at = began + took + max(DISK_SECONDS, took / DISK_SHARE)
         if held <= self._most_bytes:
             return ""
-        return f"the run's folder holds {describe_bytes(held)}, allowed are {describe_bytes(self._most_bytes)}"
+        found, allowed = sizes.describe_bytes(held), sizes.describe_bytes(self._most_bytes)
+        return f"the run's folder holds {found}, allowed are {allowed}"
 
     def warning(self) -> str:
         """Once, when the file system is nearly full."""
@@ -88,7 +91,7 @@ class Disk:
             free, all_of_it = system.f_bavail * system.f_frsize, system.f_blocks * system.f_frsize
             if all_of_it and free < max(LEAST_FREE_BYTES, LEAST_FREE_PART * all_of_it):
                 self._warned = True
-                return f"the file system of {folder} is nearly full: {describe_bytes(free)} are free"
+                return f"the file system of {folder} is nearly full: {sizes.describe_bytes(free)} are free"
         return ""
 
 
@@ -135,45 +138,6 @@ class Memory:
                 trees[rank] |= found.tree(orphan)
         self._rank_of = {(pid, found.processes[pid].start_time): rank for rank, pids in trees.items() for pid in pids}
         return trees
-
-
-def held_bytes(folders: Iterable[Path]) -> int:
-    """What the files below `folders` take on the disk; links are not followed and a file with two names counts once.
-
-    It stops after DISK_FILES files, which is then the least that they hold.
-    """
-    total = seen = 0
-    known: set[tuple[int, int]] = set()
-    left = [str(folder) for folder in folders]
-    while left and seen < DISK_FILES:
-        try:
-            entries = os.scandir(left.pop())
-        except OSError:
-            continue
-        with entries:
-            for entry in entries:
-                seen += 1
-                try:
-                    if entry.is_dir(follow_symlinks=False):
-                        left.append(entry.path)
-                        continue
-                    facts = entry.stat(follow_symlinks=False)
-                except OSError:
-                    continue
-                if facts.st_nlink > 1:
-                    if (facts.st_dev, facts.st_ino) in known:
-                        continue
-                    known.add((facts.st_dev, facts.st_ino))
-                total += facts.st_blocks * 512
-    return total
-
-
-def describe_bytes(number: int) -> str:
-    """`12 GiB`, `1.5 MiB`, `3 bytes`."""
-    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
-        if number >= 1024**power:
-            return f"{round(number / 1024**power, 1):g} {unit}"
-    return f"{number} bytes"
 
 
 def _changed(path: Path) -> int:

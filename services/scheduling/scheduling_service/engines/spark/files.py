@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 if __package__:
-    from workerkit.confinement import accounts
+    from workerkit.confinement import accounts, sizes
 
     from scheduling_service.engines.local import cgroups, keeper, places, processes, records, usage, watches
 else:  # run as a file, without importing the package
     sys.path.insert(0, str(Path(__file__).parents[1] / "local"))
-    import paths  # type: ignore[import-not-found,no-redef]
+    import paths  # type: ignore[import-not-found]
 
     sys.path[:0] = paths.SHARED_FOLDERS
     import accounts  # type: ignore[import-not-found,no-redef]
@@ -24,11 +24,12 @@ else:  # run as a file, without importing the package
     import places  # type: ignore[import-not-found,no-redef]
     import processes  # type: ignore[import-not-found,no-redef]
     import records  # type: ignore[import-not-found,no-redef]
+    import sizes  # type: ignore[import-not-found,no-redef]
     import usage  # type: ignore[import-not-found,no-redef]
     import watches  # type: ignore[import-not-found,no-redef]
 
 # What the keeper of the local engine does for its ranks is done for a rank here.
-__all__ = ["accounts", "cgroups", "keeper", "places", "processes", "records", "usage", "watches"]
+__all__ = ["accounts", "cgroups", "keeper", "places", "processes", "records", "sizes", "usage", "watches"]
 
 # By the engine.
 SPEC_FILE, SUBMISSION_FILE, STOP_FILE, LOG_SETTINGS = "spec.json", "submission.json", "stop", "log4j2.properties"

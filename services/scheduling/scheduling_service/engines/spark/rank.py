@@ -29,13 +29,14 @@ if __package__:
         places,
         processes,
         records,
+        sizes,
         usage,
         watches,
     )
 else:  # run as a file, without importing the package
     sys.path.insert(0, str(Path(__file__).parent))
     import files  # type: ignore[import-not-found,no-redef]
-    from files import accounts, cgroups, keeper, places, processes, records, usage, watches  # type: ignore[no-redef]
+    from files import accounts, cgroups, keeper, places, processes, records, sizes, usage, watches  # type: ignore[no-redef]
 
 TICK_SECONDS, MEASURE_SECONDS, FENCE_TICK_SECONDS = 0.1, 2.0, 1.0
 ORPHAN_GRACE_SECONDS, LEFTOVER_GRACE_SECONDS = 3.0, 1.0
@@ -172,7 +173,7 @@ class _Rank:
                 records.write(path, taken.look(), durable=False)
 
     def _fail_for_memory(self) -> None:
-        allowed = watches.describe_bytes(self.own.memory_bytes)
+        allowed = sizes.describe_bytes(self.own.memory_bytes)
         self.reason = f"rank {self.place.rank} used more than the allowed {allowed} of memory"
 
     def _lose(self, reason: str) -> None:
