@@ -142,11 +142,13 @@ def _facts(job: jobs_pb2.Job) -> JobFacts:
         ended_at=_moment(job.ended_at),
         ranks=job.current_ranks,
         rank_outcomes=tuple(_outcome(rank) for rank in job.ranks),
+        not_finite_series=tuple(job.not_finite_series),
     )
 
 
 def _outcome(rank: jobs_pb2.RankOutcome) -> RankOutcome:
-    return RankOutcome(rank.rank, rank.pid, rank.exit_code if rank.HasField("exit_code") else None)
+    exit_code = rank.exit_code if rank.HasField("exit_code") else None
+    return RankOutcome(rank.rank, rank.pid, exit_code, rank.is_cause)
 
 
 def _object(text: str) -> Mapping[str, Any] | None:

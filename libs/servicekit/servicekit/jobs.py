@@ -10,6 +10,8 @@ from typing import Any
 # What the scheduling service takes; the seconds are ten years.
 MAX_PRIORITY = 100
 MAX_SECONDS = 315_360_000
+# SIGKILL, and how a shell says it, which is how a rank ends whose program was a process of its own.
+KILLED_CODES = (-9, 128 + 9)
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,13 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class RankOutcome:
-    """How a rank ended; a negative code is the signal that ended it, None: it was not seen to end."""
+    """How a rank ended; a negative code is the signal that ended it, None: it was not seen to end. Why the attempt
+    failed is the code of the one that `is_cause`; others were ended after it."""
 
     rank: int
     pid: int
     exit_code: int | None = None
+    is_cause: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ class JobFacts:
     `state` is SUBMITTED, RUNNING, FINISHED, ERROR or KILLED. `result` is the object that the program reported, None
     when it reported none; `refusal` is what it says under "refused", `warning` what people should know of a job that
     goes on or ended well. `log_tail` has the last lines of the rank that failed, `run_directory` the files of the
-    newest attempt, `ranks` how many ranks that has and `rank_outcomes` how they ended.
+    newest attempt, `ranks` how many ranks that has and `rank_outcomes` how they ended. Of the
+    `not_finite_series` the newest value that the program reported is no number.
     """
 
     job_id: str
@@ -102,3 +107,11 @@ class JobFacts:
     ended_at: datetime | None = None
     ranks: int = 0
     rank_outcomes: Sequence[RankOutcome] = ()
+    not_finite_series: Sequence[str] = ()
+
+    @property
+    def was_killed(self) -> bool:
+        """True when it failed because somebody killed a rank or its program: whoever needed its memory, say. What is
+        ended at a limit was not killed."""
+        killed = any(rank.is_cause and rank.exit_code in KILLED_CODES for rank in self.rank_outcomes)
+        return killed and self.state == "ERROR"

@@ -148,7 +148,8 @@ async def test_facts_are_those_of_the_job(jobs: JobsClient, played: PlayedJobs) 
         run_directory="/run/1",
         started_at=10.5,
         current_ranks=2,
-        ranks=[jobs_pb2.RankOutcome(rank=0, pid=7), jobs_pb2.RankOutcome(rank=1, pid=8, exit_code=-9)],
+        ranks=[jobs_pb2.RankOutcome(rank=0, pid=7), jobs_pb2.RankOutcome(rank=1, pid=8, exit_code=-9, is_cause=True)],
+        not_finite_series=["loss", "grad_norm"],
     )
     assert (await jobs.get(["j"]))["j"] == JobFacts(
         "j",
@@ -164,8 +165,31 @@ async def test_facts_are_those_of_the_job(jobs: JobsClient, played: PlayedJobs) 
         run_directory="/run/1",
         started_at=datetime(1970, 1, 1, 0, 0, 10, 500000, tzinfo=UTC),
         ranks=2,
-        rank_outcomes=(RankOutcome(0, 7), RankOutcome(1, 8, -9)),
+        rank_outcomes=(RankOutcome(0, 7), RankOutcome(1, 8, -9, is_cause=True)),
+        not_finite_series=("loss", "grad_norm"),
     )
+
+
+@pytest.mark.parametrize(
+    ("state", "codes", "cause", "was_killed"),
+    [
+        ("ERROR", [-9], 0, True),
+        ("ERROR", [137], 0, True),
+        ("ERROR", [-15, -9], 1, True),
+        ("ERROR", [1, -9], 0, False),
+        ("ERROR", [-11], 0, False),
+        ("ERROR", [143], 0, False),
+        ("ERROR", [None], 0, False),
+        ("ERROR", [-9], None, False),
+        ("KILLED", [-9], 0, False),
+        ("RUNNING", [-9], 0, False),
+    ],
+)
+def test_a_job_was_killed_when_its_failure_is_that_of_a_killed_rank(
+    state: str, codes: list[int | None], cause: int | None, was_killed: bool
+) -> None:
+    ranks = [RankOutcome(rank, 7, code, is_cause=rank == cause) for rank, code in enumerate(codes)]
+    assert JobFacts("j", state, rank_outcomes=ranks).was_killed is was_killed
 
 
 @pytest.mark.parametrize("report", ["", "null", "[1]", '"text"', '{"pairs":', "[" * 100_000])

@@ -18,7 +18,16 @@ import workerkit
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
 from dlmesh.training.v1 import metrics_pb2, metrics_pb2_grpc
 from workerkit import Reporter
-from workerkit.spool import MAX_LINE_BYTES, MAX_REPORT_BYTES, append_metrics, read_metrics, read_report, warning_of
+from workerkit.spool import (
+    MAX_LINE_BYTES,
+    MAX_REPORT_BYTES,
+    MAX_SERIES,
+    append_metrics,
+    not_finite_series,
+    read_metrics,
+    read_report,
+    warning_of,
+)
 
 
 class Platform(jobs_pb2_grpc.JobServiceServicer, metrics_pb2_grpc.MetricServiceServicer):
@@ -95,6 +104,7 @@ def test_nothing_is_lost_or_doubled_while_the_platform_is_away(tmp_path: Path) -
     assert (last.job_id, last.attempt, last.progress.done) == ("j1", 2, 100)
     assert json.loads(last.result_json) == {"top1": 0.98}
     assert last.warning == "loss is not finite since iteration 100"
+    assert list(last.not_finite.names) == ["loss"]
     assert second.headers[-1]["x-dlmesh-job-token"] == "token"
 
 
@@ -109,6 +119,7 @@ def test_the_spool_alone_tells_everything(tmp_path: Path) -> None:
         "progress": {"done": 2.0, "total": 3.0, "phase": "training"},
         "result": {"a": 1},
         "not_finite": {"series": "lr", "step": 7, "lasts": True},
+        "not_finite_since": {"lr": 7},
     }
     points, _ = read_metrics(tmp_path, 0)
     assert [(point.series, point.step, point.value) for point in points] == [("loss", 7, 0.5)]
@@ -140,13 +151,39 @@ def test_a_value_that_comes_back_is_no_lasting_trouble(tmp_path: Path) -> None:
     assert warning_of(read_report(tmp_path)) == "loss is not finite since iteration 3"
 
 
+def test_of_every_series_it_is_known_whether_its_newest_value_is_a_number(tmp_path: Path) -> None:
+    with Reporter(tmp_path) as reporter:
+        reporter.metrics({"loss": 0.5}, 1)
+        assert not_finite_series(read_report(tmp_path)) is None
+        reporter.metrics({"grad_norm": INFINITE, "loss": 0.5}, 2)
+        assert not_finite_series(read_report(tmp_path)) == ["grad_norm"]
+        # Each at once, though the warning stays that of the first.
+        reporter.metrics({"loss": NAN}, 3)
+        assert not_finite_series(read_report(tmp_path)) == ["grad_norm", "loss"]
+        reporter.metrics({"other": 1.0}, 4)
+        reporter.metrics({"grad_norm": 1.0, "loss": NAN}, 5)
+    report = read_report(tmp_path)
+    assert (report["not_finite_since"], warning_of(report)) == ({"loss": 3}, "loss is not finite since iteration 3")
+    with Reporter(tmp_path) as reporter:
+        reporter.metrics({"loss": NAN}, 6)
+        reporter.metrics({"loss": 0.25}, 7)
+    assert not_finite_series(read_report(tmp_path)) == []
+
+
+def test_a_program_has_no_more_odd_series_than_others(tmp_path: Path) -> None:
+    with Reporter(tmp_path) as reporter:
+        reporter.metrics({f"s{number}": NAN for number in range(MAX_SERIES + 1)} | {"x" * 129: NAN, "": NAN}, 1)
+    assert not_finite_series(read_report(tmp_path)) == [f"s{number}" for number in range(MAX_SERIES)]
+
+
 @pytest.mark.parametrize(
     ("begins_at", "warning"),
     [(6, "loss is not finite since iteration 5"), (5, ""), (2, "")],
     ids=["behind it", "at it", "before it"],
 )
 def test_the_next_attempt_takes_over_what_it_does_not_repeat(tmp_path: Path, begins_at: int, warning: str) -> None:
-    attempts = [tmp_path / f"attempt-{number}" for number in range(1, 5)]
+    odd = ["loss"] if warning else []
+    attempts = [tmp_path / f"attempt-{number}" for number in range(1, 6)]
     for attempt in attempts:
         attempt.mkdir()
     with Reporter(attempts[0]) as reporter:
@@ -159,9 +196,14 @@ def test_the_next_attempt_takes_over_what_it_does_not_repeat(tmp_path: Path, beg
         assert warning_of(read_report(attempts[2])) == ""
         reporter.metrics({"other": 1.0}, begins_at)
     assert warning_of(read_report(attempts[2])) == warning
+    assert list(not_finite_series(read_report(attempts[2])) or []) == odd
     with Reporter(attempts[3]) as reporter:
         reporter.metrics({"other": 1.0}, begins_at + 1)
     assert warning_of(read_report(attempts[3])) == warning
+    assert list(not_finite_series(read_report(attempts[3])) or []) == odd
+    with Reporter(attempts[4]) as reporter:
+        reporter.metrics({"loss": 1.0}, begins_at + 2)
+    assert not not_finite_series(read_report(attempts[4]))
 
 
 def test_a_torn_line_waits_for_its_end(tmp_path: Path) -> None:
@@ -206,6 +248,12 @@ def test_a_full_disk_does_not_stop_the_program(tmp_path: Path) -> None:
         ('{"not_finite": "loss"}', {}),
         ('{"not_finite": {"series": "loss", "step": 1e300, "lasts": true}}', {}),
         ('{"not_finite": {"series": "", "step": 1, "lasts": true}}', {}),
+        (r'{"not_finite": {"series": "\ud800", "step": 1, "lasts": true}}', {}),
+        ('{"not_finite_since": ["loss"]}', {}),
+        (
+            r'{"not_finite_since": {"a": 1, "": 1, "\ud800": 1, "\u0000": 1, "b": 1.0, "c": true, "d": -1, "e": 1e99}}',
+            {"not_finite_since": {"a": 1}},
+        ),
         ('{"result": "' + "x" * MAX_REPORT_BYTES + '"}', {}),
     ],
 )

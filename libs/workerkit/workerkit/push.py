@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workerkit.spool import OFFSET_FILE, acknowledged, read_metrics, read_report, warning_of, write_atomically
+from workerkit.spool import (
+    OFFSET_FILE,
+    acknowledged,
+    not_finite_series,
+    read_metrics,
+    read_report,
+    warning_of,
+    write_atomically,
+)
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +105,8 @@ class Push:
             request.result_json = json.dumps(report["result"])
         if warning := warning_of(report):
             request.warning = warning
+        if (names := not_finite_series(report)) is not None:
+            request.not_finite.CopyFrom(jobs_pb2.SeriesNames(names=names))
         stub = jobs_pb2_grpc.JobServiceStub(self._channel(self.scheduling_address))
         stub.ReportJob(request, metadata=self._headers(), timeout=CALL_SECONDS)
         self._sent_report = text

@@ -16,7 +16,14 @@ from typing import Any
 
 from workerkit.heartbeat import heartbeat
 from workerkit.push import Push
-from workerkit.spool import MAX_SERIES_LENGTH, REPORT_FILE, append_metrics, earlier_not_finite, write_atomically
+from workerkit.spool import (
+    MAX_SERIES,
+    MAX_SERIES_LENGTH,
+    REPORT_FILE,
+    append_metrics,
+    earlier_not_finite,
+    write_atomically,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +40,7 @@ class Reporter:
         self._push = push
         self._report: dict[str, Any] = {}
         # Counts as soon as this attempt is known to go on behind it: what it goes back over is discarded.
-        self._earlier = earlier_not_finite(directory) if directory is not None else None
+        self._earlier = earlier_not_finite(directory) if directory is not None else {}
         self._spooled_at = 0.0
         self._lock = threading.Lock()
         if push is not None:
@@ -73,7 +80,7 @@ class Reporter:
         self._remember({"result": result}, now=True)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """One point for each series. Values that are not finite are left out, and the report names the first."""
+        """One point for each series. Values that are not finite are left out, and the report names their series."""
         heartbeat()
         if self._directory is None:
             return
@@ -94,19 +101,29 @@ class Reporter:
             self._push.close(FLUSH_SECONDS)
 
     def _look_for_numbers(self, values: Mapping[str, float], finite: Mapping[str, float], step: int) -> None:
-        """Keep in the report which series is no number, since when, and whether it came back."""
-        found = before = self._report.get("not_finite")
-        if self._earlier is not None:
-            if self._earlier["step"] < step:
-                found = self._earlier
-            self._earlier = None
+        """Keep in the report which series are no number, since when, and whether the first came back."""
+        found = self._report.get("not_finite")
+        known = self._report.get("not_finite_since", {})
+        since = {name: at for name, at in known.items() if name not in finite}
+        if earlier := self._earlier:
+            if "not_finite" in earlier and earlier["not_finite"]["step"] < step:
+                found = earlier["not_finite"]
+            before_us = earlier.get("not_finite_since", {}).items()
+            since |= {name: at for name, at in before_us if at < step and name not in finite}
+            self._earlier = {}
         if found and found["lasts"] and found["series"] in finite:
             found = {**found, "lasts": False}
         odd = next((name for name in values if name not in finite), None)
+        for name in values:
+            if name not in finite and 0 < len(name) <= MAX_SERIES_LENGTH and len(since) < MAX_SERIES:
+                since.setdefault(name, int(step))
         if odd is not None and not (found and found["lasts"]):
-            found = {"series": odd[:MAX_SERIES_LENGTH], "step": int(step), "lasts": True}
-        if found:
-            self._remember({"not_finite": found}, now=before is None)
+            found = {"series": odd[:MAX_SERIES_LENGTH], "step": since.get(odd, int(step)), "lasts": True}
+        facts = {"not_finite": found} if found else {}
+        if since or known:
+            facts["not_finite_since"] = since
+        if facts:
+            self._remember(facts, now=bool(since.keys() - known.keys()))
 
     def _remember(self, facts: dict[str, Any], *, now: bool) -> None:
         if self._directory is None:

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -84,10 +84,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_report(directory: Path) -> dict[str, Any]:
-    """{"progress": {"done", "total", "phase"}, "result": ..., "not_finite": {"series", "step", "lasts"}}.
+    """{"progress": {"done", "total", "phase"}, "result": ..., "not_finite": {"series", "step", "lasts"},
+    "not_finite_since": {series: step}}.
 
     Empty when the worker reported nothing. `not_finite` says which series had a value that is no number first, and
-    whether it has had none since. User programs can write the file: what is too large or has another form is left out.
+    whether it has had none since; `not_finite_since` has all series whose newest value is none. User programs can write
+    the file: what is too large or has another form is left out.
     """
     try:
         with open_plain(directory / REPORT_FILE) as file:
@@ -100,6 +102,8 @@ def read_report(directory: Path) -> dict[str, Any]:
     found = {"progress": report["progress"]} if _is_progress(report.get("progress")) else {}
     if _is_not_finite(report.get("not_finite")):
         found["not_finite"] = report["not_finite"]
+    if isinstance(since := report.get("not_finite_since"), dict):
+        found["not_finite_since"] = dict(itertools.islice(filter(_is_since, since.items()), MAX_SERIES))
     return found | ({"result": report["result"]} if "result" in report else {})
 
 
@@ -113,19 +117,27 @@ def warning_of(report: Mapping[str, Any]) -> str:
     return f"{found['series']} was not finite at iteration {found['step']}"
 
 
-def earlier_not_finite(directory: Path) -> dict[str, Any] | None:
-    """`not_finite` of the newest attempt that reported points, `directory` being that of the attempt that begins.
+def not_finite_series(report: Mapping[str, Any]) -> Sequence[str] | None:
+    """The series of a report whose newest value is no number; None when it says nothing of them."""
+    return list(report["not_finite_since"]) if "not_finite_since" in report else None
+
+
+def earlier_not_finite(directory: Path) -> dict[str, Any]:
+    """`not_finite` and `not_finite_since` of the newest attempt that reported points, `directory` being that of the
+    attempt that begins; empty when it said neither.
 
     That attempt took over what the ones before it had said. A program that begins again within its attempt counts, too.
     """
     match = _ATTEMPT.fullmatch(directory.name)
     for number in range(int(match[1]), 0, -1) if match else ():
         attempt = directory.with_name(f"attempt-{number}")
-        if found := read_report(attempt).get("not_finite"):
-            return dict(found)
+        report = read_report(attempt)
+        found: dict[str, Any] = {name: report[name] for name in ("not_finite", "not_finite_since") if name in report}
+        if found:
+            return found
         if (attempt / METRICS_FILE).exists():
-            return None
-    return None
+            return {}
+    return {}
 
 
 def _is_progress(progress: Any) -> bool:
@@ -143,10 +155,17 @@ def _is_not_finite(found: Any) -> bool:
         and found.keys() == {"series", "step", "lasts"}
         and isinstance(found["series"], str)
         and 0 < len(found["series"]) <= MAX_SERIES_LENGTH
+        and found["series"].isprintable()
         and type(found["step"]) is int
         and 0 <= found["step"] <= MAX_STEP
         and isinstance(found["lasts"], bool)
     )
+
+
+def _is_since(item: tuple[str, Any]) -> bool:
+    series, step = item
+    is_named = 0 < len(series) <= MAX_SERIES_LENGTH and series.isprintable()
+    return is_named and type(step) is int and 0 <= step <= MAX_STEP
 
 
 def append_metrics(directory: Path, values: Mapping[str, float], step: int) -> None:

@@ -81,6 +81,7 @@ async def test_a_rank_over_its_memory_ends_and_is_named(engine: LocalEngine, tmp
     seen = await ended(engine, directory)
     assert (seen.phase, seen.failed_rank, seen.final) == (Phase.FAILED, 1, False)
     assert seen.reason == "rank 1 used more than the allowed 100 MiB of memory"
+    assert not any(rank.is_cause for rank in seen.ranks)
 
 
 @pytest.mark.parametrize("session", [False, True])
@@ -289,6 +290,8 @@ def test_the_kernels_kill_names_the_rank_and_the_group_goes(
     assert outcome["state"] == "failed"
     assert outcome["reason"] == "rank 1 used more than the allowed 8 GiB of memory"
     assert (outcome["failed_rank"], outcome["final"]) == (1, False)
+    # The kernel killed it, which is the platform's limit.
+    assert [rank["is_cause"] for rank in outcome["ranks"]] == [False, False]
     assert not group.exists()
 
 

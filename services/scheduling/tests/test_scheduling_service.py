@@ -411,16 +411,18 @@ async def test_workers_report_for_their_own_job_and_attempt_only(tmp_path: Path)
                         attempt=attempt,
                         progress=jobs_pb2.Progress(done=3, total=10, phase="training"),
                         warning="loss is no number\0",
+                        not_finite=jobs_pb2.SeriesNames(names=["loss", "x\0" * 100]),
                     ),
                     metadata=(("x-dlmesh-job", "j1"), ("x-dlmesh-job-token", token)),
                 )
 
         await report("j1", 9, job_token(SECRET, "j1"))
         ignored = await until(platform, "j1", "RUNNING")
-        assert (ignored.progress.total, ignored.warning) == (0, "")
+        assert (ignored.progress.total, ignored.warning, list(ignored.not_finite_series)) == (0, "", [])
         await report("j1", 1, job_token(SECRET, "j1"))
         job = await until(platform, "j1", "RUNNING")
         assert (job.progress.done, job.warning) == (3, "loss is no number\ufffd")
+        assert list(job.not_finite_series) == ["loss", "x\ufffd" * 64]
         with pytest.raises(grpc.aio.AioRpcError) as foreign:
             await report("j2", 1, job_token(SECRET, "j1"))
         assert foreign.value.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -443,7 +445,7 @@ async def test_a_warning_lasts_over_a_restart_of_the_service_and_belongs_to_its_
         directory = Path(os.environ["DLMESH_JOB_DIR"])
         last = directory.name == "attempt-2"
         with Reporter(directory) as reporter:
-            reporter.metrics({"loss": 1.0 if last else float("nan"), "accuracy": float("nan")}, 3)
+            reporter.metrics({"loss": 1.0 if last else float("nan"), "accuracy": float("nan"), "grad": float("inf")}, 3)
         sys.exit(0 if last else 1)
     """
     async with service(tmp_path) as platform:
@@ -452,6 +454,7 @@ async def test_a_warning_lasts_over_a_restart_of_the_service_and_belongs_to_its_
     async with service(tmp_path) as platform:
         job = await until(platform, "j1", "FINISHED")
     assert (job.attempt, job.warning) == (2, "accuracy is not finite since iteration 3")
+    assert list(job.not_finite_series) == ["accuracy", "grad"]
 
 
 async def test_ranks_see_no_secrets_of_the_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

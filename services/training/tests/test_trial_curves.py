@@ -153,3 +153,24 @@ async def test_a_trial_is_settled_when_all_that_was_spooled_is_read(
 
     found = await room.until(settled)
     assert (found.status, found.status_message) == ("FAILED", "rank 0 exited with 1")
+
+
+async def test_series_that_are_no_numbers_any_more_are_named(room: Room) -> None:
+    trial_id = await start(room)
+    await record(room, trial_id, "test_loss", {1: 0.5})
+
+    async def odd(*series: str) -> Any:
+        found = (await read(room, trial_id, wait_seconds=10.0))[trial_id]
+        return found if list(found.not_finite_series) == [*series] else None
+
+    assert await odd()
+    room.jobs.move(trial_id, "RUNNING", not_finite_series=("test_loss", "grad_norm"))
+    assert not (await room.until(lambda: odd("test_loss", "grad_norm"))).is_settled
+    # One came back; the last word is that of the job that has ended.
+    room.jobs.move(trial_id, "FINISHED", not_finite_series=("grad_norm",))
+
+    async def settled() -> Any:
+        found = (await read(room, trial_id, wait_seconds=10.0))[trial_id]
+        return found if found.is_settled else None
+
+    assert list((await room.until(settled)).not_finite_series) == ["grad_norm"]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from servicekit.database import Database
 from servicekit.errors import Code, ServiceError
+from servicekit.jobs import RankOutcome
 from studies_room import StudiesRoom, loss_of_rate, request_of
 from tuning_service.domain.study import Kind, Status, Trial, TrialStatus
 from tuning_service.storage import MIGRATIONS
@@ -285,7 +286,7 @@ async def test_a_trial_that_was_killed_begins_anew_twice(room: StudiesRoom, kill
     for _ in range(kills):
         (running,) = await room.until_running(uid, 1)
         uids.append(running.uid)
-        room.jobs.end(running.uid, "ERROR", reason="rank 0 was ended by SIGKILL")
+        room.jobs.end(running.uid, "ERROR", rank_outcomes=[RankOutcome(0, 7, -9, is_cause=True)])
     study = await room.to_the_end(uid)
     assert (study.counts.trials, study.counts.failed) == (2, int(kills == 3))
     first = (await room.trials(uid))[0]
@@ -297,7 +298,7 @@ async def test_a_trial_that_was_killed_begins_anew_twice(room: StudiesRoom, kill
 async def test_a_program_that_ends_itself_does_not(room: StudiesRoom) -> None:
     uid = await room.add(request=request_of(maxJobNum=2))
     (running,) = await room.until_running(uid, 1)
-    room.jobs.end(running.uid, "ERROR", reason="rank 0 exited with code 1")
+    room.jobs.end(running.uid, "ERROR", rank_outcomes=[RankOutcome(0, 7, 1, is_cause=True), RankOutcome(1, 8, -9)])
     assert (await room.to_the_end(uid)).counts.failed == 1
 
 
@@ -448,7 +449,7 @@ class _KilledError(BaseException):
 
 async def _step(room: StudiesRoom, chances: random.Random | None) -> None:
     if chances is None or chances.random() < 0.3:
-        await room.loop.step()
+        await room.step()
         return
     calls = chances.randrange(1, 12)
     is_after = chances.random() < 0.5
@@ -478,7 +479,7 @@ async def _step(room: StudiesRoom, chances: random.Random | None) -> None:
     room.studies, room.jobs, room.runner = killing(studies), killing(jobs), killing(runner)
     room.restart()
     try:
-        await room.loop.step()
+        await room.step()
     except _KilledError:
         pass
     finally:

@@ -48,6 +48,7 @@ def reported_from_proto(request: jobs_pb2.ReportJobRequest) -> Reported:
         Progress(progress.done, progress.total, progress.phase) if request.HasField("progress") else None,
         request.result_json if request.HasField("result_json") else None,
         request.warning if request.HasField("warning") else None,
+        list(request.not_finite.names) if request.HasField("not_finite") else None,
     )
 
 
@@ -100,13 +101,17 @@ def job_to_proto(job: Job, run_directory: Path, reason: str) -> jobs_pb2.Job:
         created_at=_seconds(job.created_at),
         started_at=_seconds(job.started_at),
         ended_at=_seconds(job.ended_at),
-        ranks=[jobs_pb2.RankOutcome(rank=row.rank, pid=row.pid, exit_code=row.exit_code) for row in job.ranks],
+        ranks=[
+            jobs_pb2.RankOutcome(rank=row.rank, pid=row.pid, exit_code=row.exit_code, is_cause=row.is_cause)
+            for row in job.ranks
+        ],
         log_tail=job.log_tail,
         run_directory=str(run_directory),
         driver_id=driver_id(job),
         instance_group_id=job.group_id,
         current_ranks=job.current_ranks,
         application_id=application_id(job),
+        not_finite_series=job.not_finite_series,
     )
 
 

@@ -99,20 +99,24 @@ class Progress:
 
 @dataclass(frozen=True)
 class Reported:
-    """What a worker said of its attempt; None where it said nothing. `warning` is a line for people."""
+    """What a worker said of its attempt; None where it said nothing. `warning` is a line for people; of the
+    `not_finite_series` the newest value is no number."""
 
     progress: Progress | None = None
     result_json: str | None = None
     warning: str | None = None
+    not_finite_series: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
 class Rank:
-    """How a rank of the newest attempt ended; a negative code is the signal that ended it, None: it was not seen."""
+    """How a rank of the newest attempt ended; a negative code is the signal that ended it, None: it was not seen. Why
+    the attempt failed is the code of the one that `is_cause`."""
 
     rank: int
     pid: int
     exit_code: int | None
+    is_cause: bool = False
 
 
 @dataclass
@@ -156,6 +160,7 @@ class Job:
     is_backfill: bool = False
     waits_for: Sequence[str] = ()
     waits_because: str = ""
+    not_finite_series: Sequence[str] = ()
 
     @property
     def is_leaving(self) -> bool:

@@ -47,4 +47,5 @@ def _rank_of(row: Mapping[str, Any]) -> Rank | None:
     code = row.get("exit_code")
     # A signal, or what a program says.
     is_code = code is None or (type(code) is int and -128 <= code <= 255)
-    return Rank(row["rank"], row["pid"], code) if is_code and 0 <= row["rank"] < 1 << 20 else None
+    is_whole = is_code and 0 <= row["rank"] < 1 << 20
+    return Rank(row["rank"], row["pid"], code, row.get("is_cause") is True) if is_whole else None

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from servicekit.folders import remove_folder
 from servicekit.identity import job_token
-from workerkit.spool import open_plain, open_plain_below, read_report, warning_of
+from workerkit.spool import not_finite_series, open_plain, open_plain_below, read_report, warning_of
 
 from scheduling_service.domain.instance_group import InstanceGroup
 from scheduling_service.domain.job import Job, Progress, Reported
@@ -43,6 +43,7 @@ class JobFiles:
             Progress(**report["progress"]) if "progress" in report else None,
             json.dumps(report["result"]) if "result" in report else None,
             warning_of(report) or None,
+            not_finite_series(report),
         )
 
     def tail(self, job: Job, rank: int, lines: int) -> str:

@@ -14,6 +14,7 @@ from servicekit.database import Database
 from servicekit.errors import conflict
 from servicekit.leases import claim
 from servicekit.texts import storable
+from workerkit.spool import MAX_SERIES, MAX_SERIES_LENGTH
 
 from scheduling_service.domain.job import Job, Progress, Rank, Reported, Spec, State
 from scheduling_service.storage import application_search
@@ -43,7 +44,7 @@ _NOT_THE_LOOPS = (
         "priority",
         "study",
     ),
-    *("stop_requested", "progress", "result_json", "warning"),
+    *("stop_requested", "progress", "result_json", "warning", "not_finite_series"),
 )
 
 
@@ -145,12 +146,12 @@ class SqlJobs:
             return int((await session.execute(application_search.count(query))).scalar_one())
 
     async def begin(self, job: Job) -> None:
-        await self._save(job, job.attempt - 1, result_json="", warning="")
+        await self._save(job, job.attempt - 1, result_json="", warning="", not_finite_series=[])
 
     async def save(self, job: Job) -> None:
         await self._save(job, job.attempt)
 
-    async def _save(self, job: Job, attempt: int, **more: str) -> None:
+    async def _save(self, job: Job, attempt: int, **more: Any) -> None:
         values = _row(job)
         for fixed_or_theirs in _NOT_THE_LOOPS:
             del values[fixed_or_theirs]
@@ -176,6 +177,10 @@ class SqlJobs:
             values["result_json"] = storable(reported.result_json)
         if reported.warning is not None:
             values["warning"] = storable(reported.warning[:MAX_WARNING_CHARACTERS])
+        if reported.not_finite_series is not None:
+            values["not_finite_series"] = [
+                storable(name[:MAX_SERIES_LENGTH]) for name in reported.not_finite_series[:MAX_SERIES]
+            ]
         if values:
             mine = sa.and_(JOBS.c.id == job_id, JOBS.c.attempt == attempt, JOBS.c.state.in_(ACTIVE))
             async with self._database.session() as session:
@@ -240,6 +245,7 @@ def _row(job: Job) -> dict[str, Any]:
         "suspending": job.suspending,
         "is_backfill": job.is_backfill,
         "waits_for": list(job.waits_for),
+        "not_finite_series": list(job.not_finite_series),
     }
 
 

@@ -58,6 +58,7 @@ JOBS = sa.Table(
     sa.Column("suspending", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("is_backfill", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("waits_for", sa.JSON, nullable=False, server_default="[]"),
+    sa.Column("not_finite_series", sa.JSON, nullable=False, server_default="[]"),
     # The queue asks for these with every step.
     sa.Index(
         "ix_jobs_stopping",

@@ -83,6 +83,7 @@ def trial_metrics(found: TrialCurves) -> trials_pb2.TrialMetrics:
         ],
         results=found.results.text,
         results_error=found.results.error,
+        not_finite_series=found.training.not_finite_series,
     )
 
 

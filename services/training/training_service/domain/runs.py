@@ -112,7 +112,8 @@ class Training(Run):
     what runs instead of the model's program. `workers` is the number of ranks that run. Of an elastic training
     `cluster_size` is the most workers and `min_workers` the fewest; otherwise `min_workers` is 0. `gpus_per_worker` is
     1 when 0. `study` is the name of the study that it is a trial of, empty for all others: `uid` is also its job's id
-    then, and `user_defined` are parameters for its program that are no hyperparameters.
+    then, and `user_defined` are parameters for its program that are no hyperparameters. Of the `not_finite_series` the
+    newest value is no number.
     """
 
     dataset_uid: str = ""
@@ -145,12 +146,14 @@ class Training(Run):
     trial_number: int = 0
     user_defined: dict[str, Any] = field(default_factory=dict)
     gpus_per_worker: int = 0
+    not_finite_series: list[str] = field(default_factory=list)
 
     def follow(self, job: JobFacts | None) -> bool:
-        workers = job.ranks if job is not None and job.state == "RUNNING" else 0
-        changed = workers != self.workers and not self.status.is_final
-        if changed:
-            self.workers = workers
+        before = (self.workers, self.not_finite_series)
+        if not self.status.is_final:
+            self.workers = job.ranks if job is not None and job.state == "RUNNING" else 0
+            self.not_finite_series = list(job.not_finite_series) if job is not None else self.not_finite_series
+        changed = before != (self.workers, self.not_finite_series)
         return super().follow(job) or changed
 
     @property

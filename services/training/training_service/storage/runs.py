@@ -63,6 +63,7 @@ class SqlRuns(Generic[R]):
             state["pairs"] = [list(pair) for pair in run.pairs]
         elif isinstance(run, Training):
             state["workers"] = run.workers
+            state["not_finite_series"] = list(run.not_finite_series)
         await self._update(run.uid, **state)
 
     async def request_stop(self, uid: str) -> None:

@@ -77,6 +77,7 @@ class TrainingRow(RunColumns, Base):
     trial_number: Mapped[int] = mapped_column(sa.Integer, server_default="0")
     user_defined: Mapped[dict[str, Any]] = mapped_column(sa.JSON, server_default="{}")
     gpus_per_worker: Mapped[int] = mapped_column(sa.Integer, server_default="0")
+    not_finite_series: Mapped[list[str]] = mapped_column(sa.JSON, server_default="[]")
     # A deleted trial, until it has ended.
     is_hidden: Mapped[bool] = mapped_column(sa.Boolean, server_default=sa.false(), default=False, index=True)
 

@@ -20,8 +20,6 @@ from tuning_service.usecases.tunings import TrialModel
 DELETE_AT_ONCE = 1000
 # Long enough for what the workers of an ended training reported to be read.
 SETTLE_SECONDS = 5.0
-# What the training service says of a loss that is no number any more.
-NOT_FINITE = "is not finite"
 
 
 class TrainingTrials:
@@ -150,9 +148,10 @@ def _results(trial: trials_pb2.TrialMetrics, plan: Plan) -> Results:
         for name, points in curves.items()
         if (values := [value for _, value in points])
     }
-    if NOT_FINITE in trial.status_message:
+    odd = [objective.metric for objective in plan.objectives if objective.metric in trial.not_finite_series]
+    if odd:
         # What it had reached before says nothing of the weights that it ended with.
-        return Results((), metrics, (), trial.status_message)
+        return Results((), metrics, (), f"the newest {odd[0]} is not finite")
     missing = [objective.metric for objective in plan.objectives if objective.metric not in metrics]
     first = [(float(step), value) for step, value in curves.get(plan.objectives[0].metric, [])]
     if not missing:
@@ -160,6 +159,8 @@ def _results(trial: trials_pb2.TrialMetrics, plan: Plan) -> Results:
     if trial.results:
         # The program has a way of its own to say how it went.
         return read_results(trial.results, plan.objectives)
+    if trial.results_error:
+        return Results((), metrics, first, trial.results_error)
     known = ", ".join(sorted(metrics)[:10]) or "none"
     complaint = f"the training reported no {missing[0]}; what it reported: {known}"
     return Results((), metrics, first, complaint)

@@ -18,9 +18,6 @@ from tuning_service.usecases.trials import losses_of
 
 # How often a trial begins anew that was killed: by whoever needed its memory, say, and not by what its program does.
 KILLED_RESTARTS = 2
-# What the scheduling service says of the rank that ended first; those that end after it are killed, too. A shell says
-# the code.
-KILLED = ("was ended by SIGKILL", "exited with code 137")
 OVER_TIME = "maxRunTime was over"
 # Of a peer that is away, restarting or in trouble; everything else will be the same when it is asked again.
 _PASSING = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.RESOURCE_EXHAUSTED, Code.ABORTED)
@@ -159,9 +156,7 @@ def _take_over(trial: Trial, job: JobFacts) -> bool:
 
 def _was_killed(trial: Trial, job: JobFacts | None) -> bool:
     """Whether it is worth beginning anew, because nobody asked for its end."""
-    if job is None or job.state != "ERROR" or trial.stop_reason or trial.kills >= KILLED_RESTARTS:
-        return False
-    return any(words in job.reason for words in KILLED)
+    return job is not None and job.was_killed and not trial.stop_reason and trial.kills < KILLED_RESTARTS
 
 
 def _settle(trial: Trial, job: JobFacts | None, results: Results, now: datetime) -> None:

@@ -80,6 +80,8 @@ class _Gang:
     jvm: int
     reason: str = ""
     failed_rank: int | None = None
+    # The rank whose exit code is why.
+    cause: int | None = None
     state: str = ""
     final: bool = False
     started_at: float = field(default_factory=time.time)
@@ -110,7 +112,12 @@ class _Gang:
             "started_at": self.started_at,
             "ended_at": time.time(),
             "ranks": [
-                {"rank": number, "pid": record.get("pid", 0), "exit_code": record.get("exit_code")}
+                {
+                    "rank": number,
+                    "pid": record.get("pid", 0),
+                    "exit_code": record.get("exit_code"),
+                    "is_cause": number == self.cause,
+                }
                 for number in range(self.spec["ranks"])
                 for record in [self.records.get(number, {})]
             ],
@@ -166,6 +173,8 @@ class _Gang:
             number = min(failed, key=lambda number: ((ended[number]["exit_code"] or 0) > 0, number))
             self.state, self.failed_rank, self.final = "failed", number, ended[number]["final"]
             code = ended[number]["exit_code"]
+            # Its keeper may have had a reason of its own to end it: a limit that it passed.
+            self.cause = None if ended[number]["reason"] else number
             self.reason = ended[number]["reason"] or f"rank {number} {keeper.describe_exit(code or 0)}"
             return True
         if len(ended) == self.spec["ranks"]:
