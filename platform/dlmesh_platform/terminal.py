@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -36,6 +38,10 @@ def plain_errors(command: Callable[Parameters, None]) -> Callable[Parameters, No
 
     @wraps(command)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                # Names of users may hold what the terminal cannot print.
+                stream.reconfigure(errors="replace")
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
