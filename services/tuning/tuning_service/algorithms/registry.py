@@ -17,7 +17,8 @@ from tuning_service.algorithms.base import Algorithm, Problem
 class Parameter:
     """An entry of `algoParams`, whose values clients send as text.
 
-    `default` None means that it has to be given, unless it is `optional`. Numbers lie from `low` to `high`.
+    `default` None means that it has to be given, unless it is `optional`. Numbers lie from `low` to `high`; where there
+    are `names`, a text is one of them, in any case.
     """
 
     name: str
@@ -26,10 +27,13 @@ class Parameter:
     low: float = -math.inf
     high: float = math.inf
     optional: bool = False
+    names: Sequence[str] = ()
 
     @property
     def allowed(self) -> str:
         """In words."""
+        if self.names:
+            return f"one of {', '.join(self.names)}"
         if self.type is bool:
             return "true or false"
         if self.type is str:
@@ -47,6 +51,8 @@ class Parameter:
         try:
             if self.type is bool:
                 return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+            if self.names:
+                return {name.lower(): name for name in self.names}[text.lower()]
             value = self.type(text)
         except (ValueError, KeyError):
             value = None
@@ -80,6 +86,23 @@ _RESOURCE = (
     Parameter("ResourceValue", int, low=1, high=2**31 - 1),
     Parameter("MinResource", int, default=1, low=1, high=2**31 - 1),
 )
+# Of nevergrad's 500: those that take any space, several trials at a time, and trials that they did not ask for.
+OPTIMIZERS = (
+    "NGOpt",
+    "NgIohTuned",
+    "MetaModel",
+    "CMA",
+    "DiagonalCMA",
+    "DE",
+    "TwoPointsDE",
+    "LhsDE",
+    "PSO",
+    "TBPSA",
+    "OnePlusOne",
+    "DiscreteOnePlusOne",
+    "DoubleFastGADiscreteOnePlusOne",
+    "ScrHammersleySearch",
+)
 
 ALGORITHMS: Mapping[str, Entry] = {
     "Random": Entry("tuning_service.algorithms.random_search:RandomSearch", (_SEED,), MANY),
@@ -105,6 +128,10 @@ ALGORITHMS: Mapping[str, Entry] = {
         ),
         MANY,
         learns=True,
+    ),
+    "Nevergrad": Entry(
+        "tuning_service.algorithms.nevergrad_search:Nevergrad",
+        (_SEED, Parameter("Optimizer", str, default=OPTIMIZERS[0], names=OPTIMIZERS)),
     ),
     "Hyperband": Entry(
         "tuning_service.algorithms.hyperband:Hyperband",
