@@ -26,7 +26,8 @@ HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".bench"
 RAW = HERE / "raw" / "tuning-quality.jsonl"
 PLOTS = HERE.parent / "docs" / "plots"
-OPTUNA = ("optuna==5.0.0", "colorlog==6.12.0")
+# nevergrad, which the product installs, has its TPE from hyperopt.
+INSTALLED = ("optuna==5.0.0", "colorlog==6.12.0", "hyperopt==0.3.0")
 SEEDS, DEVELOPMENT_SEEDS = range(10), range(1000, 1010)
 TRIALS, BUDGETS = 100, (30, 100)
 SAMPLERS = ("Random", "Tpe", "Bayesian", "Optuna TPE", "Optuna GP", "nevergrad HyperOpt")
@@ -96,7 +97,7 @@ def _run(keys: Sequence[Key]) -> Iterator[tuple[Key, Run]]:
 
 
 def _search(key: Key) -> Run:
-    # After the product's packages, of which there may be others beside Optuna.
+    # After the product's packages, of which there may be others beside Optuna and hyperopt.
     sys.path.append(str(PEERS / "optuna"))
     from tuning_samplers import timed
     from tuning_tasks import TASKS
@@ -166,10 +167,10 @@ def _read(file: Path) -> dict[Key, Run]:
 
 def _install_peers() -> None:
     done = PEERS / "optuna-installed"
-    if not done.exists() or done.read_text() != str(OPTUNA):
+    if not done.exists() or done.read_text() != str(INSTALLED):
         command = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--upgrade"]
-        subprocess.check_call([sys.executable, *command, "--target", str(PEERS / "optuna"), *OPTUNA])
-        done.write_text(str(OPTUNA))
+        subprocess.check_call([sys.executable, *command, "--target", str(PEERS / "optuna"), *INSTALLED])
+        done.write_text(str(INSTALLED))
 
 
 def _draw(found: Mapping[Key, Run], tasks: Sequence[str]) -> None:
