@@ -19,6 +19,10 @@ Stub = TypeVar("Stub")
 Result = TypeVar("Result")
 
 PATIENCE_SECONDS = 20.0
+# What a peer that lives may take for its answer; REST requests that are no uploads have as long.
+TIMEOUT_SECONDS = 60.0
+# Loops come back by themselves; a request of a user waits the usual while.
+LOOP_PATIENCE_SECONDS, LOOP_TIMEOUT_SECONDS = 1.0, 20.0
 # Metadata hold the path of a REST request as the gateway's 32 KiB of headers let it through, more than once; an error
 # about a name in it has that name in its details.
 METADATA_OPTIONS = (
@@ -64,19 +68,34 @@ class Channels:
         self._channels.clear()
 
 
-async def call_peer(call: Callable[[], Awaitable[Result]], *, patience_seconds: float = PATIENCE_SECONDS) -> Result:
+async def call_peer(
+    call: Callable[[], Awaitable[Result]],
+    *,
+    patience_seconds: float = PATIENCE_SECONDS,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> Result:
     """Await `call()`, again while the peer is unreachable (it may be restarting); its refusals come back as
-    `ServiceError`. `call` must be safe to repeat. 503 when the peer stays away."""
+    `ServiceError`. `call` must be safe to repeat. 503 when the peer stays away, 504 when it has not answered one call
+    after `timeout_seconds`."""
     deadline = time.monotonic() + patience_seconds
     pause = 0.05
     while True:
         try:
-            return await call()
+            async with asyncio.timeout(timeout_seconds):
+                return await call()
+        except TimeoutError as error:
+            message = f"another service of the platform has not answered within {timeout_seconds:g} s"
+            raise ServiceError(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", message) from error
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() + pause > deadline:
                 raise as_service_error(error) from error
         await asyncio.sleep(pause)
         pause = min(pause * 2, 1.0)
+
+
+async def call_from_loop(call: Callable[[], Awaitable[Result]]) -> Result:
+    """As `call_peer`, with less patience: for what is tried again anyway."""
+    return await call_peer(call, patience_seconds=LOOP_PATIENCE_SECONDS, timeout_seconds=LOOP_TIMEOUT_SECONDS)
 
 
 def as_service_error(error: grpc.aio.AioRpcError) -> ServiceError:

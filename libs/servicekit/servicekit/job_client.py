@@ -9,20 +9,19 @@ from typing import Any
 
 from dlmesh.scheduling.v1 import jobs_pb2, jobs_pb2_grpc
 
-from servicekit.channels import PATIENCE_SECONDS, Channels, call_peer
+from servicekit.channels import LOOP_PATIENCE_SECONDS, PATIENCE_SECONDS, Channels, call_from_loop, call_peer
 from servicekit.errors import Code, ServiceError, renamed
 from servicekit.identity import Identity, acting_as
 from servicekit.jobs import InstanceGroup, JobFacts, JobRequest, RankOutcome
 from servicekit.texts import storable_json
 
-# The loops come back by themselves; a request of a user waits the usual while.
-LOOP_PATIENCE_SECONDS = 1.0
 # What the answer of a long call may take beyond the time that it waits by itself.
 ANSWER_SECONDS = 15.0
 
 
 class JobsClient:
-    """Jobs of the scheduling service. Every call may be repeated; 503 when the service is away.
+    """Jobs of the scheduling service. Every call may be repeated; 503 when the service is away, 504 when it lives but
+    does not answer.
 
     `submit`, `get`, `await_ends` and `stop` are for loops. `delete` and `instance_group` also serve the request of a
     user and are called in the name of the service: jobs belong to services, and which groups exist is no secret.
@@ -63,13 +62,13 @@ class JobsClient:
             study=request.study,
         )
         message = jobs_pb2.SubmitJobRequest(job_id=request.job_id, spec=spec)
-        await call_peer(lambda: self._stub.SubmitJob(message), patience_seconds=LOOP_PATIENCE_SECONDS)
+        await call_from_loop(lambda: self._stub.SubmitJob(message))
 
     async def get(self, job_ids: Sequence[str]) -> Mapping[str, JobFacts]:
         """The jobs that are known; unknown ids are left out."""
         message = jobs_pb2.GetJobsRequest(job_ids=job_ids)
         try:
-            response = await call_peer(lambda: self._stub.GetJobs(message), patience_seconds=LOOP_PATIENCE_SECONDS)
+            response = await call_from_loop(lambda: self._stub.GetJobs(message))
         except ServiceError as error:
             if error.code is not Code.RESOURCE_EXHAUSTED or len(job_ids) < 2:
                 raise
@@ -81,20 +80,21 @@ class JobsClient:
     async def await_ends(self, job_ids: Collection[str], seconds: float) -> set[str]:
         """Those of the jobs that have ended or are unknown, as soon as there are any; none after `seconds`, at most 30.
 
-        504 when the service lives but does not answer. It may be cancelled at any time.
+        It may be cancelled at any time.
         """
         message = jobs_pb2.AwaitEndsRequest(job_ids=job_ids, seconds=seconds)
         with acting_as(self._identity):
             response = await call_peer(
-                lambda: self._stub.AwaitEnds(message, timeout=seconds + ANSWER_SECONDS),
+                lambda: self._stub.AwaitEnds(message),
                 patience_seconds=LOOP_PATIENCE_SECONDS,
+                timeout_seconds=seconds + ANSWER_SECONDS,
             )
         return set(response.job_ids)
 
     async def stop(self, job_id: str) -> None:
         """404 when the job was never submitted."""
         message = jobs_pb2.StopJobRequest(job_id=job_id)
-        await call_peer(lambda: self._stub.StopJob(message), patience_seconds=LOOP_PATIENCE_SECONDS)
+        await call_from_loop(lambda: self._stub.StopJob(message))
 
     async def delete(self, job_id: str) -> None:
         """Forget an ended job; unknown is fine."""

@@ -260,13 +260,19 @@ async def test_an_unknown_group_names_the_callers_field_and_the_known(jobs: Jobs
 async def test_loops_wait_a_moment_and_requests_the_usual_while(
     channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waited: list[float] = []
+    waited: list[tuple[float, float]] = []
 
-    async def call_peer(call: Callable[[], Any], *, patience_seconds: float = job_client.PATIENCE_SECONDS) -> Any:
-        waited.append(patience_seconds)
+    async def call_peer(
+        call: Callable[[], Any],
+        *,
+        patience_seconds: float = channels_module.PATIENCE_SECONDS,
+        timeout_seconds: float = channels_module.TIMEOUT_SECONDS,
+    ) -> Any:
+        waited.append((patience_seconds, timeout_seconds))
         return await call()
 
     monkeypatch.setattr(job_client, "call_peer", call_peer)
+    monkeypatch.setattr(channels_module, "call_peer", call_peer)
     jobs = JobsClient(channels, "training")
     await jobs.submit(REQUEST)
     await jobs.get(["j"])
@@ -274,7 +280,8 @@ async def test_loops_wait_a_moment_and_requests_the_usual_while(
     await jobs.delete("j")
     await jobs.instance_group("sigid", "local")
     await JobsClient(channels, "training", delete_patience_seconds=1.0).delete("j")
-    assert waited == [1.0, 1.0, 1.0, 20.0, 20.0, 1.0]
+    in_loop, in_request = (1.0, 20.0), (20.0, 60.0)
+    assert waited == [in_loop, in_loop, in_loop, in_request, in_request, (1.0, 60.0)]
 
 
 def test_domains_may_import_the_dataclasses() -> None:
