@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 
 from dlmesh.training.v1 import metrics_pb2_grpc, training_pb2_grpc, trials_pb2_grpc
-from servicekit.channels import Channels
+from servicekit.channels import LOOP_PATIENCE_SECONDS, Channels
 from servicekit.database import Database
-from servicekit.job_client import LOOP_PATIENCE_SECONDS, JobsClient
+from servicekit.job_client import JobsClient
 from servicekit.reconcile import ReconcileLoop
 from servicekit.server import Application
 from servicekit.settings import ServiceSettings

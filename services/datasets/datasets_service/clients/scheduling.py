@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from servicekit import job_client
-from servicekit.channels import Channels
+from servicekit.channels import LOOP_PATIENCE_SECONDS, Channels
 
 
 class JobsClient(job_client.JobsClient):
     """Jobs of the scheduling service; only a loop deletes them here."""
 
     def __init__(self, channels: Channels) -> None:
-        super().__init__(channels, "datasets", delete_patience_seconds=job_client.LOOP_PATIENCE_SECONDS)
+        super().__init__(channels, "datasets", delete_patience_seconds=LOOP_PATIENCE_SECONDS)
