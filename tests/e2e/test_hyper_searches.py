@@ -82,16 +82,17 @@ def test_the_published_client(admin: Client, published: DeepLearningImpactV1) ->
     assert name == "published"
     assert ended(admin, name) == published.get_one_hpo(name).get_result()
     assert name in {one["hpoName"] for one in published.get_all_hpo().get_result()}
-    assert [one["name"] for one in published.get_all_hpo_algorithm(type="BUILD_IN").get_result()][:3] == [
+    assert [one["name"] for one in published.get_all_hpo_algorithm(type="BUILD_IN").get_result()][:4] == [
         "Random",
         "TPE",
         "Bayesian",
+        "Nevergrad",
     ]
     assert published.get_one_algorithm("Hyperband").get_result()["type"] == "BUILD_IN"
     assert published.delete_one_hpo(name).get_status_code() == 204
 
 
-@pytest.mark.parametrize("algorithm", ["Tpe", "Bayesian", "ASHA", "Hyperband"])
+@pytest.mark.parametrize("algorithm", ["Tpe", "Bayesian", "Nevergrad", "ASHA", "Hyperband"])
 def test_algorithms(admin: Client, algorithm: str) -> None:
     is_by_resource = algorithm in ("ASHA", "Hyperband")
     trials = 13 if is_by_resource else 8
@@ -100,8 +101,8 @@ def test_algorithms(admin: Client, algorithm: str) -> None:
     if is_by_resource:
         parameters += [{"name": "ResourceName", "value": "epochs"}, {"name": "ResourceValue", "value": "9"}]
     else:
-        first = "WarmUp" if algorithm == "Tpe" else "InitPoints"
-        parameters += [{"name": first, "value": "3"}]
+        own = {"Tpe": ("WarmUp", "3"), "Bayesian": ("InitPoints", "3"), "Nevergrad": ("Optimizer", "cma")}[algorithm]
+        parameters.append(dict(zip(("name", "value"), own, strict=True)))
     optimizer = {"name": "optimizer", "type": "Discrete", "dataType": "STR", "discreateStrVal": ["sgd", "adam"]}
     layers = {"name": "layers", "type": "range", "dataType": "INT", "minIntVal": 1, "maxIntVal": 3}
     fixed = {"name": "size", "type": "Fix", "dataType": "int", "fixedVal": "64", "userDefined": True}
@@ -231,6 +232,18 @@ def test_others_see_nothing_of_it(admin: Client, new_user: Callable[[str], Clien
             {"algoDef": {"algorithm": "Hyperband", "objectiveMetric": "loss", "objective": "minimize"}},
             "algoParams.ResourceName",
             "has to be given",
+        ),
+        (
+            {
+                "algoDef": {
+                    "algorithm": "Nevergrad",
+                    "algoParams": [{"name": "Optimizer", "value": "BO"}],
+                    "objectiveMetric": "loss",
+                    "objective": "minimize",
+                }
+            },
+            "algoParams.Optimizer",
+            "NGOpt",
         ),
     ],
 )

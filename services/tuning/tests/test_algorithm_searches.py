@@ -21,9 +21,10 @@ from tuning_service.domain.space import Choice, Continuous, DataType, Dimension,
 
 ALL = ("Random", "Tpe", "Bayesian", "Nevergrad")
 MODELS = ("Tpe", "Bayesian")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) if name == "Nevergrad" else name for name in ALL]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", SLOW)
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([MIXED, GRID]), st.sampled_from([1, 2]))
 def test_made_anew_it_answers_as_the_old_one(name: str, seed: int, space: Space, objectives: int) -> None:

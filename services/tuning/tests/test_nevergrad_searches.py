@@ -205,10 +205,10 @@ def test_every_value_has_its_share() -> None:
             Continuous("x", 0.0, 1.0),
         )
     )
-    places = study_of("ScrHammersleySearch", space, most=400).run(400).places
+    places = study_of("ScrHammersleySearch", space, most=200).run(200).places
     widths, names = (Counter(place[index] for place in places) for index in (0, 1))
-    assert all(abs(widths[value] - 100) <= 10 for value in range(4))
-    assert all(5 <= names[value] <= 15 for value in range(40))
+    assert all(abs(widths[value] - 50) <= 5 for value in range(4))
+    assert all(2 <= names[value] <= 8 for value in range(40))
     assert {place[2] for place in places} == {0}
     assert sorted(round(place[3] * 10) for place in places)[:: len(places) - 1] == [0, 10]
 

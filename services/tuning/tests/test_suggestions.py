@@ -91,7 +91,7 @@ def seen(trials: Sequence[Trial]) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["Hyperband", "ASHA", "Evolution", "Grid", "Random"])
+@pytest.mark.parametrize("algorithm", ["Hyperband", "ASHA", "Evolution", "Grid", "Random", "Nevergrad"])
 async def test_a_study_is_the_same_whatever_is_killed(room: Room, algorithm: str) -> None:
     request = {"algorithm": algorithm, "hyperParams": [RATE, WIDTH], "maxJobNum": 20, "maxParalleJobNum": 3}
     if algorithm in ("Hyperband", "ASHA"):

@@ -28,7 +28,7 @@ TOLD = "told"
 PLANNED_TRIALS = 100
 # After so many trials another optimizer goes on from the best: asking and telling one again after a restart takes up to
 # tens of milliseconds a trial, and its memory grows.
-COURSE_TRIALS, COURSE_BEST = 500, 100
+COURSE_TRIALS, COURSE_BEST = 250, 100
 # A choice has a weight a value; one among more values is a number like those that are in order.
 MOST_WEIGHTS = 32
 # How often the optimizer is asked for another place when it repeats one, before one is drawn.
