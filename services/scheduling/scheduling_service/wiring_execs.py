@@ -59,7 +59,9 @@ def build_execs(
     """ExecService, TrialService and their loop."""
     root = settings.home / "execs"
     execs = SqlExecs(database)
-    folders = DiskExecFolders(root, ArchiveLimits(size_bytes=limits.max_upload_bytes))
+    folders = DiskExecFolders(
+        root, ArchiveLimits(size_bytes=limits.max_upload_bytes), max_results_bytes=limits.max_disk_bytes
+    )
     frameworks = InstalledFrameworks(settings.home / "exec-frameworks")
     in_flight = InFlight()
     results = DiskExecResults(root, settings.home / "exec-results")

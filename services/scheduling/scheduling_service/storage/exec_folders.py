@@ -9,10 +9,11 @@ from pathlib import Path, PurePosixPath
 
 from servicekit.archives import ArchiveLimits, checked_parts, refused, unpack
 from servicekit.errors import invalid
-from servicekit.folders import copy_file, copy_folder, remove_folder, sync_folder, write_file
+from servicekit.folders import copy_file, remove_folder, sync_folder, write_file
 
 from scheduling_service.domain.exec_arguments import ExecArguments
 from scheduling_service.domain.exec_spec import ExecSpec
+from scheduling_service.storage.parent_results import copy_results
 from scheduling_service.usecases.exec_ports import UploadedFile
 
 CODE, RESULTS, LOG, SPEC = "code", "results", "log", "spec.json"
@@ -24,10 +25,18 @@ _SHOWN_FILES = 10
 
 
 class DiskExecFolders:
-    """`usecases.exec_ports.ExecFolders` below `root`."""
+    """`usecases.exec_ports.ExecFolders` below `root`; tasks go on from `max_results_bytes` at most, 0 is no limit."""
 
-    def __init__(self, root: Path, limits: ArchiveLimits, orphan_seconds: float = ORPHAN_SECONDS) -> None:
+    def __init__(
+        self,
+        root: Path,
+        limits: ArchiveLimits,
+        orphan_seconds: float = ORPHAN_SECONDS,
+        *,
+        max_results_bytes: int = 0,
+    ) -> None:
         self._root, self._limits, self._orphan_seconds = root, limits, orphan_seconds
+        self._max_results_bytes = max_results_bytes
 
     def open_draft(self, task_id: str) -> Path:
         draft = self._draft(task_id)
@@ -79,12 +88,7 @@ class DiskExecFolders:
         sync_folder(folder)
 
     def copy_results(self, task_id: str, draft: Path) -> bool:
-        results = self.folder(task_id) / RESULTS
-        if results.is_symlink() or not results.is_dir():
-            return False
-        # Links of a program may lead anywhere: they stay links.
-        copy_folder(results, draft / PARENT, follow_links=False)
-        return True
+        return copy_results(self.folder(task_id) / RESULTS, draft / PARENT, self._max_results_bytes)
 
     def parent_results(self, task_id: str) -> str:
         return str(self.folder(task_id) / PARENT)

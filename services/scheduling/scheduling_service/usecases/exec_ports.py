@@ -119,7 +119,8 @@ class ExecFolders(Protocol):
         """Write config.json into `folder` of a draft, over whatever is there; durable when the draft is published."""
 
     def copy_results(self, task_id: str, draft: Path) -> bool:
-        """Put what a task left as its results beside the program of `draft`; False when that is gone."""
+        """Put what a task left as its results beside the program of `draft`; False when that is gone, or is
+        nothing that could be copied."""
 
     def parent_results(self, task_id: str) -> str:
         """Where the task finds what was put there, once it is published."""
