@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -59,14 +59,15 @@ async def receive_multipart(
     spool_dir: Path,
     *,
     max_part_bytes: int | None = None,
+    max_bytes_of: Mapping[str, int] | None = None,
     first: Request | None = None,
 ) -> list[Part]:
     """Read a streamed multipart/form-data body, spooling files below `spool_dir` (created; the caller removes it).
 
     `get_body` picks the `google.api.HttpBody` out of a request message; the content type with the boundary comes with
     the first. `first` is a message the caller has read already. Parts without filename or content type are accepted.
-    400 when the body is not multipart, is cut short, has too many parts or too long headers, or a part is larger than
-    `max_part_bytes`.
+    400 when the body is not multipart, is cut short, has too many parts or too long headers, or as soon as a part is
+    larger than `max_part_bytes`, or those of its name in `max_bytes_of`.
     """
     receiver: _Receiver | None = None
     try:
@@ -76,7 +77,7 @@ async def receive_multipart(
                 if not body.content_type and not body.data:
                     continue
                 await asyncio.to_thread(spool_dir.mkdir, parents=True, exist_ok=True)
-                receiver = _Receiver(body.content_type, spool_dir, max_part_bytes)
+                receiver = _Receiver(body.content_type, spool_dir, max_part_bytes, max_bytes_of or {})
             if body.data:
                 await asyncio.to_thread(receiver.write, body.data)
         if receiver is None:
@@ -97,13 +98,15 @@ async def _chain(first: Request | None, requests: AsyncIterator[Request]) -> Asy
 class _Receiver:
     """Callbacks of the multipart parser."""
 
-    def __init__(self, content_type: str, spool_dir: Path, max_part_bytes: int | None) -> None:
+    def __init__(
+        self, content_type: str, spool_dir: Path, max_part_bytes: int | None, max_bytes_of: Mapping[str, int]
+    ) -> None:
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary")
         if kind != b"multipart/form-data" or not boundary:
             raise invalid("Content-Type", content_type, "multipart/form-data with a boundary", reason="NOT_MULTIPART")
         self._spool_dir = spool_dir
-        self._max_part_bytes = max_part_bytes
+        self._max_part_bytes, self._max_bytes_of = max_part_bytes, max_bytes_of
         self._parts: list[Part] = []
         self._held_bytes = 0
         self._name_bytes = 0
@@ -183,12 +186,13 @@ class _Receiver:
         part = self._part
         assert part is not None
         part.size += end - start
-        if self._max_part_bytes is not None and part.size > self._max_part_bytes:
+        most = self._max_bytes_of.get(part.name, self._max_part_bytes)
+        if most is not None and part.size > most:
             raise ServiceError(
                 Code.INVALID_ARGUMENT,
                 "PART_TOO_LARGE",
-                f"{part.name or part.filename}: more than the allowed {self._max_part_bytes} bytes",
-                {"field": part.name, "allowed": f"at most {self._max_part_bytes} bytes"},
+                f"{part.name or part.filename}: more than the allowed {most} bytes",
+                {"field": part.name, "allowed": f"at most {most} bytes"},
             )
         if part._file is None and (part.size > MEMORY_BYTES or self._held_bytes + part.size > MAX_HELD_BYTES):
             self._spill(part)

@@ -12,7 +12,8 @@ def utc_now() -> datetime:
 
 def format_time(moment: datetime | None) -> str:
     """`YYYY-MM-DD HH:MM:SS` in UTC; empty for None."""
-    return "" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    # Thousands are printed at once, and strftime takes ten times as long.
+    return "" if moment is None else moment.astimezone(UTC).isoformat(" ", "seconds")[:19]
 
 
 def unix_milliseconds(moment: datetime | None) -> float:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from servicekit.database import Database
-from servicekit.errors import ServiceError
+from servicekit.errors import Code, ServiceError
 from servicekit.identity import Identity, acting_as
 from studies_room import StudiesRoom, request_of
 from tuning_service.domain.fields import Fields
@@ -18,9 +20,12 @@ from tuning_service.domain.pareto import front
 from tuning_service.domain.plan import Plan
 from tuning_service.domain.study import Kind
 from tuning_service.storage import MIGRATIONS
+from tuning_service.suggestions.pareto_front import FrontProcesses
+from tuning_service.usecases.ports import TrialPage
 from tuning_service.usecases.start_hyper_search import read_request
-from tuning_service.usecases.studies import ParetoFront
+from tuning_service.usecases.studies import MAX_SHOWN_TRIALS, ParetoFront
 from tuning_service.usecases.warm_start import Finding, findings
+from tuning_service.worker.pareto_front import front as front_of_many
 
 ANN, BOB = Identity("ann"), Identity("bob")
 
@@ -88,7 +93,7 @@ async def test_several_objectives_have_a_front(database: Database) -> None:
     study = await room.to_the_end(uid)
     trials = await room.trials(uid)
     assert study.best == min(trials, key=lambda trial: trial.objectives[0]).number
-    best = await ParetoFront(room.studies, room.algorithms)(study)
+    best = await ParetoFront(room.studies, room.algorithms, NoFronts())(study, TrialPage())
     losses = [(trial.objectives[0], -trial.objectives[1]) for trial in best]
     assert losses == sorted(losses)
     assert best[0].number == study.best
@@ -97,17 +102,84 @@ async def test_several_objectives_have_a_front(database: Database) -> None:
     assert all(float(trial.values["rate"]) <= float(best[0].values["rate"]) for trial in best)
 
 
+def three_losses(values: Mapping[str, Any]) -> str:
+    rate = float(values["rate"])
+    return json.dumps([{"step": 1, "loss": abs(rate - 0.5), "gain": 1 - rate, "size": rate * rate}])
+
+
+async def test_a_front_of_more_objectives_is_found_once_for_all_who_ask(database: Database) -> None:
+    room = StudiesRoom(database, three_losses)
+    more = [{"metric": "gain", "objective": "maximize"}, {"metric": "size", "objective": "minimize"}]
+    uid = await room.add(request=request_of(maxJobNum=20, maxParalleJob=4, objectives=more))
+    study = await room.to_the_end(uid)
+    processes, asked = FrontProcesses(), []
+
+    class Fronts:
+        async def front(self, losses: Sequence[tuple[int, Sequence[float]]], most: int) -> Sequence[int]:
+            asked.append(most)
+            return await processes.front(losses, most)
+
+    find = ParetoFront(room.studies, room.algorithms, Fronts())
+    whole, page, again = await asyncio.gather(
+        *(find(study, one) for one in (TrialPage(), TrialPage(1, 2), TrialPage()))
+    )
+    assert asked == [MAX_SHOWN_TRIALS]
+    trials = await room.trials(uid)
+    losses = {trial.number: (trial.objectives[0], -trial.objectives[1], trial.objectives[2]) for trial in trials}
+    expected = {number for number, one in losses.items() if not any(beats(other, one) for other in losses.values())}
+    assert 2 < len(expected) < 20
+    assert {trial.number for trial in whole} == expected
+    assert [losses[trial.number] for trial in whole] == sorted(losses[trial.number] for trial in whole)
+    assert (whole[1:3], whole) == (page, again)
+    await find(study, TrialPage())
+    assert len(asked) == 2
+
+
+async def test_who_asks_for_a_front_need_not_stay(database: Database) -> None:
+    room = StudiesRoom(database, two_losses)
+    more = [{"metric": "gain", "objective": "maximize"}]
+    study = await room.to_the_end(await room.add(request=request_of(maxJobNum=5, objectives=more)))
+    find = ParetoFront(room.studies, room.algorithms, NoFronts())
+    first, second = (asyncio.ensure_future(find(study, TrialPage())) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second
+
+
+async def test_a_front_that_is_not_found_is_told() -> None:
+    losses = [(number, [1.0, 2.0, 3.0]) for number in range(5)]
+    dies = FrontProcesses(command=(sys.executable, "-c", "import sys; sys.stdin.readline(); sys.exit(3)"))
+    with pytest.raises(ServiceError, match="front of 5 trials cannot be found: ended itself with exit code 3"):
+        await dies.front(losses, 10)
+    hangs = FrontProcesses(command=(sys.executable, "-c", "import time; time.sleep(1000)"), limit_seconds=0.2)
+    with pytest.raises(ServiceError, match="no answer within") as caught:
+        await hangs.front(losses, 10)
+    assert caught.value.code is Code.UNAVAILABLE
+    assert await FrontProcesses().front(losses, 3) == [0, 1, 2]
+
+
+class NoFronts:
+    """Fronts of two losses need no process."""
+
+    async def front(self, losses: Sequence[tuple[int, Sequence[float]]], most: int) -> Sequence[int]:
+        raise AssertionError
+
+
+def beats(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one != other and all(mine <= its for mine, its in zip(one, other, strict=True))
+
+
 LOSS = st.integers(0, 4)
-VALUES = st.lists(st.tuples(LOSS, LOSS, LOSS), max_size=25) | st.lists(st.tuples(LOSS, LOSS), max_size=25)
+WIDTHS = st.integers(1, 4)
+VALUES = WIDTHS.flatmap(lambda width: st.lists(st.tuples(*[LOSS] * width), max_size=25))
 
 
-@given(VALUES)
-def test_the_front_is_what_nothing_beats(values: list[tuple[int, ...]]) -> None:
-    def beats(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-        return one != other and all(mine <= its for mine, its in zip(one, other, strict=True))
-
-    expected = {number for number, one in enumerate(values) if not any(beats(other, one) for other in values)}
-    found = front([(number, [float(value) for value in one]) for number, one in enumerate(values)])
-    assert set(found) == expected
-    assert len(found) == len(expected)
-    assert [values[number][0] for number in found] == sorted(values[number][0] for number in found)
+@given(VALUES, st.integers(1, 30))
+def test_the_front_is_what_nothing_beats(values: list[tuple[int, ...]], most: int) -> None:
+    on_front = [number for number, one in enumerate(values) if not any(beats(other, one) for other in values)]
+    expected = sorted(on_front, key=lambda number: (values[number], number))
+    losses = [(number, [float(value) for value in one]) for number, one in enumerate(values)]
+    if not values or len(values[0]) <= 2:
+        assert front(losses) == expected
+    if not values or len(values[0]) >= 2:
+        assert front_of_many(losses, most) == expected[:most]

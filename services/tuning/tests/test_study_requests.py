@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from servicekit.errors import ServiceError
+from servicekit.times import utc_now
 from tuning_service.algorithms import registry
-from tuning_service.domain.fields import Fields, read_tree
+from tuning_service.domain.fields import MAX_LITERAL_CHARACTERS, Fields, read_tree
 from tuning_service.domain.plan import MedianRule, Objective, Plan, read_plan
 from tuning_service.domain.space import Continuous, DataType, Fixed, Levels, Space
-from tuning_service.storage.algorithms import BuiltIn
+from tuning_service.storage.algorithms import BuiltIn, Plugin
+from tuning_service.usecases.ports import InstalledAlgorithm
 
 RATE = {"name": "rate", "type": "Range", "dataType": "double", "minDbVal": 0.001, "maxDbVal": 0.1}
 ALGORITHM = {"algorithm": "Random", "objectiveMetric": "loss", "objective": "minimize"}
@@ -215,11 +217,71 @@ def test_points_to_begin_with_are_in_the_space() -> None:
 
 def test_data_may_be_json_or_a_literal() -> None:
     assert read_tree("data", '{"a": [1, null, true]}') == {"a": [1, None, True]}
-    assert read_tree("data", " {'a': (1, None, True)}") == {"a": (1, None, True)}
+    assert read_tree("data", " {'a': (1, None, True)}") == {"a": [1, None, True]}
     for text in ("", "5", "[1]", "{'a': open('/etc/passwd')}", "{" * 10_000, "[" * 100_000, "{'a': 1", "\0"):
         with pytest.raises(ServiceError) as caught:
             read_tree("data", text)
         assert caught.value.metadata["field"] == "data"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"a": NaN}', "finite numbers"),
+        ('{"a": 1e999}', "finite numbers"),
+        ("{'a': 1e999}", "finite numbers"),
+        ("{'a': b'x'}", "as JSON has them"),
+        ("{'a': {1, 2}}", "as JSON has them"),
+        ("{(1, 2): 3}", "as JSON has them"),
+        ('{"a": "\\ud800"}', "whole characters"),
+        ('{"a": ["\\u0000"]}', "the character 0"),
+        ("{'a\\x00': 1}", "the character 0"),
+    ],
+)
+def test_data_that_no_table_can_hold_is_refused(text: str, says: str) -> None:
+    with pytest.raises(ServiceError, match=says) as caught:
+        read_tree("data", text)
+    assert caught.value.metadata["field"] == "data"
+
+
+def test_a_backslash_before_a_word_is_no_character() -> None:
+    assert read_tree("data", r'{"a": "\\\\u0000"}') == {"a": r"\\u0000"}
+
+
+def test_only_short_literals_are_read() -> None:
+    numbers = ", ".join("1" * 1000)
+    for count, says in ((MAX_LITERAL_CHARACTERS // len(numbers), ""), (MAX_LITERAL_CHARACTERS // 1000, "262144")):
+        text = "{'a': [" + ", ".join([numbers] * count) + "]}"
+        if not says:
+            assert len(read_tree("data", text)["a"]) == 1000 * count
+            continue
+        with pytest.raises(ServiceError, match=says) as caught:
+            read_tree("data", text)
+        # The same in JSON is not too long.
+        assert "an object in JSON" in caught.value.message
+        assert len(read_tree("data", text.replace("'", '"'))["a"]) == 1000 * count
+
+
+def test_texts_are_what_messages_can_hold() -> None:
+    for text in ("\ud800", "a\0"):
+        assert refusal(objectiveMetric=text)[0] == "algoDef.objectiveMetric"
+        assert (
+            refusal({"name": "x", "type": "Fix", "dataType": "str", "fixedVal": text})[0] == "hyperParams[0].fixedVal"
+        )
+    assert refusal(objectiveMetric="a" * 257)[0] == "algoDef.objectiveMetric"
+
+
+def test_powers_end_where_whole_numbers_do() -> None:
+    power = {"name": "x", "type": "Range", "dataType": "int", "minIntVal": 1, "power": 8}
+    assert refusal(power | {"maxIntVal": 21})[0] == "hyperParams[0].power"
+    assert dimension(**{**power, "maxIntVal": 20}).value(19) == 8**20
+    assert refusal(power | {"maxIntVal": 2**62, "power": 2})[0] == "hyperParams[0].power"
+
+
+def test_what_a_plugin_calls_a_resource_is_its_own() -> None:
+    installed = InstalledAlgorithm("mine", "u", "ann", utc_now())
+    tree = {"algoDef": ALGORITHM | {"algoParams": RESOURCE[:1]}, "hyperParams": [RATE]}
+    assert read_plan(Fields("", tree), Plugin(installed)).resource_name == ""
 
 
 JUNK = st.recursive(

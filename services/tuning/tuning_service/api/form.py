@@ -12,7 +12,7 @@ from typing import Any
 from servicekit.errors import invalid
 from servicekit.multipart import Part, receive_multipart
 
-from tuning_service.domain.fields import read_tree
+from tuning_service.domain.fields import MAX_DATA_BYTES, read_tree
 from tuning_service.usecases.start_hyper_search import Upload
 
 
@@ -28,7 +28,11 @@ async def receive_form(requests: AsyncIterator[Any], spool: Path, max_file_bytes
     """Receive a form below `spool`; 400 when it has no `data` that can be read. `data` may come twice, and as a file;
     the file's part may have any name."""
     parts = await receive_multipart(
-        _bounded(requests, max_file_bytes), lambda request: request.body, spool, max_part_bytes=max_file_bytes
+        _bounded(requests, max_file_bytes),
+        lambda request: request.body,
+        spool,
+        max_part_bytes=max_file_bytes,
+        max_bytes_of={"data": MAX_DATA_BYTES},
     )
     texts = [part for part in parts if part.name == "data" and part.size]
     if not texts:

@@ -18,13 +18,10 @@ from servicekit.folders import remove_folder
 
 from tuning_service.api.form import receive_form
 from tuning_service.api.mapping import algorithm_detail, experiments, hyper_search_detail
-from tuning_service.domain.study import TrialStatus
+from tuning_service.api.pages import page_of
 from tuning_service.usecases.algorithms import ManageAlgorithms
-from tuning_service.usecases.ports import TrialPage
 from tuning_service.usecases.start_hyper_search import StartHyperSearch
 from tuning_service.usecases.studies import Budget, ChangeStudies, FindStudies, Importance, ParetoFront
-
-_SORTS = {"": "", "id": "", "-id": "newest", "metricval": "best"}
 
 
 class HyperSearchServicer(tuning_pb2_grpc.HyperSearchServiceServicer):
@@ -60,8 +57,8 @@ class HyperSearchServicer(tuning_pb2_grpc.HyperSearchServiceServicer):
     async def ListHyperSearches(
         self, request: tuning_pb2.ListHyperSearchesRequest, context: Any
     ) -> AsyncIterator[tuning_pb2.HyperSearchDetail]:
-        for study in await self._find.visible():
-            yield hyper_search_detail(await self._find.view(study), self._now())
+        for view in await self._find.views(length=request.length if request.HasField("length") else None):
+            yield hyper_search_detail(view, self._now())
 
     async def GetHyperSearch(
         self, request: tuning_pb2.GetHyperSearchRequest, context: Any
@@ -75,8 +72,8 @@ class HyperSearchServicer(tuning_pb2_grpc.HyperSearchServiceServicer):
         self, request: tuning_pb2.ListExperimentsRequest, context: Any
     ) -> AsyncIterator[tuning_pb2.Experiment]:
         study = await self._find.get(request.name)
-        page = _page(request)
-        trials = await (self._pareto_front(study) if request.pareto else self._find.page(study, page))
+        page = page_of(request)
+        trials = await (self._pareto_front(study, page) if request.pareto else self._find.page(study, page))
         for one in experiments(study, trials):
             yield one
 
@@ -107,7 +104,7 @@ class HyperSearchServicer(tuning_pb2_grpc.HyperSearchServiceServicer):
         return Empty()
 
     async def DeleteAllHyperSearches(self, request: tuning_pb2.DeleteAllHyperSearchesRequest, context: Any) -> Empty:
-        await self._change.delete_all(await self._find.own())
+        await self._change.delete_all()
         return Empty()
 
     async def ListAlgorithms(
@@ -144,17 +141,6 @@ def _unknown_is_invalid(field: str, name: str, allowed: str) -> Iterator[None]:
         if error.code is not Code.NOT_FOUND:
             raise
         raise invalid(field, name, allowed) from error
-
-
-def _page(request: tuning_pb2.ListExperimentsRequest) -> TrialPage:
-    sort = _SORTS.get(request.sort.lower())
-    if sort is None:
-        raise invalid("sort", request.sort, ("id", "-id", "metricVal"))
-    words = list(TrialStatus)
-    if request.state and request.state.upper() not in words:
-        raise invalid("state", request.state, [str(word) for word in words])
-    statuses = [TrialStatus(request.state.upper())] if request.state else []
-    return TrialPage(request.start, request.length, statuses, sort == "best", sort == "newest")
 
 
 def _remove(folder: Path) -> None:

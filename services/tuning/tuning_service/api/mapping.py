@@ -9,19 +9,20 @@ from typing import Any
 from dlmesh.tuning.v1 import tuning_pb2
 from servicekit.times import format_time
 
-from tuning_service.domain.fields import Fields, as_whole
-from tuning_service.domain.parameters import data_types
+from tuning_service.domain.fields import Fields
+from tuning_service.domain.parameters import user_defined
 from tuning_service.domain.space import DataType, Value
 from tuning_service.domain.study import Study, Trial
 from tuning_service.usecases.algorithms import BUILD_IN, USER_PLUGIN
 from tuning_service.usecases.ports import InstalledAlgorithm
 from tuning_service.usecases.studies import StudyView
 
+_TYPES = {str: str(DataType.STR), int: str(DataType.INT), float: str(DataType.DOUBLE)}
+
 
 def hyper_search_detail(view: StudyView, now: datetime) -> tuning_pb2.HyperSearchDetail:
     """A search as it stands."""
     study = view.study
-    settings = Fields("", study.request).object("algoDef")
     detail = tuning_pb2.HyperSearchDetail(
         name=study.name,
         state=study.status,
@@ -35,12 +36,13 @@ def hyper_search_detail(view: StudyView, now: datetime) -> tuning_pb2.HyperSearc
         failed=study.counts.failed,
         status_message=study.status_message,
         experiment_count=study.counts.trials,
-        algorithm=settings.text("algorithm"),
-        objective_metric=settings.text("objectiveMetric"),
-        objective=settings.text("objective").capitalize(),
+        algorithm=study.algorithm,
+        objective_metric=study.objective_metric,
+        objective=study.objective,
         instance_group_id=study.group_id,
         instance_group_name=study.group_name,
         ended_at=format_time(study.ended_at),
+        warnings=study.warnings,
     )
     if view.best is not None:
         detail.best.CopyFrom(experiments(study, [view.best])[0])
@@ -49,25 +51,24 @@ def hyper_search_detail(view: StudyView, now: datetime) -> tuning_pb2.HyperSearc
 
 def experiments(study: Study, trials: Sequence[Trial]) -> list[tuning_pb2.Experiment]:
     """Trials of a study."""
-    types = data_types(study.request)
-    given = Fields("", study.request).items("experiments")
-    return [_experiment(trial, types, given) for trial in trials]
+    request = Fields("", study.request)
+    searched = user_defined(request.objects("hyperParams"))
+    # What is given may be 100,000 of them: only those of these trials are looked at.
+    given = request.items("experiments")
+    return [_experiment(trial, given, searched) for trial in trials]
 
 
-def _experiment(
-    trial: Trial, types: Mapping[str, DataType], given: Sequence[Mapping[str, Any]]
-) -> tuning_pb2.Experiment:
-    index = trial.notes.get("experiment")
+def _experiment(trial: Trial, given: Sequence[Mapping[str, Any]], searched: frozenset[str]) -> tuning_pb2.Experiment:
+    own, index = searched, trial.notes.get("experiment")
+    if index is not None and index < len(given):
+        experiment = Fields("", given[index])
+        own = user_defined(experiment.objects("fixedHyperParams") or experiment.objects("hyperParams"))
     found = tuning_pb2.Experiment(
-        # The user's own id of it, where there is one.
-        id=trial.number if index is None else as_whole("id", given[index]["id"]),
+        id=trial.notes.get("id", trial.number),
         state=trial.status,
         parameters=[
             tuning_pb2.ChosenParameter(
-                name=name,
-                data_type=str(types.get(name, _type(value))),
-                fixed_value=as_text(value),
-                user_defined=name not in types,
+                name=name, data_type=_type(value), fixed_value=as_text(value), user_defined=name in own
             )
             for name, value in trial.values.items()
         ],
@@ -108,12 +109,7 @@ def algorithm_detail(algorithm: str | InstalledAlgorithm) -> tuning_pb2.Algorith
 
 def progress(study: Study) -> str:
     """Trials that ended, of those there may be."""
-    settings = Fields("", study.request).object("algoDef")
-    most = settings.whole("maxJobNum")
-    given = Fields("", study.request).items("experiments")
-    if most in (None, 0, -1):
-        most = len(given) or None
-    return f"{study.counts.ended}/{'-' if most is None else most}"
+    return f"{study.counts.ended}/{'-' if study.most_trials is None else study.most_trials}"
 
 
 def duration(seconds: float) -> str:
@@ -127,7 +123,6 @@ def as_text(value: Value) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _type(value: Value) -> DataType:
-    if isinstance(value, str):
-        return DataType.STR
-    return DataType.INT if isinstance(value, int) else DataType.DOUBLE
+def _type(value: Value) -> str:
+    """Values are of the type that the request says: whole numbers are int, others float."""
+    return _TYPES[type(value)]

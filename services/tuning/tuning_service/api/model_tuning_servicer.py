@@ -10,9 +10,10 @@ from dlmesh.tuning.v1 import tuning_pb2, tuning_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.json_format import MessageToDict
 
-from tuning_service.api.tuning_mapping import tuning_detail
+from tuning_service.api.pages import page_of
+from tuning_service.api.tuning_mapping import tuning_detail, tuning_experiments
 from tuning_service.domain.study import Study
-from tuning_service.usecases.studies import Budget, ChangeStudies, FindStudies
+from tuning_service.usecases.studies import Budget, ChangeStudies, FindStudies, Importance, ParetoFront
 from tuning_service.usecases.tunings import Models, StartTuning, UseResult
 
 
@@ -26,10 +27,13 @@ class ModelTuningServicer(tuning_pb2_grpc.ModelTuningServiceServicer):
         find: FindStudies,
         change: ChangeStudies,
         result: UseResult,
+        pareto_front: ParetoFront,
+        importance: Importance,
         models: Models,
         now: Callable[[], datetime],
     ) -> None:
         self._start, self._find, self._change, self._result = start, find, change, result
+        self._pareto_front, self._importance = pareto_front, importance
         self._models, self._now = models, now
 
     async def StartModelTuning(self, request: tuning_pb2.StartModelTuningRequest, context: Any) -> Empty:
@@ -39,13 +43,30 @@ class ModelTuningServicer(tuning_pb2_grpc.ModelTuningServiceServicer):
     async def ListModelTunings(
         self, request: tuning_pb2.ListModelTuningsRequest, context: Any
     ) -> AsyncIterator[tuning_pb2.TuningDetail]:
-        for study in await self._find.visible(await self._models.uid_of(request.model_name)):
-            yield tuning_detail(await self._find.view(study), self._now())
+        uid = await self._models.uid_of(request.model_name)
+        length = request.length if request.HasField("length") else None
+        for view in await self._find.views(model_uid=uid, length=length):
+            yield tuning_detail(view, self._now())
 
     async def GetModelTuning(self, request: tuning_pb2.GetModelTuningRequest, context: Any) -> tuning_pb2.TuningDetail:
         study = await self._get(request.model_name, request.name)
         start = request.start if request.HasField("start") else None
         return tuning_detail(await self._find.view(study, start=start, length=request.length), self._now())
+
+    async def ListTuningExperiments(
+        self, request: tuning_pb2.ListTuningExperimentsRequest, context: Any
+    ) -> AsyncIterator[tuning_pb2.TuningExperiment]:
+        study = await self._get(request.model_name, request.name)
+        page = page_of(request)
+        trials = await (self._pareto_front(study, page) if request.pareto else self._find.page(study, page))
+        for one in tuning_experiments(study, trials):
+            yield one
+
+    async def ListTuningParameterImportances(
+        self, request: tuning_pb2.ListTuningParameterImportancesRequest, context: Any
+    ) -> AsyncIterator[tuning_pb2.ParameterImportance]:
+        for name, importance in await self._importance(await self._get(request.model_name, request.name)):
+            yield tuning_pb2.ParameterImportance(name=name, importance=importance)
 
     async def StopModelTuning(self, request: tuning_pb2.StopModelTuningRequest, context: Any) -> Empty:
         await self._stop(await self._get(request.model_name, request.name), at_once=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,18 +12,15 @@ from google.protobuf.json_format import ParseDict
 from servicekit.times import format_time
 
 from tuning_service.api.mapping import duration, experiments, progress
-from tuning_service.domain.study import Study
-from tuning_service.domain.tuning import user_defined_names
+from tuning_service.domain.study import Study, Trial
 from tuning_service.usecases.studies import StudyView
 
 
 def tuning_detail(view: StudyView, now: datetime) -> tuning_pb2.TuningDetail:
     """A tuning as it stands."""
     study = view.study
-    trials = experiments(study, [*view.trials, *([view.best] if view.best else [])])
-    user_defined = user_defined_names(study.request)
-    shown = [_tuning_experiment(one, user_defined) for one in trials]
-    best = shown.pop() if view.best else None
+    shown = tuning_experiments(study, view.trials)
+    best = tuning_experiments(study, [view.best])[0] if view.best else None
     return tuning_pb2.TuningDetail(
         input=_input(study),
         search=tuning_pb2.SearchProgress(
@@ -40,15 +39,25 @@ def tuning_detail(view: StudyView, now: datetime) -> tuning_pb2.TuningDetail:
         instance_group_id=study.group_id,
         instance_group_name=study.group_name,
         status_message=study.status_message,
+        warnings=study.warnings,
     )
+
+
+def tuning_experiments(study: Study, trials: Sequence[Trial]) -> list[tuning_pb2.TuningExperiment]:
+    """Trials of a tuning."""
+    return [_tuning_experiment(one) for one in experiments(study, trials)]
 
 
 def _input(study: Study) -> tuning_pb2.TuningInput:
     tree: dict[str, Any] = {**study.request, "hpoName": study.name, "modelName": study.model_name}
-    return ParseDict(tree, tuning_pb2.TuningInput(), ignore_unknown_fields=True)
+    settings = {**tree.get("algoDef", {"algorithm": study.algorithm, "objective": study.objective})}
+    if "maxRunTime" in settings:
+        # Of a restart, which takes fractions.
+        settings["maxRunTime"] = math.ceil(settings["maxRunTime"])
+    return ParseDict({**tree, "algoDef": settings}, tuning_pb2.TuningInput(), ignore_unknown_fields=True)
 
 
-def _tuning_experiment(one: tuning_pb2.Experiment, user_defined: frozenset[str]) -> tuning_pb2.TuningExperiment:
+def _tuning_experiment(one: tuning_pb2.Experiment) -> tuning_pb2.TuningExperiment:
     found = tuning_pb2.TuningExperiment(
         id=one.id,
         state=one.state,
@@ -58,7 +67,7 @@ def _tuning_experiment(one: tuning_pb2.Experiment, user_defined: frozenset[str])
                 type="Fix",
                 data_type=parameter.data_type,
                 fixed_value=parameter.fixed_value,
-                user_defined=parameter.name in user_defined,
+                user_defined=parameter.user_defined,
             )
             for parameter in one.parameters
         ],

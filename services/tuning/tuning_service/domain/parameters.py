@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from servicekit.errors import invalid
+from servicekit.texts import storable
 
 from tuning_service.domain.fields import Fields, as_number, as_whole, shown
 from tuning_service.domain.space import Choice, Continuous, DataType, Dimension, Fixed, Levels, Space, Steps, Value
@@ -85,7 +86,7 @@ def as_value(place: str, value: Any, data_type: DataType) -> Value:
         return as_number(place, value)
     if isinstance(value, list | dict | tuple | set | bytes) or value is None:
         raise invalid(place, shown(value), "a text")
-    if len(str(value)) > MAX_TEXT or "\0" in str(value):
+    if len(str(value)) > MAX_TEXT or storable(str(value)) != str(value):
         raise invalid(place, shown(str(value)), f"a text of at most {MAX_TEXT} characters, none of them 0")
     return str(value)
 
@@ -201,20 +202,18 @@ def _check_power(
         raise invalid(place, base, "a number above 0 other than 1; the values are power^x")
     if data_type is DataType.INT and (base != base.to_integral_value() or low < 0):
         raise invalid(place, base, "a whole number, and exponents from 0 on, for a parameter of type int")
-    limit = math.log(_BIGGEST) if data_type is DataType.INT else math.log(1e300)
+    if data_type is DataType.INT:
+        # In whole numbers: rounded, 2^63 would be as small as what can be held.
+        if high * Decimal(math.log2(base)) > 64 or int(base) ** int(high) > _BIGGEST:
+            raise invalid(place, base, f"a base whose powers of {low} to {high} a number of type int can hold")
+        return
+    limit = math.log(1e300)
     if max(abs(low), abs(high)) * Decimal(abs(math.log(float(base)))) >= Decimal(limit):
         raise invalid(place, base, f"a base whose powers of {low} to {high} a number of type {data_type} can hold")
 
 
-def names_of(space: Space) -> Sequence[str]:
-    """Every parameter of the space, searched or fixed."""
-    return [*(dimension.name for dimension in space.dimensions), *(parameter.name for parameter in space.fixed)]
-
-
-def data_types(request: Mapping[str, Any]) -> dict[str, DataType]:
-    """The parameters that a request names, and their types."""
-    tree = Fields("", request)
-    given = tree.objects("hyperParams")
-    for experiment in tree.objects("experiments"):
-        given += experiment.objects("hyperParams") or experiment.objects("fixedHyperParams")
-    return {parameter.text("name"): type_of(parameter) for parameter in given}
+def user_defined(parameters: Sequence[Fields]) -> frozenset[str]:
+    """The names of those of `parameters` that are the user's program's own."""
+    return frozenset(
+        parameter.text("name") for parameter in parameters if str(parameter.get("userDefined")[1]).lower() == "true"
+    )

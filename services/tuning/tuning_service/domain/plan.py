@@ -17,6 +17,7 @@ MAX_TRIALS = 100_000
 MAX_PARALLEL = 1000
 MAX_MINUTES = 10 * 366 * 24 * 60
 MAX_OBJECTIVES = 8
+MAX_METRIC = 256
 MAX_WARM_STARTS = 20
 MAX_START_POINTS = 1000
 # A program that fails so often and never succeeded has a defect: more trials would not find it. Where many run at a
@@ -73,13 +74,15 @@ class AlgorithmFacts(Protocol):
 @dataclass(frozen=True)
 class Plan:
     """A study's request. Limits that are None do not hold; `max_seconds` is of the whole study, `max_trial_seconds` of
-    one trial's run. `experiments` are id and parameters of the trials that were given instead of a space."""
+    one trial's run. `experiments` are id and parameters of the trials that were given instead of a space.
+    `resource_name` is the parameter that the algorithm sets itself, empty when there is none."""
 
     space: Space
     experiments: Sequence[tuple[int, tuple[Fixed, ...]]]
     algorithm: str
     settings: Mapping[str, Any]
     objectives: tuple[Objective, ...]
+    resource_name: str = ""
     parallel: int = 1
     max_trials: int | None = None
     max_seconds: float | None = None
@@ -91,11 +94,6 @@ class Plan:
     warm_start: Sequence[str] = ()
     start_points: Sequence[Mapping[str, Value]] = ()
     additional_metrics: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def resource_name(self) -> str:
-        """The parameter that the algorithm sets itself; empty when there is none."""
-        return str(self.settings.get("ResourceName", ""))
 
 
 def algorithm_name(tree: Fields) -> str:
@@ -139,7 +137,8 @@ def read_plan(tree: Fields, algorithm: AlgorithmFacts, *, experiment_parameters:
         if has_experiments:
             allowed += f", which {algorithm.name} searches; experiments are for ExperimentGridSearch"
         raise invalid("hyperParams", "", allowed)
-    resource = str(settings.get("ResourceName", ""))
+    # What a plug-in calls so is its own.
+    resource = str(settings["ResourceName"]) if algorithm.needs_resource else ""
     space = read_space(tree, resource=resource)
     experiments = read_experiments(tree, experiment_parameters) if has_experiments else []
     if resource and int(settings["ResourceValue"]) < int(settings.get("MinResource") or 1):
@@ -152,11 +151,23 @@ def read_plan(tree: Fields, algorithm: AlgorithmFacts, *, experiment_parameters:
             algorithm=algorithm.name,
             settings=settings,
             objectives=_objectives(settings_tree, algorithm),
+            resource_name=resource,
             warm_start=_warm_start(settings_tree, algorithm),
             start_points=_start_points(settings_tree, space, algorithm),
             additional_metrics=_additional(settings_tree),
         ),
     )
+
+
+def outline(tree: Fields, plan: Plan) -> dict[str, Any]:
+    """What people look for in a request, by the names that fields of a study have."""
+    return {
+        # As it was written.
+        "algorithm": algorithm_name(tree),
+        "objective_metric": plan.objectives[0].metric,
+        "objective": "Maximize" if plan.objectives[0].maximize else "Minimize",
+        "most_trials": len(plan.experiments) or None if plan.max_trials is None else plan.max_trials,
+    }
 
 
 def _with_limits(tree: Fields, plan: Plan) -> Plan:
@@ -187,10 +198,10 @@ def _with_limits(tree: Fields, plan: Plan) -> Plan:
 
 
 def _objectives(tree: Fields, algorithm: AlgorithmFacts) -> tuple[Objective, ...]:
-    first = Objective(tree.text("objectiveMetric"), tree.word("objective", _DIRECTIONS) == "maximize")
+    first = Objective(_metric(tree, "objectiveMetric"), tree.word("objective", _DIRECTIONS) == "maximize")
     found = [first]
     for other in tree.objects("objectives"):
-        metric = other.text("metric", "objectiveMetric")
+        metric = _metric(other, "metric", "objectiveMetric")
         if metric in {one.metric for one in found}:
             raise invalid(other.place("metric"), metric, "a metric that is no objective yet")
         found.append(Objective(metric, other.word("objective", _DIRECTIONS) == "maximize"))
@@ -199,6 +210,13 @@ def _objectives(tree: Fields, algorithm: AlgorithmFacts) -> tuple[Objective, ...
         allowed = f"at most {most} objectives in all with {algorithm.name}"
         raise invalid(tree.place("objectives"), f"{len(found) - 1} more than objectiveMetric", allowed)
     return tuple(found)
+
+
+def _metric(tree: Fields, *names: str) -> str:
+    metric = tree.text(*names)
+    if len(metric) > MAX_METRIC:
+        raise invalid(tree.place(names[0]), shown(metric), f"a name of at most {MAX_METRIC} characters")
+    return metric
 
 
 def _additional(tree: Fields) -> dict[str, str]:

@@ -81,10 +81,12 @@ class Counts:
 @dataclass
 class Study:
     """A search. `request` is what was asked for, as it came; `known` is what earlier studies found, pairs of a place
-    and its losses, the best first; `model` is the model of a tuning (uid and name), empty
-    otherwise. `seed` decides every random choice. `run_seconds` is how long it ran before its last restart,
-    `resumed_at` when that was. `best` is the number of the best trial, 0 while there is none; `improved_at` is how
-    many trials had ended when it became that.
+    and its losses, the best first. Both are large, and empty where many studies are read at once: `algorithm`,
+    `objective_metric`, `objective` and `most_trials` (None: nobody knows) say what people want to know of them.
+    `model_uid` and `model_name` are of the model of a tuning, empty otherwise. `seed` decides every random choice.
+    `run_seconds` is how long it ran before its last restart, `resumed_at` when that was. `best` is the number of the
+    best trial, 0 while there is none; `improved_at` is how many trials had ended when it became that. `warnings` are
+    what its user should know though nothing is wrong.
     """
 
     uid: str
@@ -100,6 +102,11 @@ class Study:
     model_uid: str = ""
     model_name: str = ""
     known: Sequence[Any] = ()
+    algorithm: str = ""
+    objective_metric: str = ""
+    objective: str = ""
+    most_trials: int | None = None
+    warnings: Sequence[str] = ()
     upload: str = ""
     upload_name: str = ""
     status: Status = Status.SUBMITTED

@@ -8,11 +8,13 @@ from typing import Any
 from servicekit.errors import invalid
 
 from tuning_service.domain.fields import Fields
+from tuning_service.domain.parameters import user_defined
 from tuning_service.domain.plan import AlgorithmFacts, algorithm_parameters
 
 RESOURCE = "maxiteration"
 # What the published client cannot say.
 DEFAULT_METRICS = {"maximize": "test_accuracy", "maximise": "test_accuracy", "minimize": "test_loss"}
+MAX_ITERATIONS = 2**31 - 1
 # Of a parameter with more values only the ends are looked at before it starts.
 MAX_PROBED_VALUES = 200
 
@@ -23,18 +25,19 @@ def user_defined_names(request: Mapping[str, Any]) -> frozenset[str]:
     given = tree.objects("hyperParams")
     for experiment in tree.objects("experiments"):
         given += experiment.objects("fixedHyperParams") or experiment.objects("hyperParams")
-    return frozenset(
-        parameter.text("name") for parameter in given if str(parameter.get("userDefined")[1]).lower() == "true"
-    )
+    return user_defined(given)
 
 
 def completed(request: Mapping[str, Any], algorithm: AlgorithmFacts) -> dict[str, Any]:
     """The request of a tuning with what it may leave out.
 
     The objective is then the loss on the test data, to be minimized, or the accuracy on them when something is to be
-    maximized; the resource is the number of iterations, at most resDef.maxiteration, at least resDef.miniteration.
+    maximized; the resource is the number of iterations, at most resDef.maxiteration, at least resDef.miniteration. 400
+    when these are no numbers that can be.
     """
     tree = Fields("", request)
+    for name in ("maxiteration", "miniteration"):
+        tree.object("resDef").within(0, MAX_ITERATIONS, 0, name)
     settings = dict(tree.object("algoDef"))
     if not settings.get("objective"):
         settings["objective"] = "Minimize"

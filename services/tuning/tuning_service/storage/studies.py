@@ -12,16 +12,37 @@ from servicekit.database import Database
 from servicekit.errors import already_exists, conflict, not_found
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import defer
+from sqlalchemy.orm import load_only
 
-from tuning_service.domain.results import MetricRange
 from tuning_service.domain.study import STOPPED_WITH_STUDY, Counts, Kind, Status, Study, Trial, TrialStatus
 from tuning_service.storage.tables import StudyRow, TrialRow
+from tuning_service.storage.trial_rows import (
+    NOT_LEARNT,
+    NOT_SHOWN,
+    by_column,
+    read_trials,
+    select_trials,
+    trial_columns,
+)
 from tuning_service.usecases.ports import TrialPage
 
 _FINAL = [str(status) for status in Status if status.is_final]
 _ENDED = [str(status) for status in TrialStatus if status.is_final]
 _COUNTS = ("trials", "finished", "failed", "stopped")
+_STUDY = tuple(name for name in Study.__dataclass_fields__ if name != "counts")
+_RESUMED = (
+    "run_seconds",
+    "resumed_at",
+    "ended_at",
+    "status_message",
+    "stop_requested",
+    "is_exhausted",
+    "most_trials",
+)
+# Lists show requests, but for those of thousands of experiments or values.
+SHOWN_REQUEST_CHARACTERS = 64 * 1024
+# Names in one query: databases take so many parameters.
+_AT_ONCE = 500
 
 
 class SqlStudies:
@@ -51,7 +72,9 @@ class SqlStudies:
             conditions.append(StudyRow.model_uid == model_uid)
         if owner is not None:
             conditions.append(StudyRow.owner == owner)
-        return await self._select(*conditions)
+        is_small = sa.func.length(sa.cast(StudyRow.request, sa.Text)) <= SHOWN_REQUEST_CHARACTERS
+        request = sa.type_coerce(sa.case((is_small, StudyRow.request), else_=None), sa.JSON)
+        return await self._select(*conditions, request=request)
 
     async def models(self) -> Sequence[tuple[str, str]]:
         live = sa.and_(StudyRow.kind == str(Kind.MODEL_TUNING), StudyRow.deleted_at.is_(None))
@@ -59,53 +82,74 @@ class SqlStudies:
         async with self._database.session(read_only=True) as session:
             return [(uid, name) for uid, name in await session.execute(query)]
 
-    async def tended(self) -> Sequence[Study]:
-        return await self._select(StudyRow.is_tended.is_(True))
+    async def tended(self, uid: str = "") -> Sequence[Study]:
+        chosen = [StudyRow.uid == uid] if uid else []
+        return await self._select(StudyRow.is_tended.is_(True), *chosen, request=sa.literal(None))
 
-    async def _select(self, *conditions: sa.ColumnElement[bool]) -> list[Study]:
-        query = sa.select(StudyRow).where(StudyRow.deleted_at.is_(None), *conditions)
+    async def _select(
+        self, *conditions: sa.ColumnElement[bool], request: sa.ColumnElement[Any] | None = None
+    ) -> list[Study]:
+        """Studies whole, or with what `request` is instead of their requests and nothing of what earlier ones found."""
+        names = [name for name in (*_STUDY, *_COUNTS) if request is None or name not in ("request", "known")]
+        columns = [getattr(StudyRow, name) for name in names]
+        if request is not None:
+            columns.append(request.label("shown_request"))
+        query = sa.select(*columns).where(StudyRow.deleted_at.is_(None), *conditions)
         async with self._database.session(read_only=True) as session:
-            rows = await session.scalars(query.order_by(StudyRow.created_at, StudyRow.uid))
+            rows = (await session.execute(query.order_by(StudyRow.created_at, StudyRow.uid))).mappings()
             return [_study(row) for row in rows]
 
-    async def page(self, uid: str, page: TrialPage) -> Sequence[Trial]:
-        query = sa.select(TrialRow).where(TrialRow.study_uid == uid)
+    async def page(self, uid: str, page: TrialPage, *, is_slim: bool = False) -> Sequence[Trial]:
+        left_out = NOT_SHOWN if is_slim else frozenset[str]()
+        query = select_trials(left_out).where(TrialRow.study_uid == uid)
         if page.statuses:
             query = query.where(TrialRow.status.in_([str(status) for status in page.statuses]))
         if page.by_loss:
             query = query.where(TrialRow.loss.is_not(None)).order_by(TrialRow.loss, TrialRow.number)
         else:
             query = query.order_by(TrialRow.number.desc() if page.newest_first else TrialRow.number)
-        return await self._trials(query.offset(page.start).limit(page.length))
+        return await self._trials(query.offset(page.start).limit(page.length), left_out)
 
     async def numbered(self, uid: str, numbers: Sequence[int]) -> Sequence[Trial]:
-        query = sa.select(TrialRow).where(TrialRow.study_uid == uid, TrialRow.number.in_(numbers))
-        return await self._trials(query.order_by(TrialRow.number))
+        found: list[Trial] = []
+        for start in range(0, len(numbers), _AT_ONCE):
+            some = TrialRow.number.in_(numbers[start : start + _AT_ONCE])
+            found += await self._trials(select_trials().where(TrialRow.study_uid == uid, some))
+        return sorted(found, key=lambda trial: trial.number)
+
+    async def shown(self, uids: Sequence[str], length: int) -> Mapping[str, Sequence[Trial]]:
+        found: dict[str, dict[int, Trial]] = {uid: {} for uid in uids}
+        newest = TrialRow.number > StudyRow.trials - length
+        for start in range(0, len(uids), _AT_ONCE):
+            some = StudyRow.uid.in_(uids[start : start + _AT_ONCE])
+            for wanted in (TrialRow.number == StudyRow.best, *([newest] if length else [])):
+                query = select_trials(NOT_SHOWN).join(StudyRow, StudyRow.uid == TrialRow.study_uid)
+                for trial in await self._trials(query.where(some, wanted), NOT_SHOWN):
+                    found[trial.study_uid][trial.number] = trial
+        return {uid: sorted(trials.values(), key=lambda trial: trial.number) for uid, trials in found.items()}
 
     async def open_trials(self, uid: str) -> Sequence[Trial]:
-        query = sa.select(TrialRow).where(TrialRow.study_uid == uid, TrialRow.status.not_in(_ENDED))
+        query = select_trials().where(TrialRow.study_uid == uid, TrialRow.status.not_in(_ENDED))
         return await self._trials(query.order_by(TrialRow.number))
 
-    async def _trials(self, query: sa.Select[Any]) -> list[Trial]:
+    async def _trials(self, query: sa.Select[Any], left_out: frozenset[str] = frozenset()) -> list[Trial]:
         async with self._database.session(read_only=True) as session:
-            return [_trial(row) for row in await session.scalars(query)]
+            return await read_trials(session, query, left_out)
 
     async def changed(self, uid: str, since: int, length: int) -> tuple[Sequence[Trial], int, bool]:
-        query = sa.select(TrialRow).where(TrialRow.study_uid == uid)
-        slim = query.options(defer(TrialRow.metrics), defer(TrialRow.curve))
-        ordered = slim.where(TrialRow.change > since).order_by(TrialRow.change, TrialRow.number).limit(length)
+        of_study = TrialRow.study_uid == uid
+        ordered = (TrialRow.change, TrialRow.number)
+        later = sa.select(TrialRow.change).where(of_study, TrialRow.change > since).order_by(*ordered)
         async with self._database.session(read_only=True) as session:
             newest = await session.scalar(sa.select(StudyRow.change).where(StudyRow.uid == uid)) or 0
-            rows = list(await session.scalars(ordered))
+            changes = list(await session.scalars(later.limit(length)))
             until = newest
-            if len(rows) == length:
+            if len(changes) == length:
                 # Whole changes only: the next page begins behind one.
-                until = rows[-1].change - 1
-                rows = [row for row in rows if row.change <= until]
-                if not rows:
-                    until += 1
-                    rows = list(await session.scalars(slim.where(TrialRow.change == until)))
-            return [_trial(row, is_slim=True) for row in rows], until, until >= newest
+                until = changes[-1] - 1 if changes[0] < changes[-1] else changes[-1]
+            these = sa.and_(of_study, TrialRow.change > since, TrialRow.change <= until)
+            trials = await read_trials(session, select_trials(NOT_LEARNT).where(these).order_by(*ordered), NOT_LEARNT)
+            return trials, until, until >= newest
 
     async def objectives_of(self, uid: str) -> Sequence[tuple[int, Sequence[float]]]:
         finished = TrialRow.status == str(TrialStatus.FINISHED)
@@ -128,7 +172,7 @@ class SqlStudies:
             row.change += 1
             row.trials += len(trials)
             row.is_exhausted = is_exhausted
-            session.add_all(TrialRow(**_trial_columns(trial), change=row.change) for trial in trials)
+            session.add_all(TrialRow(**trial_columns(trial), change=row.change) for trial in trials)
             return True
 
     async def save(self, uid: str, trials: Sequence[Trial], losses: Mapping[int, float]) -> None:
@@ -174,7 +218,7 @@ class SqlStudies:
             if row is None:
                 raise not_found(_word(study.kind), study.name)
             cut_off = TrialRow.stop_reason == STOPPED_WITH_STUDY
-            query = sa.select(TrialRow).where(TrialRow.study_uid == study.uid, cut_off)
+            query = select_trials().where(TrialRow.study_uid == study.uid, cut_off)
             open_ones = sa.select(sa.func.count()).where(
                 TrialRow.study_uid == study.uid, TrialRow.status.not_in(_ENDED)
             )
@@ -187,32 +231,37 @@ class SqlStudies:
                 )
             row.change += 1
             row.is_tended, row.request = True, dict(study.request)
-            for name in ("run_seconds", "resumed_at", "ended_at", "status_message", "stop_requested", "is_exhausted"):
+            for name in _RESUMED:
                 setattr(row, name, getattr(study, name))
             row.status = str(study.status)
-            again = list(await session.scalars(query))
-            for trial_row in again:
-                trial = _trial(trial_row)
+            again = await read_trials(session, query)
+            for trial in again:
                 trial.run_again(make_uid())
-                for name, value in _trial_columns(trial).items():
-                    setattr(trial_row, name, value)
-                trial_row.loss, trial_row.change = None, row.change
+                this = sa.and_(TrialRow.study_uid == study.uid, TrialRow.number == trial.number)
+                values = by_column(trial_columns(trial) | {"loss": None, "change": row.change})
+                await session.execute(sa.update(TrialRow).where(this).values(values))
             row.stopped -= len(again)
             return len(again)
+
+    async def cut_off(self, uid: str) -> int:
+        these = sa.and_(TrialRow.study_uid == uid, TrialRow.stop_reason == STOPPED_WITH_STUDY)
+        async with self._database.session(read_only=True) as session:
+            return await session.scalar(sa.select(sa.func.count()).select_from(TrialRow).where(these)) or 0
 
     async def delete(self, uid: str, now: datetime) -> None:
         async with self._database.session() as session:
             row = await _locked(session, uid)
             if row is None:
                 raise not_found("study", uid)
-            if row.status not in _FINAL:
-                doing = "is being stopped; try again in a moment" if row.stop_requested else "runs; stop it first"
-                raise conflict(
-                    f"{_word(Kind(row.kind))} {row.name!r} {doing}",
-                    reason="IN_USE",
-                    metadata={"kind": _word(Kind(row.kind)), "name": row.name, "status": row.status},
-                )
-            row.deleted_at, row.is_tended = now, False
+            _delete(row, now)
+
+    async def delete_all(self, kind: Kind, owner: str, now: datetime) -> None:
+        these = (StudyRow.kind == str(kind), StudyRow.owner == owner, StudyRow.deleted_at.is_(None))
+        slim = load_only(StudyRow.kind, StudyRow.name, StudyRow.status, StudyRow.stop_requested)
+        query = sa.select(StudyRow).where(*these).options(slim).order_by(StudyRow.created_at, StudyRow.uid)
+        async with self._database.session() as session:
+            for row in await session.scalars(query.with_for_update()):
+                _delete(row, now)
 
     async def deleted(self) -> Sequence[tuple[str, Kind]]:
         query = sa.select(StudyRow.uid, StudyRow.kind).where(StudyRow.deleted_at.is_not(None))
@@ -238,13 +287,24 @@ class SqlStudies:
             return bool(result.rowcount)  # type: ignore[attr-defined]
 
 
+def _delete(row: StudyRow, now: datetime) -> None:
+    if row.status not in _FINAL:
+        doing = "is being stopped; try again in a moment" if row.stop_requested else "runs; stop it first"
+        raise conflict(
+            f"{_word(Kind(row.kind))} {row.name!r} {doing}",
+            reason="IN_USE",
+            metadata={"kind": _word(Kind(row.kind)), "name": row.name, "status": row.status},
+        )
+    row.deleted_at, row.is_tended = now, False
+
+
 async def _locked(session: AsyncSession, uid: str) -> StudyRow | None:
     query = sa.select(StudyRow).where(StudyRow.uid == uid, StudyRow.deleted_at.is_(None))
     return await session.scalar(query.with_for_update())
 
 
 async def _save_trial(session: AsyncSession, study: StudyRow, trial: Trial, loss: float | None) -> None:
-    values = _trial_columns(trial) | {"loss": loss}
+    values = trial_columns(trial) | {"loss": loss}
     del values["study_uid"], values["number"]
     if trial.status.is_final:
         # What algorithms see.
@@ -252,7 +312,7 @@ async def _save_trial(session: AsyncSession, study: StudyRow, trial: Trial, loss
     goes_on = sa.and_(
         TrialRow.study_uid == trial.study_uid, TrialRow.number == trial.number, TrialRow.status.not_in(_ENDED)
     )
-    result = await session.execute(sa.update(TrialRow).where(goes_on).values(_by_column(values)))
+    result = await session.execute(sa.update(TrialRow).where(goes_on).values(by_column(values)))
     if not result.rowcount or not trial.status.is_final:  # type: ignore[attr-defined]
         return
     counted = trial.status.lower()
@@ -271,45 +331,12 @@ def _word(kind: Kind) -> str:
 
 def _study_columns(study: Study) -> dict[str, Any]:
     columns = {name: value for name, value in vars(study).items() if name != "counts"}
-    columns["known"] = list(study.known)
+    columns["known"], columns["warnings"] = list(study.known), list(study.warnings)
     return columns | {"kind": str(study.kind), "status": str(study.status)} | asdict(study.counts)
 
 
-def _study(row: StudyRow) -> Study:
-    names = [name for name in Study.__dataclass_fields__ if name not in ("counts", "kind", "status")]
-    return Study(
-        **{name: getattr(row, name) for name in names},
-        kind=Kind(row.kind),
-        status=Status(row.status),
-        counts=Counts(**{name: getattr(row, name) for name in _COUNTS}),
-    )
-
-
-def _trial_columns(trial: Trial) -> dict[str, Any]:
-    return vars(trial) | {
-        "status": str(trial.status),
-        "values": dict(trial.values),
-        "place": None if trial.place is None else list(trial.place),
-        "notes": dict(trial.notes),
-        "objectives": list(trial.objectives),
-        "metrics": {name: [one.minimum, one.maximum, one.latest] for name, one in trial.metrics.items()},
-        "curve": [list(point) for point in trial.curve],
-        "earlier_uids": list(trial.earlier_uids),
-    }
-
-
-def _by_column(values: Mapping[str, Any]) -> dict[Any, Any]:
-    """`values` is a method of rows: columns by attribute."""
-    return {getattr(TrialRow, name): value for name, value in values.items()}
-
-
-def _trial(row: TrialRow, *, is_slim: bool = False) -> Trial:
-    left_out = {"metrics", "curve"} if is_slim else set()
-    values = {name: getattr(row, name) for name in Trial.__dataclass_fields__ if name not in left_out}
-    values["status"] = TrialStatus(row.status)
-    values["place"] = None if row.place is None else tuple(row.place)
-    values["objectives"], values["earlier_uids"] = tuple(row.objectives), tuple(row.earlier_uids)
-    if not is_slim:
-        values["metrics"] = {name: MetricRange(*numbers) for name, numbers in row.metrics.items()}
-        values["curve"] = tuple((step, value) for step, value in row.curve)
-    return Trial(**values)
+def _study(row: sa.RowMapping) -> Study:
+    values = {name: row[name] for name in _STUDY if name in row}
+    values["request"] = row["shown_request"] or {} if "shown_request" in row else row["request"]
+    values["kind"], values["status"] = Kind(row["kind"]), Status(row["status"])
+    return Study(**values, counts=Counts(**{name: row[name] for name in _COUNTS}))

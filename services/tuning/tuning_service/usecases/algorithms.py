@@ -96,6 +96,5 @@ class ManageAlgorithms:
 
     async def _check_unused(self, name: str) -> None:
         for study in await self._studies.tended():
-            settings = Fields("", study.request).object("algoDef")
-            if not study.status.is_final and settings.text("algorithm") == name:
+            if not study.status.is_final and study.algorithm == name:
                 raise in_use("algorithm", name, f"HPO task {study.name!r}, which runs")

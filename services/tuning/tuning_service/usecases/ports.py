@@ -40,16 +40,21 @@ class Studies(Protocol):
         """The study, as long as it is not deleted."""
 
     async def of_kind(self, kind: Kind, *, model_uid: str = "", owner: str | None = None) -> Sequence[Study]:
-        """Those of `owner` (None: of everybody), oldest first."""
+        """Those of `owner` (None: of everybody), oldest first; without what earlier studies found, and large requests
+        are left out."""
 
     async def models(self) -> Sequence[tuple[str, str]]:
         """Uid and name of every model that has tunings."""
 
-    async def tended(self) -> Sequence[Study]:
-        """Those of which something has to be made true yet."""
+    async def tended(self, uid: str = "") -> Sequence[Study]:
+        """Those of which something has to be made true yet, or that one of them, without requests and what earlier
+        studies found."""
 
-    async def page(self, uid: str, page: TrialPage) -> Sequence[Trial]:
-        """Some trials of a study."""
+    async def page(self, uid: str, page: TrialPage, *, is_slim: bool = False) -> Sequence[Trial]:
+        """Some trials of a study; `is_slim` ones have no places, curves and earlier runs."""
+
+    async def shown(self, uids: Sequence[str], length: int) -> Mapping[str, Sequence[Trial]]:
+        """Of each of these studies the newest `length` trials and the best one, slim, by number."""
 
     async def numbered(self, uid: str, numbers: Sequence[int]) -> Sequence[Trial]:
         """The trials with these numbers."""
@@ -94,8 +99,14 @@ class Studies(Protocol):
         """Let a study that has ended go on, with its request as given; trials that its stop cut off begin again. How
         many those are. 409 when it runs."""
 
+    async def cut_off(self, uid: str) -> int:
+        """How many trials begin again when the study is resumed."""
+
     async def delete(self, uid: str, now: datetime) -> None:
         """Take a study that has ended out of sight; 409 while it runs."""
+
+    async def delete_all(self, kind: Kind, owner: str, now: datetime) -> None:
+        """The same with all that the user has of a kind; 409, and none is deleted, when one runs."""
 
     async def deleted(self) -> Sequence[tuple[str, Kind]]:
         """Uids and kinds of studies whose trials and files have to be removed."""
@@ -122,6 +133,14 @@ class Suggestions(Protocol):
 
     async def forget(self, study_uid: str) -> None:
         """It has ended: what is kept of it, and runs for it, may go."""
+
+
+class Fronts(Protocol):
+    """Where the trials are found that are worth choosing from when there are many of them and many objectives."""
+
+    async def front(self, losses: Sequence[tuple[int, Sequence[float]]], most: int) -> Sequence[int]:
+        """The numbers of the first `most`, by their losses, that no other one beats, that is, is at least as good as in
+        everything and better than in something. 503 when that takes too long."""
 
 
 class History(Protocol):

@@ -18,7 +18,7 @@ from servicekit.jobs import MAX_PRIORITY
 from servicekit.names import check_name
 
 from tuning_service.domain.fields import Fields
-from tuning_service.domain.plan import AlgorithmFacts, Plan, algorithm_name, read_plan
+from tuning_service.domain.plan import AlgorithmFacts, Plan, algorithm_name, outline, read_plan
 from tuning_service.domain.study import Kind, Study
 from tuning_service.usecases.ports import Algorithms, Studies, StudyFolders, Wake
 from tuning_service.usecases.warm_start import findings
@@ -83,6 +83,7 @@ class StartHyperSearch:
                 created_at=self._now(),
                 upload=path,
                 upload_name=upload.name if upload else "",
+                **outline(fields, plan),
             )
             study.group_id, study.group_name = await self._programs.check(study)
             await self._studies.add(study)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import uuid4
 
@@ -13,15 +13,25 @@ from servicekit.identity import current_identity
 
 from tuning_service.domain.fields import Fields
 from tuning_service.domain.pareto import front
-from tuning_service.domain.plan import MAX_MINUTES, MAX_TRIALS
+from tuning_service.domain.plan import MAX_MINUTES, MAX_TRIALS, Plan, outline
 from tuning_service.domain.study import Kind, Status, Study, Trial
-from tuning_service.usecases.ports import Algorithms, Studies, SuggestionError, Suggestions, TrialPage, Wake
+from tuning_service.usecases.ports import (
+    Algorithms,
+    Fronts,
+    Studies,
+    SuggestionError,
+    Suggestions,
+    TrialPage,
+    Wake,
+)
 from tuning_service.usecases.start_hyper_search import read_request
 from tuning_service.usecases.trials import TrialHistory, problem_of
 
-# What one answer holds unless more is asked for, and at most.
-SHOWN_TRIALS = 1000
+# What one answer holds unless something else is asked for, and at most: a study, and a page of trials.
+SHOWN_TRIALS, PAGE_TRIALS = 1000, 100
 MAX_SHOWN_TRIALS = 10_000
+# The same of each study in a list, and of all of them.
+LISTED_TRIALS, MAX_LISTED_TRIALS = 100, 1000
 WORDS = {Kind.HYPER_SEARCH: "HPO task", Kind.MODEL_TUNING: "tuning"}
 
 
@@ -56,35 +66,46 @@ class FindStudies:
         current_identity().require_access(WORDS[self._kind], name, study.owner)
         return study
 
-    async def visible(self, model_uid: str = "") -> Sequence[Study]:
-        """Those that the caller may see, oldest first."""
+    async def views(self, *, model_uid: str = "", length: int | None = None) -> Sequence[StudyView]:
+        """Those that the caller may see, oldest first, each with its newest `length` trials: as many as there are, but
+        at most LISTED_TRIALS, and fewer of each when all would have more than MAX_LISTED_TRIALS."""
+        if length is not None and not 0 <= length <= LISTED_TRIALS:
+            raise invalid("length", length, f"0 to {LISTED_TRIALS}")
         identity = current_identity()
         owner = None if identity.is_admin else identity.user
-        return await self._studies.of_kind(self._kind, model_uid=model_uid, owner=owner)
-
-    async def own(self) -> Sequence[Study]:
-        """The caller's own, oldest first."""
-        return await self._studies.of_kind(self._kind, owner=current_identity().user)
+        studies = await self._studies.of_kind(self._kind, model_uid=model_uid, owner=owner)
+        length = min(LISTED_TRIALS if length is None else length, MAX_LISTED_TRIALS // max(1, len(studies)))
+        shown = await self._studies.shown([study.uid for study in studies], length)
+        return [_view(study, shown[study.uid], length) for study in studies]
 
     async def view(self, study: Study, *, start: int | None = None, length: int = 0) -> StudyView:
-        """A study with a page of its trials, in their order: the newest ones when `start` is None."""
-        if start is None:
-            newest = await self.page(study, TrialPage(0, length, newest_first=True))
-            trials = list(newest)[::-1]
-        else:
-            trials = list(await self.page(study, TrialPage(start, length)))
+        """A study with a page of its trials, in their order: the newest ones when `start` is None; SHOWN_TRIALS of them
+        when `length` is 0."""
+        page = TrialPage(start or 0, length or SHOWN_TRIALS, newest_first=start is None)
+        trials = sorted(await self.page(study, page), key=lambda trial: trial.number)
         best = next((trial for trial in trials if trial.number == study.best), None)
         if best is None and study.best:
             best = next(iter(await self._studies.numbered(study.uid, [study.best])), None)
         return StudyView(study, trials, best)
 
     async def page(self, study: Study, page: TrialPage) -> Sequence[Trial]:
-        """Some trials; a `length` of 0 is SHOWN_TRIALS."""
-        if page.start < 0:
-            raise invalid("start", page.start, "a number from 0 on")
-        if not 0 <= page.length <= MAX_SHOWN_TRIALS:
-            raise invalid("length", page.length, f"1 to {MAX_SHOWN_TRIALS}; 0 is {SHOWN_TRIALS}")
-        return await self._studies.page(study.uid, replace(page, length=page.length or SHOWN_TRIALS))
+        """Some trials, without places, curves and earlier runs."""
+        check_page(page)
+        return await self._studies.page(study.uid, page, is_slim=True)
+
+
+def check_page(page: TrialPage) -> None:
+    """400 for one that there cannot be."""
+    if page.start < 0:
+        raise invalid("start", page.start, "a number from 0 on")
+    if not 1 <= page.length <= MAX_SHOWN_TRIALS:
+        raise invalid("length", page.length, f"1 to {MAX_SHOWN_TRIALS}; 0 for as many as when it is not given")
+
+
+def _view(study: Study, trials: Sequence[Trial], length: int) -> StudyView:
+    """Of `trials`, which have the best one beside them."""
+    newest = [trial for trial in trials if trial.number > study.counts.trials - length]
+    return StudyView(study, newest, next((trial for trial in trials if trial.number == study.best), None))
 
 
 class Importance:
@@ -116,23 +137,45 @@ class Importance:
 
 
 class ParetoFront:
-    """The trials of a study that none is better than in all objectives."""
+    """The trials of a study that none is better than in all objectives. Who asks while it is being found waits for the
+    same answer."""
 
-    def __init__(self, studies: Studies, algorithms: Algorithms, *, experiment_parameters: str = "hyperParams") -> None:
-        self._studies, self._algorithms = studies, algorithms
+    def __init__(
+        self, studies: Studies, algorithms: Algorithms, fronts: Fronts, *, experiment_parameters: str = "hyperParams"
+    ) -> None:
+        self._studies, self._algorithms, self._fronts = studies, algorithms, fronts
         self._experiment_parameters = experiment_parameters
+        self._searches: dict[tuple[str, int], asyncio.Task[Sequence[int]]] = {}
 
-    async def __call__(self, study: Study) -> Sequence[Trial]:
-        """By their first objective, the best first; at most MAX_SHOWN_TRIALS."""
-        names = self._experiment_parameters
-        plan = await read_request(Fields("", study.request), self._algorithms, experiment_parameters=names)
-        losses = [
-            (number, [objective.loss(value) for objective, value in zip(plan.objectives, values, strict=True)])
-            for number, values in await self._studies.objectives_of(study.uid)
-        ]
-        numbers = (await asyncio.to_thread(front, losses))[:MAX_SHOWN_TRIALS]
+    async def __call__(self, study: Study, page: TrialPage) -> Sequence[Trial]:
+        """A page of the first MAX_SHOWN_TRIALS by their objectives, the best first."""
+        check_page(page)
+        # What has ended decides: the same as long as no other trial has.
+        key = (study.uid, study.counts.ended)
+        search = self._searches.get(key)
+        if search is None:
+            search = self._searches[key] = asyncio.ensure_future(self._find(study))
+            search.add_done_callback(lambda _: self._searches.pop(key, None))
+        # Another one may wait for it when this caller has gone.
+        numbers = (await asyncio.shield(search))[page.start : page.start + page.length]
         found = {trial.number: trial for trial in await self._studies.numbered(study.uid, numbers)}
         return [found[number] for number in numbers if number in found]
+
+    async def _find(self, study: Study) -> Sequence[int]:
+        names = self._experiment_parameters
+        plan = await read_request(Fields("", study.request), self._algorithms, experiment_parameters=names)
+        objectives = await self._studies.objectives_of(study.uid)
+        if len(plan.objectives) > 2:
+            losses = await asyncio.to_thread(_losses, objectives, plan)
+            return await self._fronts.front(losses, MAX_SHOWN_TRIALS)
+        return (await asyncio.to_thread(lambda: front(_losses(objectives, plan))))[:MAX_SHOWN_TRIALS]
+
+
+def _losses(values: Sequence[tuple[int, Sequence[float]]], plan: Plan) -> list[tuple[int, list[float]]]:
+    return [
+        (number, [objective.loss(value) for objective, value in zip(plan.objectives, found, strict=True)])
+        for number, found in values
+    ]
 
 
 class ChangeStudies:
@@ -167,8 +210,8 @@ class ChangeStudies:
         plan = await read_request(
             Fields("", request), self._algorithms, experiment_parameters=self._experiment_parameters
         )
-        cut_off = study.counts.stopped
-        if plan.max_trials is not None and study.counts.trials >= plan.max_trials and not cut_off:
+        is_full = plan.max_trials is not None and study.counts.trials >= plan.max_trials
+        if is_full and not await self._studies.cut_off(study.uid):
             allowed = f"more than the {study.counts.trials} that it has run, or -1 for no limit"
             raise invalid("maxJobNum", plan.max_trials, allowed)
         if study.status is Status.FINISHED and study.is_exhausted and budget == Budget():
@@ -176,7 +219,7 @@ class ChangeStudies:
         if plan.max_seconds is not None and study.seconds(self._now()) >= plan.max_seconds:
             allowed = f"more minutes than the {study.seconds(self._now()) / 60:.1f} that it has run, or -1 for no limit"
             raise invalid("maxRunTime", plan.max_seconds / 60, allowed)
-        study.request = request
+        study.request, study.most_trials = request, outline(Fields("", request), plan)["most_trials"]
         study.resume(self._now())
         await self._studies.resume(study, lambda: uuid4().hex)
         self._wake()
@@ -186,17 +229,10 @@ class ChangeStudies:
         await self._studies.delete(study.uid, self._now())
         self._wake_removals()
 
-    async def delete_all(self, studies: Sequence[Study]) -> None:
-        """The same for all of them; 409, and none is deleted, when one runs."""
-        for study in studies:
-            if not study.status.is_final:
-                raise conflict(
-                    f"{WORDS[self._kind]} {study.name!r} is {study.status}; stop it first",
-                    reason="IN_USE",
-                    metadata={"kind": WORDS[self._kind], "name": study.name, "status": str(study.status)},
-                )
-        for study in studies:
-            await self.delete(study)
+    async def delete_all(self) -> None:
+        """The same for all of the caller's; 409, and none is deleted, when one runs."""
+        await self._studies.delete_all(self._kind, current_identity().user, self._now())
+        self._wake_removals()
 
 
 def _with_budget(study: Study, budget: Budget) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from tuning_service.domain.evaluation import Answer, Evaluation, Known, Problem, Suggestion, TrialState
 from tuning_service.domain.plan import Plan
@@ -71,7 +72,7 @@ def made_trials(study: Study, plan: Plan, answer: Answer, make_uid: Callable[[],
             uid=make_uid(),
             values=_values(plan, suggestion),
             place=suggestion.place,
-            notes=dict(suggestion.notes),
+            notes=_notes(plan, suggestion),
         )
         for index, suggestion in enumerate(answer.suggestions)
     ]
@@ -96,6 +97,12 @@ def given_trials(study: Study, plan: Plan, count: int, make_uid: Callable[[], st
         )
         for index, values in enumerate(map(dict, points[first : first + count]))
     ]
+
+
+def _notes(plan: Plan, suggestion: Suggestion) -> dict[str, Any]:
+    """The algorithm's, and the user's own id of an experiment."""
+    notes = dict(suggestion.notes)
+    return {**notes, "id": plan.experiments[int(notes["experiment"])][0]} if plan.experiments else notes
 
 
 def _values(plan: Plan, suggestion: Suggestion) -> dict[str, Value]:

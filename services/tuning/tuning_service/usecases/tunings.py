@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from servicekit.identity import current_identity
 from servicekit.names import check_name
 
 from tuning_service.domain.fields import Fields
-from tuning_service.domain.plan import Plan, algorithm_parameters
+from tuning_service.domain.plan import Plan, algorithm_parameters, outline
 from tuning_service.domain.space import Value
 from tuning_service.domain.study import Kind, Study, Trial
 from tuning_service.domain.tuning import completed
@@ -38,11 +38,21 @@ class TrialModel:
     user_defined: Mapping[str, Value | bool] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class CheckedPlan:
+    """What a tuning's trials would run on, and what its user should know of that."""
+
+    model_uid: str
+    group_id: str
+    group_name: str
+    warnings: Sequence[str] = ()
+
+
 class Trainings(Protocol):
     """The training service, as tunings need it beside `ports.Runner`."""
 
-    async def check_plan(self, study: Study, plan: Plan) -> tuple[str, str, str]:
-        """Uid of the model, id and name of the group; 400 for what can never run, 404 without the model."""
+    async def check_plan(self, study: Study, plan: Plan) -> CheckedPlan:
+        """400 for what can never run, 404 without the model."""
 
     async def model_of(self, trial: Trial) -> TrialModel:
         """What a model of this trial would be; 404 when it is gone."""
@@ -94,8 +104,11 @@ class StartTuning:
             seed=seed_of(plan),
             created_at=self._now(),
             model_name=model_name,
+            **outline(Fields("", request), plan),
         )
-        study.model_uid, study.group_id, study.group_name = await self._trainings.check_plan(study, plan)
+        checked = await self._trainings.check_plan(study, plan)
+        study.model_uid, study.warnings = checked.model_uid, checked.warnings
+        study.group_id, study.group_name = checked.group_id, checked.group_name
         if await self._studies.find(Kind.MODEL_TUNING, study.model_uid, name):
             raise already_exists("tuning", name)
         study.known = await findings(plan, Kind.MODEL_TUNING, study.model_uid, self._studies)

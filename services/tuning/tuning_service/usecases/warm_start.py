@@ -32,8 +32,8 @@ async def findings(plan: Plan, kind: Kind, model_uid: str, studies: Studies) -> 
             raise invalid("algoDef.warmStart", name, "names of studies of yours, of the same kind and model")
         finished = [TrialStatus.FINISHED]
         trials = [
-            *await studies.page(study.uid, TrialPage(0, BEST, finished, by_loss=True)),
-            *await studies.page(study.uid, TrialPage(0, NEWEST, finished, newest_first=True)),
+            *await studies.page(study.uid, TrialPage(0, BEST, finished, by_loss=True), is_slim=True),
+            *await studies.page(study.uid, TrialPage(0, NEWEST, finished, newest_first=True), is_slim=True),
         ]
         usable = [finding for trial in trials if (finding := _finding(trial, plan)) is not None]
         if not usable:

@@ -1,0 +1,235 @@
+"""What lists, pages and passes read of studies: as much as they show, however large studies are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from servicekit.database import Database
+from servicekit.errors import Code, ServiceError
+from servicekit.identity import Identity, acting_as
+from servicekit.times import utc_now
+from studies_room import StudiesRoom, request_of
+from tuning_service.api.mapping import experiments, hyper_search_detail
+from tuning_service.api.tuning_mapping import tuning_detail
+from tuning_service.domain.fields import Fields
+from tuning_service.domain.plan import outline
+from tuning_service.domain.study import Kind, Status, Trial, TrialStatus
+from tuning_service.storage import MIGRATIONS
+from tuning_service.storage.studies import SHOWN_REQUEST_CHARACTERS
+from tuning_service.usecases import studies as limits
+from tuning_service.usecases.ports import TrialPage
+from tuning_service.usecases.start_hyper_search import read_request
+from tuning_service.usecases.studies import Budget, ChangeStudies, FindStudies, StudyView
+
+ANN, BOB = Identity("ann"), Identity("bob")
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url, "tuning")
+    await database.migrate(MIGRATIONS)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def room(database: Database) -> AsyncIterator[StudiesRoom]:
+    made = StudiesRoom(database)
+    yield made
+    await made.loop.close()
+
+
+async def filled(room: StudiesRoom, name: str, trials: int, **more: Any) -> str:
+    """A study with so many finished trials, the second of which is the best."""
+    request = more.pop("request", request_of(maxJobNum=trials))
+    plan = await read_request(Fields("", request), room.algorithms)
+    uid = await room.add(name, request=request, **more, **outline(Fields("", request), plan))
+    await room.studies.begin(uid, utc_now())
+    made = [Trial(uid, number, f"{uid[:20]}{number}", {"rate": 0.5}) for number in range(1, trials + 1)]
+    assert await room.studies.append(uid, 0, made, is_exhausted=True)
+    for trial in made:
+        trial.objectives, trial.curve = (abs(trial.number - 2.0),), [(1.0, 2.0)]
+        trial.end(TrialStatus.FINISHED, "", utc_now())
+    await room.studies.save(uid, made, {trial.number: trial.objectives[0] for trial in made})
+    return uid
+
+
+async def ended(room: StudiesRoom, uid: str) -> None:
+    study = await room.study(uid)
+    study.end(Status.FINISHED, "", utc_now())
+    assert await room.studies.end(study)
+
+
+def changes(room: StudiesRoom) -> ChangeStudies:
+    nothing = lambda: None  # noqa: E731
+    return ChangeStudies(Kind.HYPER_SEARCH, room.studies, room.algorithms, utc_now, wake=nothing, wake_removals=nothing)
+
+
+async def views(room: StudiesRoom, length: int | None = None) -> Mapping[str, StudyView]:
+    with acting_as(ANN):
+        return {
+            view.study.name: view for view in await FindStudies(Kind.HYPER_SEARCH, room.studies).views(length=length)
+        }
+
+
+def numbers(view: StudyView) -> list[int]:
+    return [trial.number for trial in view.trials]
+
+
+async def test_lists_show_some_of_each_and_not_more_in_all(room: StudiesRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    await filled(room, "small", 3)
+    await filled(room, "large", 30)
+    await filled(room, "of-bob", 3, owner="bob")
+    monkeypatch.setattr(limits, "LISTED_TRIALS", 10)
+    shown = await views(room)
+    assert (numbers(shown["small"]), numbers(shown["large"])) == ([1, 2, 3], list(range(21, 31)))
+    # The best one is there, whatever else is.
+    assert [shown[name].best.number for name in shown] == [2, 2]  # type: ignore[union-attr]
+    assert shown["large"].best.objectives == (0.0,)  # type: ignore[union-attr]
+    monkeypatch.setattr(limits, "MAX_LISTED_TRIALS", 8)
+    assert [numbers(view) for view in (await views(room)).values()] == [[1, 2, 3], [27, 28, 29, 30]]
+    monkeypatch.setattr(limits, "MAX_LISTED_TRIALS", 1)
+    assert [numbers(view) for view in (await views(room)).values()] == [[], []]
+    assert (await views(room, 0))["large"].best.number == 2  # type: ignore[union-attr]
+    with pytest.raises(ServiceError, match="length: 11 is not valid; allowed: 0 to 10"):
+        await views(room, 11)
+
+
+async def test_a_list_is_three_queries(room: StudiesRoom, database: Database) -> None:
+    for index in range(5):
+        await filled(room, f"s{index}", 3)
+    asked: list[str] = []
+    sa.event.listen(
+        database.engine.sync_engine,
+        "before_cursor_execute",
+        lambda connection, cursor, statement, *rest: asked.append(statement),
+    )
+    assert len(await views(room)) == 5
+    selects = [statement for statement in asked if statement.startswith("SELECT")]
+    assert len(selects) == 3
+    assert not any("curve" in statement for statement in selects)
+
+
+async def test_large_requests_are_in_no_list(room: StudiesRoom) -> None:
+    values = [f"{number:05}" for number in range(SHOWN_REQUEST_CHARACTERS // 8)]
+    parameter = {"name": "word", "type": "Discrete", "dataType": "str", "discreateStrVal": values}
+    request = request_of(hyperParams=[parameter], maxJobNum=4)
+    uid = await filled(room, "large", 4, request=request)
+    await filled(room, "small", 4)
+    study = (await views(room))["large"].study
+    assert (study.request, study.known) == ({}, ())
+    whole = await room.study(uid)
+    assert whole.request == request
+    # What a list says of it is the same all the same.
+    listed, detail = (hyper_search_detail(StudyView(one, [], None), utc_now()) for one in (study, whole))
+    listed.duration = detail.duration
+    assert listed == detail
+    assert (detail.algorithm, detail.objective, detail.progress) == ("Random", "Minimize", "4/4")
+    assert (await views(room))["small"].study.request == request_of(maxJobNum=4)
+
+
+async def test_passes_read_a_request_once(room: StudiesRoom) -> None:
+    uid = await room.add(request=request_of(maxJobNum=20), known=[[[0.5], [1.0]]])
+    (slim,) = await room.studies.tended()
+    assert (slim.uid, slim.request, slim.known) == (uid, {}, ())
+    reads = []
+    get = room.studies.get
+
+    async def counted(uid: str) -> Any:
+        reads.append(uid)
+        return await get(uid)
+
+    room.studies.get = counted  # type: ignore[method-assign]
+    await room.until_running(uid, 1)
+    await room.steps(5)
+    assert reads == [uid]
+    # After a restart it may be another one.
+    room.restart()
+    await room.steps(5)
+    assert reads == [uid, uid]
+
+
+async def test_a_restart_changes_what_lists_and_passes_know(room: StudiesRoom) -> None:
+    uid = await room.add(request=request_of(maxJobNum=2))
+    await room.to_the_end(uid)
+    await changes(room).restart(await room.study(uid), Budget(max_trials=5))
+    assert (await room.study(uid)).most_trials == 5
+    study = await room.to_the_end(uid)
+    assert (study.counts.finished, study.status_message) == (5, "maxJobNum is reached")
+
+
+async def test_a_restart_with_nothing_to_do_is_refused(room: StudiesRoom) -> None:
+    uid = await filled(room, "full", 3)
+    study = await room.study(uid)
+    # One that was ended for its own sake does not run again.
+    study.counts.stopped = 1
+    study.end(Status.FINISHED, "", utc_now())
+    with pytest.raises(ServiceError, match="more than the 3 that it has run") as caught:
+        await changes(room).restart(study, Budget())
+    assert caught.value.metadata["field"] == "maxJobNum"
+
+
+async def test_all_are_deleted_or_none(room: StudiesRoom) -> None:
+    first, second, third = [await filled(room, name, 1) for name in ("first", "second", "third")]
+    of_bob = await filled(room, "of-bob", 1, owner="bob")
+    for uid in (first, third):
+        await ended(room, uid)
+    with acting_as(ANN):
+        with pytest.raises(ServiceError, match="HPO task 'second' runs; stop it first") as caught:
+            await changes(room).delete_all()
+        assert caught.value.code is Code.ABORTED
+        assert len(await views(room)) == 3
+        assert await room.studies.deleted() == []
+        await ended(room, second)
+        await changes(room).delete_all()
+    assert await views(room) == {}
+    assert {uid for uid, _ in await room.studies.deleted()} == {first, second, third}
+    assert await room.studies.get(of_bob) is not None
+
+
+async def test_what_is_shown_has_what_people_read(room: StudiesRoom) -> None:
+    uid = await room.add(request=request_of(maxJobNum=1))
+    await room.to_the_end(uid)
+    (whole,) = await room.studies.page(uid, TrialPage())
+    (slim,) = await room.studies.page(uid, TrialPage(), is_slim=True)
+    assert (whole.place is None, len(whole.curve), slim.place, slim.curve) == (False, 2, None, ())
+    assert (slim.values, slim.metrics, slim.objectives) == (whole.values, whole.metrics, whole.objectives)
+    study = await room.study(uid)
+    assert experiments(study, [slim]) == experiments(study, [whole])
+    (one,) = experiments(study, [slim])
+    assert json.loads(one.parameters[0].fixed_value) == whole.values["rate"]
+    assert one.metrics[0].latest == one.metric_value
+
+
+async def test_experiments_of_large_requests_are_shown_by_looking_at_those_only(
+    room: StudiesRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [
+        {
+            "id": 7 + number,
+            "fixedHyperParams": [
+                {"name": "rate", "dataType": "double", "fixedVal": "0.5", "userDefined": number % 2 == 0},
+                {"name": "layers", "dataType": "int", "fixedVal": str(number)},
+            ],
+        }
+        for number in range(300)
+    ]
+    request = request_of(algorithm="ExperimentGridSearch", experiments=given)
+    study = await room.study(await room.add(request=request, kind=Kind.MODEL_TUNING))
+    looks = []
+    reads = Fields.objects
+    monkeypatch.setattr(Fields, "objects", lambda self, name: (looks.append(name), reads(self, name))[1])
+    trials = [
+        Trial("s", number, f"u{number}", {"rate": 0.5, "layers": 3}, notes={"experiment": number - 1, "id": 6 + number})
+        for number in (1, 2)
+    ]
+    detail = tuning_detail(StudyView(study, trials, None), utc_now())
+    assert [one.id for one in detail.search.experiments] == [7, 8]
+    flags = [[one.user_defined for one in trial.parameters] for trial in detail.search.experiments]
+    assert flags == [[True, False], [False, False]]
+    assert [one.data_type for one in detail.search.experiments[0].parameters] == ["double", "int"]
+    assert len(looks) < 10
