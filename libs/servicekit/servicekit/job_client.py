@@ -121,6 +121,7 @@ class JobsClient:
             history_server_url=group.history_server_url,
             slots=group.slots,
             gpus=group.gpus,
+            execution_user=group.execution_user,
         )
 
 

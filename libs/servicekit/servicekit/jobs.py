@@ -16,7 +16,8 @@ KILLED_CODES = (-9, 128 + 9)
 
 @dataclass(frozen=True)
 class InstanceGroup:
-    """Where jobs run. `slots` is how many ranks one job may have there, `gpus` how many GPUs there are."""
+    """Where jobs run, and as which user of the operating system (empty: the platform's own). `slots` is how many ranks
+    one job may have there, `gpus` how many GPUs there are."""
 
     id: str
     name: str
@@ -24,6 +25,7 @@ class InstanceGroup:
     history_server_url: str = ""
     slots: int = 0
     gpus: int = 0
+    execution_user: str = ""
 
     def room(self, gpu_percentage: int = 0) -> int:
         """The most ranks that one job can have here when each takes this share of a GPU (0 or 100: all of it)."""

@@ -15,8 +15,8 @@ from tuning_service.domain.evaluation import Answer, Problem, TrialState
 from tuning_service.domain.fields import Fields
 from tuning_service.domain.parameters import read_space
 from tuning_service.domain.study import Kind, Study
-from tuning_service.suggestions import plugin
-from tuning_service.suggestions.plugin import PluginLimits, PluginSuggestions
+from tuning_service.suggestions.plugin import PluginSuggestions
+from tuning_service.suggestions.plugin_process import OUTPUT_FILE, PluginLimits, PluginStarter
 from tuning_service.usecases.ports import InstalledAlgorithm, SuggestionError
 
 PLUGINS = Path(__file__).with_name("plugins")
@@ -40,8 +40,8 @@ def problem_of(study: Study, **settings: str) -> Problem:
 class Lab:
     """Plug-ins written for a test, and studies that they search."""
 
-    def __init__(self, home: Path, suggestions: PluginSuggestions) -> None:
-        self.home, self.suggestions = home, suggestions
+    def __init__(self, home: Path, suggestions: PluginSuggestions, starter: PluginStarter) -> None:
+        self.home, self.suggestions, self.starter = home, suggestions, starter
         self.table = Table()
 
     def install(self, name: str, source: str | Path) -> InstalledAlgorithm:
@@ -69,7 +69,7 @@ class Lab:
     @property
     def printed(self) -> str:
         """By its algorithm so far; it comes a little later than answers do."""
-        file = self.home / "tuning" / "study" / plugin.OUTPUT_FILE
+        file = self.home / "tuning" / "study" / OUTPUT_FILE
         return file.read_text() if file.exists() else ""
 
 
@@ -94,15 +94,20 @@ def processes_with(text: str) -> list[int]:
 
 
 @asynccontextmanager
-async def laboratory(tmp_path: Path, python: str = "", **limits: Any) -> AsyncIterator[Lab]:
-    suggestions = PluginSuggestions(
-        tmp_path / "tuning",
+async def laboratory(tmp_path: Path, python: str = "", user: str = "", **limits: Any) -> AsyncIterator[Lab]:
+    async def user_of(_: Study) -> str:
+        return user
+
+    starter = PluginStarter(
+        tmp_path,
         lambda algorithm: tmp_path / "algorithms" / algorithm.uid,
         lambda algorithm: python,
-        PluginLimits(**limits),
+        user_of,
+        PluginLimits(**{"start_pause_seconds": 0.01, **limits}),
     )
+    suggestions = PluginSuggestions(starter)
     try:
-        yield Lab(tmp_path, suggestions)
+        yield Lab(tmp_path, suggestions, starter)
     finally:
         await suggestions.close()
         await until(lambda: not processes_with(str(tmp_path)))

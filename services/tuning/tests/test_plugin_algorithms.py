@@ -27,9 +27,9 @@ from plugin_room import (
     study_of,
     values,
 )
-from thinking_room import is_running, until
+from thinking_room import until
 from tuning_service.domain.evaluation import Answer, Evaluation, TrialState
-from tuning_service.suggestions import plugin
+from tuning_service.suggestions.plugin_process import HOST
 from tuning_service.usecases.ports import SuggestionError
 
 
@@ -104,9 +104,9 @@ async def test_what_it_is_told(lab: Lab) -> None:
     await until(lambda: lab.printed.count("asked") == 3 and lab.printed.endswith("\n"))
     lines = [line.split(" ", 1) for line in lab.printed.splitlines()]
     made = [json.loads(rest) for word, rest in lines if word == "made"]
-    folder = str(lab.home / "algorithms" / "Telling")
+    folder, work = str(lab.home / "algorithms" / "Telling"), str(lab.home / "tuning" / "study" / "plugin")
     typed = [{**one, "dataType": word} for one, word in zip(PARAMETERS, ("DOUBLE", "INT", "STR"), strict=True)]
-    assert made == [["Telling", typed, {"RandomSeed": "7", "eta": "0.5"}, folder, folder]]
+    assert made == [["Telling", typed, {"RandomSeed": "7", "eta": "0.5"}, work, folder]]
     first, second, third = (json.loads(rest) for word, rest in lines if word == "asked")
     assert first == [3, []]
     assert second[0] == 2 - 1
@@ -215,37 +215,6 @@ async def test_studies_do_not_disturb_each_other(lab: Lab) -> None:
     assert values(await lab.ask(grid, study=study_of("a"))) == values(await lab.ask(grid, study=study_of("b")))
 
 
-async def test_one_that_is_not_asked_ends_and_goes_on(tmp_path: Path) -> None:
-    async with laboratory(tmp_path, idle_seconds=0.01) as lab:
-        grid = lab.install("Grid", PLUGINS / "grid" / "optimizer.py")
-        first = await lab.ask(grid, 2)
-        lab.table.add(first)
-        await until(lambda: not lab.suggestions.pids)
-        end_all(lab.table)
-        second = values(await lab.ask(grid, 2))
-        assert not any(one in values(first) for one in second)
-
-
-async def test_asked_in_the_moment_in_which_it_ends(lab: Lab) -> None:
-    grid = lab.install("Grid", PLUGINS / "grid" / "optimizer.py")
-    lab.table.add(await lab.ask(grid, 2))
-    end_all(lab.table)
-    (pid,) = lab.suggestions.pids.values()
-    lab.suggestions._hosts["study"].ending.cancel()  # type: ignore[union-attr]
-    lab.suggestions._end_idle("study")
-    assert (await lab.ask(grid, 2)).suggestions
-    assert lab.suggestions.pids["study"] != pid
-    await until(lambda: not is_running(pid))
-
-
-async def test_only_so_many_run_at_a_time(tmp_path: Path) -> None:
-    async with laboratory(tmp_path, processes=2) as lab:
-        grid = lab.install("Grid", PLUGINS / "grid" / "optimizer.py")
-        for uid in ("a", "b", "c"):
-            await lab.ask(grid, study=study_of(uid))
-        assert set(lab.suggestions.pids) == {"b", "c"}
-
-
 async def test_another_interpreter(tmp_path: Path) -> None:
     await asyncio.to_thread(venv.create, tmp_path / "env", symlinks=True)
     python = tmp_path / "env" / "bin" / "python"
@@ -258,7 +227,7 @@ async def test_another_interpreter(tmp_path: Path) -> None:
 
 
 def test_the_host_runs_in_old_interpreters() -> None:
-    source = plugin.HOST.read_text()
+    source = HOST.read_text()
     ast.parse(source, feature_version=(3, 6))
     # Nothing beside the standard library.
     output = subprocess.run(
@@ -268,7 +237,7 @@ def test_the_host_runs_in_old_interpreters() -> None:
             "-S",
             "-c",
             "import sys; exec(open(sys.argv[1]).read(), {'__name__': 'x'})",
-            plugin.HOST,
+            HOST,
         ],
         capture_output=True,
         text=True,

@@ -22,7 +22,7 @@ from plugin_room import (
 )
 from thinking_room import until
 from tuning_service.domain.evaluation import Answer
-from tuning_service.suggestions.plugin import PluginLimits
+from tuning_service.suggestions.plugin_process import PluginLimits
 from tuning_service.usecases.ports import SuggestionError
 
 
@@ -154,7 +154,7 @@ async def test_taking_too_long(lab: Lab, lines: list[str], expected: str) -> Non
     lab.table.add(await lab.ask(slow))
     end_all(lab.table)
     # From now on: to start a process may take its time.
-    lab.suggestions._limits = PluginLimits(ask_seconds=4.0)
+    lab.starter.limits = PluginLimits(ask_seconds=4.0)
     with pytest.raises(SuggestionError) as caught:
         await lab.ask(slow)
     assert str(caught.value).startswith(f"algorithm Slow: search() took longer than 4 s{expected}")
@@ -175,13 +175,43 @@ async def test_writing_a_file_without_end(tmp_path: Path) -> None:
     assert "raised OSError: [Errno 27] File too large" in message
 
 
+@pytest.mark.slow
+async def test_filling_its_folder(tmp_path: Path) -> None:
+    async with laboratory(tmp_path, folder_bytes=4 * 1024**2) as lab:
+        lines = ["for one in range(8): open(str(one), 'wb').write(os.urandom(1024**2))", "time.sleep(3600)"]
+        message = await lab.fails(search(*lines))
+    assert message == "algorithm bad: search() was ended: its folder held 8 MiB, allowed are 4 MiB"
+    # Another search is not in the way of it.
+    assert not (tmp_path / "tuning" / "study" / "plugin").exists()
+
+
+async def test_more_than_an_answer_holds_is_not_asked_for(lab: Lab) -> None:
+    names = [f"parameter {number:04}" for number in range(1000)]
+    one = {"type": "Range", "dataType": "DOUBLE", "minDbVal": 1e-300, "maxDbVal": 1}
+    study = study_of(parameters=[{"name": name, **one} for name in names])
+    wide = lab.install("Wide", search(f"return [dict.fromkeys({names}, 1.2345678901234567e-100)] * number_samples"))
+    lab.table.add(await lab.ask(wide, 1000, study=study))
+    first = len(lab.table.trials)
+    assert 10 < first < 1000
+    end_all(lab.table)
+    assert len((await lab.ask(wide, 1000, study=study)).suggestions) == first
+
+
 async def test_printing_megabytes(lab: Lab) -> None:
     lines = ["for _ in range(80): print('x' * 100_000)", "os.write(2, b'\\xff' * 3_000_000)", "print('the last line')"]
     loud = lab.install("Loud", search(*lines, "return [ONE]"))
     assert values(await lab.ask(loud)) == [{"rate": 0.1, "width": 16, "solver": "SGD"}]
     folder = lab.home / "tuning" / "study"
-    await until(lambda: any(b"the last line" in file.read_bytes() for file in folder.glob("plugin.log*")))
+    await until(lambda: any("the last line" in content_of(file) for file in folder.glob("plugin.log*")))
     assert sum(file.stat().st_size for file in folder.glob("plugin.log*")) < 3 * 1024**2
+
+
+def content_of(file: Path) -> str:
+    """Empty when it has just got another name."""
+    try:
+        return file.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 async def test_writing_where_answers_go(lab: Lab) -> None:

@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 from thinking_room import HYPERBAND, ODD, PROBLEM, Table, is_running, thinking, until
 from tuning_service.algorithms.registry import ALGORITHMS, make_algorithm, read_settings
-from tuning_service.domain.evaluation import Answer, Problem, TrialState
+from tuning_service.domain.evaluation import Answer, Evaluation, Problem, TrialState
+from tuning_service.domain.problem_form import evaluation_form, problem_form
+from tuning_service.domain.space import Continuous, Space
 from tuning_service.suggestions.built_in import LOGGED_LINES
 from tuning_service.usecases.ports import SuggestionError
+from tuning_service.worker.suggest import Thinker
 
 
 async def test_a_whole_study_is_as_the_algorithm_would_have_it() -> None:
@@ -73,12 +76,41 @@ async def test_what_changed_is_merged_with_what_is_known() -> None:
         # A bigger budget is another problem: a new object, which knows the trials all the same.
         known = await told(replace(PROBLEM, max_trials=100))
         assert (known["asks"], known["most"], len(known["trials"])) == (1, 100, 3)
-        # Nine more studies than it remembers.
-        for number in range(9):
-            assert (await told(study=f"other {number}"))["asks"] == 1
-        known = await told(replace(PROBLEM, max_trials=100))
-        assert (known["asks"], len(known["trials"])) == (1, 3)
         assert len(suggestions.pids) == 1
+
+
+def test_as_many_studies_are_remembered_as_have_room() -> None:
+    wide = replace(PROBLEM, space=Space((Continuous("rate", 0.0, 1.0),) * 80))
+    trials = [evaluation_form(Evaluation(number, (0.5,) * 2, TrialState.PENDING)) for number in range(1, 10)]
+
+    def ask(thinker: Thinker, uid: str, since: int, problem: Problem = PROBLEM) -> dict[str, Any]:
+        told = {"since": since, "until": 1, "trials": [] if since else trials, "count": 0}
+        return thinker.answer({"study": uid, "algorithm": "Random", "problem": problem_form(problem), **told})
+
+    # Ten trials of two dimensions with 20 numbers beside them each are 220, of 80 dimensions 1,000.
+    thinker = Thinker(kept_numbers=20 * 220)
+    for number in range(20):
+        assert "need" not in ask(thinker, f"study {number}", 0)
+    assert "need" not in ask(thinker, "study 0", 1)
+    ask(thinker, "wide", 0, replace(wide, settings={}))
+    # The five that were asked longest ago made room.
+    assert [ask(thinker, f"study {number}", 1) for number in (1, 5)] == [{"need": "all"}] * 2
+    assert [ask(thinker, f"study {number}", 1) for number in (0, 6, 19)] == [
+        {"suggestions": [], "exhausted": False}
+    ] * 3
+    # One has room in any case.
+    thinker = Thinker(kept_numbers=10)
+    ask(thinker, "study", 0)
+    assert "need" not in ask(thinker, "study", 1)
+
+
+async def test_more_than_an_answer_holds_is_not_asked_for() -> None:
+    space = Space(tuple(Continuous(f"p{number}", 0.0, 1.0) for number in range(1000)))
+    async with thinking() as suggestions:
+        problem = replace(PROBLEM, space=space, settings=read_settings(ALGORITHMS["Random"], {}), max_trials=1000)
+        answer = await suggestions.ask("study", "Random", problem, Table(), 1000)
+        assert 10 < len(answer.suggestions) < 1000
+        assert not answer.is_exhausted
 
 
 async def test_killed_in_the_middle_of_an_ask() -> None:

@@ -18,7 +18,7 @@ from tuning_service.api.model_tuning_servicer import ModelTuningServicer
 from tuning_service.clients.models import ModelsClient
 from tuning_service.clients.training_trials import TrainingTrials
 from tuning_service.clients.trials import ExecTrials
-from tuning_service.domain.study import Kind
+from tuning_service.domain.study import Kind, Study
 from tuning_service.settings import TuningSettings
 from tuning_service.storage import MIGRATIONS
 from tuning_service.storage.algorithms import SqlAlgorithms
@@ -26,7 +26,8 @@ from tuning_service.storage.plugin_folders import DiskPluginFolders
 from tuning_service.storage.studies import SqlStudies
 from tuning_service.storage.study_folders import DiskStudyFolders
 from tuning_service.suggestions.built_in import BuiltInSuggestions
-from tuning_service.suggestions.plugin import PluginLimits, PluginSuggestions
+from tuning_service.suggestions.plugin import PluginSuggestions
+from tuning_service.suggestions.plugin_process import PluginLimits, PluginStarter
 from tuning_service.suggestions.suggestions import Suggestions
 from tuning_service.usecases.algorithms import ManageAlgorithms
 from tuning_service.usecases.follow_trials import FollowTrials
@@ -41,6 +42,8 @@ from tuning_service.usecases.tunings import StartTuning, UseResult
 # The end of a trial is waited for by a call of its own; this is for when that call fails.
 SOON_SECONDS = 0.25
 ORPHANS_LATER_SECONDS = 30.0
+# How much longer than one search all those together may take that a new process of an algorithm repeats.
+CATCH_UP_SHARE = 6.0
 
 
 def build(settings: ServiceSettings, *, limits: TuningSettings | None = None) -> Application:
@@ -54,14 +57,23 @@ def build(settings: ServiceSettings, *, limits: TuningSettings | None = None) ->
     studies, algorithms = SqlStudies(database), SqlAlgorithms(database)
     folders = DiskStudyFolders(settings.home)
     plugins = DiskPluginFolders(settings.home, settings.data_roots)
+
+    async def execution_user(study: Study) -> str:
+        return (await jobs.instance_group("instanceGroup", study.group_id)).execution_user
+
     suggestions = Suggestions(
         algorithms,
         BuiltInSuggestions(),
         PluginSuggestions(
-            settings.home / "tuning",
-            plugins.folder_of,
-            plugins.python_of,
-            PluginLimits(ask_seconds=limits.plugin_seconds),
+            PluginStarter(
+                settings.home,
+                plugins.folder_of,
+                plugins.python_of,
+                execution_user,
+                PluginLimits(
+                    ask_seconds=limits.plugin_seconds, catch_up_seconds=CATCH_UP_SHARE * limits.plugin_seconds
+                ),
+            )
         ),
     )
     follow = FollowTrials(studies, runners, jobs, utc_now)

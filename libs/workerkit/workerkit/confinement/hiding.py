@@ -45,9 +45,10 @@ def supported_abi() -> int:
     return version if version >= LEAST_ABI else 0
 
 
-def hide(home: Path, writable: Iterable[Path], readable: Iterable[Path]) -> None:
+def hide(home: Path, writable: Iterable[Path], readable: Iterable[Path], *, changes_nothing_else: bool = False) -> None:
     """Give up, for this process and all that it starts, what is hidden; `writable` and `readable` lie below `home`.
 
+    With `changes_nothing_else` only `writable` and devices can be written, and all the rest that is not hidden read.
     Nothing is given up where there is no `home`; files stay within reach where the kernel has no Landlock. OSError when
     the kernel refuses.
     """
@@ -60,20 +61,20 @@ def hide(home: Path, writable: Iterable[Path], readable: Iterable[Path]) -> None
         return
     abi = supported_abi()
     if abi:
-        _restrict(abi, home, writable, readable)
+        _restrict(abi, _reachable(home, writable, readable, not changes_nothing_else))
     if os.geteuid() == 0:
         # Root looks into every process and every disk, whatever files it has given up.
         _drop_capabilities()
 
 
-def _restrict(abi: int, home: Path, writable: Iterable[Path], readable: Iterable[Path]) -> None:
+def _restrict(abi: int, reachable: Iterable[tuple[str, bool]]) -> None:
     file_rights = _READ_FILE | _WRITE_FILE | (_TRUNCATE if abi >= 3 else 0)
     everything = file_rights | _CHANGE_FOLDER
     # Files, network (all of it is allowed), and what cannot be done to processes outside.
     attributes = struct.pack("QQQ", everything, 0, _SCOPE_SIGNAL) if abi >= 6 else struct.pack("Q", everything)
     ruleset = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
     try:
-        for path, is_writable in _reachable(home, writable, readable):
+        for path, is_writable in reachable:
             try:
                 beneath = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             except OSError:
@@ -94,7 +95,9 @@ def _restrict(abi: int, home: Path, writable: Iterable[Path], readable: Iterable
         os.close(ruleset)
 
 
-def _reachable(home: Path, writable: Iterable[Path], readable: Iterable[Path]) -> Iterator[tuple[str, bool]]:
+def _reachable(
+    home: Path, writable: Iterable[Path], readable: Iterable[Path], rest_is_writable: bool
+) -> Iterator[tuple[str, bool]]:
     """Everything beside the way from / to the home, and what of the home is shared or the rank's own."""
     is_root = os.geteuid() == 0
     way = [*reversed(home.parents), home]
@@ -106,9 +109,10 @@ def _reachable(home: Path, writable: Iterable[Path], readable: Iterable[Path]) -
                 # The raw disks hold the hidden files, too.
                 yield from ((device, True) for device in _entries(entry) if not _is_disk(device))
             else:
-                yield entry, not (is_root and entry in ("/proc", "/sys"))
+                is_device = entry == "/dev"
+                yield entry, (rest_is_writable or is_device) and not (is_root and entry in ("/proc", "/sys"))
     for name in SHARED_FOLDERS:
-        yield str(home / name), True
+        yield str(home / name), rest_is_writable
     for name in READ_ONLY_FOLDERS:
         yield str(home / name), False
     for paths, is_writable in ((readable, False), (writable, True)):

@@ -125,6 +125,7 @@ def group_to_proto(group: InstanceGroup) -> jobs_pb2.InstanceGroup:
         history_server_url=group.history_server_url,
         state=group_state(group),
         engine=group.engine,
+        execution_user=group.execution_user,
     )
 
 

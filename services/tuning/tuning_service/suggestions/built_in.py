@@ -15,7 +15,13 @@ from typing import Any
 
 from tuning_service.domain.evaluation import Answer, Problem
 from tuning_service.domain.problem_form import evaluation_form, problem_form, read_answer
-from tuning_service.suggestions.process import LineProcess, ProcessEndedError, WrongAnswerError, clean_environment
+from tuning_service.suggestions.process import (
+    MAX_ANSWER_BYTES,
+    LineProcess,
+    ProcessEndedError,
+    WrongAnswerError,
+    clean_environment,
+)
 from tuning_service.usecases.ports import History, SuggestionError
 
 log = logging.getLogger(__name__)
@@ -26,6 +32,8 @@ IDLE_SECONDS = 300.0
 # Of its own, beside what libraries map: see RLIMIT_DATA.
 MEMORY_BYTES = 4 * 1024**3
 LOGGED_LINES = 100
+# What answers shall take, a suggestion without its place, and a coordinate of that, all at most.
+_ANSWER_BYTES, _NOTES_BYTES, _COORDINATE_BYTES = MAX_ANSWER_BYTES * 3 // 4, 1000, 26
 # More threads than cores would only wait for each other.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -56,7 +64,10 @@ class BuiltInSuggestions:
 
     async def ask(self, study_uid: str, algorithm: str, problem: Problem, history: History, count: int) -> Answer:
         """As `usecases.ports.Suggestions` says. An ask that nobody waits for any more comes to its end all the same:
-        its process goes on being good for the next."""
+        its process goes on being good for the next. No more is asked for than one answer holds: who wants more asks
+        again."""
+        set_bytes = _NOTES_BYTES + _COORDINATE_BYTES * len(problem.space.dimensions)
+        count = min(count, max(1, _ANSWER_BYTES // set_bytes))
         answer = await self._shielded({"study": study_uid, "algorithm": algorithm, "count": count}, problem, history)
         return read_answer(answer)
 

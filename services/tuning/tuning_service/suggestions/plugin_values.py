@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,10 +10,32 @@ from typing import Any
 from tuning_service.domain.evaluation import Evaluation, TrialState
 from tuning_service.domain.fields import Fields, shown
 from tuning_service.domain.space import DataType, Dimension, Levels, Space, Steps, Value
+from tuning_service.worker.plugin_host import MAX_ANSWER_BYTES
 
 _TYPE_WORDS = {"integer": "INT", "float": "DOUBLE", "string": "STR"}
 _TYPES = {DataType.INT: "a whole number", DataType.DOUBLE: "a finite number", DataType.STR: "a text"}
 _TOLERANCE = 1e-9
+# What a number takes in an answer at most, with what is written between two; and what answers shall take.
+_NUMBER_BYTES, _BETWEEN_BYTES = 26, 4
+_ANSWER_BYTES = MAX_ANSWER_BYTES * 3 // 4
+
+
+def most_sets(space: Space) -> int:
+    """How many sets of parameters can be asked for at once: as many as an answer can hold, whatever their values."""
+    widths = [(one.name, _width(one)) for one in space.dimensions]
+    widths += [(one.name, _written(one.value)) for one in space.fixed]
+    set_bytes = sum(_written(name) + width + _BETWEEN_BYTES for name, width in widths)
+    return max(1, _ANSWER_BYTES // max(1, set_bytes))
+
+
+def _width(dimension: Dimension) -> int:
+    if dimension.data_type is not DataType.STR or not isinstance(dimension, Levels):
+        return _NUMBER_BYTES
+    return max(map(_written, dimension.values), default=0)
+
+
+def _written(value: Value) -> int:
+    return len(json.dumps(value))
 
 
 def hyper_parameters(request: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -57,24 +80,24 @@ def checked_values(space: Space, sets: Any, count: int) -> list[dict[str, Value]
     """
     if not isinstance(sets, list):
         raise ValueError(f"search() returned {type(sets).__name__}, not a list of {{parameter: value}}")
-    return [_checked(space, index, one) for index, one in enumerate(sets[:count])]
+    dimensions = {dimension.name: dimension for dimension in space.dimensions}
+    fixed = {parameter.name: parameter.value for parameter in space.fixed}
+    return [_checked(dimensions, fixed, index, one) for index, one in enumerate(sets[:count])]
 
 
-def _checked(space: Space, index: int, one: Any) -> dict[str, Value]:
+def _checked(dimensions: Mapping[str, Dimension], fixed: Mapping[str, Value], index: int, one: Any) -> dict[str, Value]:
     if not isinstance(one, dict):
         raise ValueError(f"search() returned a list whose item {index} is no dict but {type(one).__name__}")
-    fixed = {parameter.name: parameter.value for parameter in space.fixed}
-    names = [dimension.name for dimension in space.dimensions]
     for name, value in one.items():
-        if name not in names and name not in fixed:
-            known = ", ".join([*names, *fixed])
+        if name not in dimensions and name not in fixed:
+            known = ", ".join([*dimensions, *fixed])
             raise ValueError(f"search() returned a parameter {shown(name)!r}; there are {known}")
         if name in fixed and str(value) != str(fixed[name]):
             raise ValueError(f"search() returned {shown(value)} for {name}, which is always {shown(fixed[name])}")
-    for name in names:
+    for name in dimensions:
         if name not in one:
             raise ValueError(f"search() returned no value for {name} in item {index}")
-    return {dimension.name: _value(dimension, one[dimension.name]) for dimension in space.dimensions}
+    return {name: _value(dimension, one[name]) for name, dimension in dimensions.items()}
 
 
 def _value(dimension: Dimension, given: Any) -> Value:

@@ -1,38 +1,31 @@
-"""`python plugin_host.py PARENT`: runs one algorithm that a user installed, for one study.
+"""`python plugin_host.py`: runs one algorithm that a user installed, for one study.
 
-Standard library only, one file, and nothing newer than Python 3.6: it runs in the interpreter that the user named.
-Reads lines of JSON and answers each with one:
+Standard library only, one file, and nothing newer than Python 3.6: it runs in the interpreter that the user named, in
+the folder of its study, where `plugin_guard.py` put it. Reads lines of JSON and answers each with one:
 
-    {"do": "make", "name", "folder", "hyper_parameters", "parameters", "log_level", "memory_bytes", "file_bytes"}
-    {"do": "restore", "state": path}                        -> {"restored": bool}
+    {"do": "hello"} -> {}
+    {"do": "make", "name", "folder", "hyper_parameters", "parameters", "log_level"} -> {}
+    {"do": "restore", "state": path} -> {"restored": bool}
     {"do": "search", "count", "results", "seconds", "state": path or null} -> {"values": [...], "saved": bool}
 
 Any of them may be answered with {"error": text, "where": "optimizer.py, line 3, in search"}.
-
-Two processes: this one only waits. When the other one, where the algorithm runs, or our parent has ended, it kills all
-that the algorithm started, also what tried to get away from it, and ends.
 """
 
-import ctypes
 import faulthandler
 import json
 import logging
 import numbers
 import os
 import pickle
-import resource
 import signal
 import sys
 import traceback
 import types
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 MAX_STATE_BYTES = 64 * 1024 * 1024
-NICENESS = 5
 
 
 class BasePluginOptimizer:
@@ -83,27 +76,13 @@ class Host:
     def do(self, message: Any) -> Any:
         return getattr(self, "do_" + message.pop("do"))(**message)
 
-    def do_make(
-        self,
-        name: str,
-        folder: str,
-        hyper_parameters: Any,
-        parameters: Any,
-        log_level: str,
-        memory_bytes: int,
-        file_bytes: int,
-    ) -> Any:
-        for kind, most in (
-            (resource.RLIMIT_CORE, 0),
-            # Of its own, beside what libraries map.
-            (resource.RLIMIT_DATA, memory_bytes),
-            (resource.RLIMIT_FSIZE, file_bytes),
-        ):
-            resource.setrlimit(kind, (most, most))
+    def do_hello(self) -> Any:
+        return {}
+
+    def do_make(self, name: str, folder: str, hyper_parameters: Any, parameters: Any, log_level: str) -> Any:
         # A file that is too large is an error then, not a death.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         self.folder = folder
-        os.chdir(folder)
         sys.path.insert(0, folder)
         sys.dont_write_bytecode = True
         offer_modules(log_level)
@@ -227,10 +206,7 @@ def serve(asks: BinaryIO, answers: BinaryIO) -> None:
         answers.flush()
 
 
-def run() -> None:
-    """The process of the algorithm."""
-    os.setsid()
-    os.nice(NICENESS)
+def main() -> None:
     asks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -240,77 +216,8 @@ def run() -> None:
     sys.stdout = os.fdopen(1, "w", buffering=1, errors="backslashreplace")
     sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")
     serve(asks, answers)
-
-
-def die_with(parent: int, number: int) -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def children() -> Any:
-    """Processes whose parent we are."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                text = (entry / "stat").read_text(errors="replace")
-            except OSError:
-                continue
-            if int(text[text.rindex(")") + 2 :].split()[1]) == os.getpid():
-                found.append(int(entry.name))
-    return found
-
-
-def end_children() -> None:
-    """Kill until there is nobody; whose parent was killed has become our child."""
-    while True:
-        for pid in children():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            return
-
-
-def guard(host: int) -> int:
-    """Wait until `host` has ended or we shall; the code that says how."""
-    while True:
-        if signal.sigwait({signal.SIGTERM, signal.SIGCHLD}) == signal.SIGTERM:
-            return 0
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return 1
-            if pid == 0:
-                break
-            if pid == host:
-                return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-
-
-def main() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})
-    die_with(int(sys.argv[1]), signal.SIGTERM)
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    guard_pid = os.getpid()
-    host = os.fork()
-    if host == 0:
-        code = 1
-        try:
-            die_with(guard_pid, signal.SIGKILL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGCHLD})
-            run()
-            code = 0
-        finally:
-            os._exit(code)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
-    code = guard(host)
-    end_children()
-    os._exit(code)
+    # Whatever threads it started.
+    os._exit(0)
 
 
 if __name__ == "__main__":

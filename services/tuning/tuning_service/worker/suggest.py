@@ -26,16 +26,18 @@ from tuning_service.algorithms.base import Answer, Evaluation
 from tuning_service.algorithms.registry import make_algorithm
 from tuning_service.domain.problem_form import answer_form, read_evaluation, read_problem
 
-KEPT_STUDIES = 8
+# Of all studies together: numbers that make up their trials, each of which has some beside its place. With what an
+# algorithm makes of them they take 40 to 130 bytes each.
+KEPT_NUMBERS, NUMBERS_BESIDE = 16_000_000, 20
 MAX_ERROR_CHARACTERS = 1000
 _PR_SET_PDEATHSIG = 1
 
 
 class Thinker:
-    """Answers asks; knows the studies that it was asked about last."""
+    """Answers asks; knows the studies that it was asked about last, as many as have room."""
 
-    def __init__(self, kept_studies: int = KEPT_STUDIES) -> None:
-        self._kept = kept_studies
+    def __init__(self, kept_numbers: int = KEPT_NUMBERS) -> None:
+        self._kept = kept_numbers
         self._studies: OrderedDict[str, _Study] = OrderedDict()
 
     def answer(self, ask: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +65,7 @@ class Thinker:
             traceback.print_exc()
             return {"error": f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARACTERS]}
         self._studies[uid] = study
-        while len(self._studies) > self._kept:
+        while len(self._studies) > 1 and sum(one.numbers for one in self._studies.values()) > self._kept:
             self._studies.popitem(last=False)
         return answer
 
@@ -75,6 +77,11 @@ class _Study:
         self.trials: list[Evaluation] = []
         self.change = 0
         self.take(trials, 0)
+
+    @property
+    def numbers(self) -> int:
+        """About how many make up its trials."""
+        return (len(self.trials) + 1) * (len(self.algorithm.problem.space.dimensions) + NUMBERS_BESIDE)
 
     def is_of(self, ask: Mapping[str, Any]) -> bool:
         """False when the study is told otherwise now, such as with more trials."""
