@@ -185,7 +185,7 @@ def test_what_failed_counts_as_the_worst_so_far(listening: list[Listening]) -> N
 
 def test_what_is_repeated_is_answered_with_the_loss_that_is_known(listening: list[Listening]) -> None:
     space = Space((Levels("width", DataType.INT, range(6)), Choice("solver", DataType.STR, ("Adam", "SGD"))))
-    study = study_of("DiscreteOnePlusOne", space).run(50)
+    study = study_of("DiscreteOnePlusOne", space, workers=1).run(50)
     assert study.is_exhausted
     assert sorted(study.places) == [(width, solver) for width in range(6) for solver in range(2)]
     losses = {trial.place: trial.losses[0] for trial in study.trials if trial.losses}

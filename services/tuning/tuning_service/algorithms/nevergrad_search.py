@@ -29,7 +29,7 @@ PLANNED_TRIALS = 100
 # After so many trials another optimizer goes on from the best: asking and telling one again after a restart takes up to
 # tens of milliseconds a trial, and its memory grows.
 COURSE_TRIALS, COURSE_BEST = 250, 100
-# A choice has a weight a value; one among more values is a number like those that are in order.
+# A choice has a weight for each value; one among more values is a number like those that are in order.
 MOST_WEIGHTS = 32
 # How often the optimizer is asked for another place when it repeats one, before one is drawn.
 ATTEMPTS = 10
@@ -108,7 +108,8 @@ class _Search:
                 (trial.place, trial.notes.get(TOLD)) == known
                 for trial, known in zip(trials, self._trials, strict=False)
             )
-            and all(trials[number - 1] == trial for number, (trial, _) in self._told.items())
+            # Lists look at what is the same object no further.
+            and [trials[number - 1] for number in self._told] == [trial for trial, _ in self._told.values()]
         )
 
     def ask(self, trials: Sequence[Evaluation], count: int) -> Answer:
@@ -249,7 +250,8 @@ def _has_weights(dimension: Dimension) -> bool:
 
 def _parameter(dimension: Dimension) -> Any:
     if _has_weights(dimension):
-        return nevergrad.p.Choice(range(dimension.size or 0))
+        # The one with most weight: drawing by weights would be noise.
+        return nevergrad.p.Choice(range(dimension.size or 0), deterministic=True)
     return nevergrad.p.Scalar(lower=0.0, upper=1.0)
 
 
