@@ -13,6 +13,7 @@ import grpc
 import pytest
 import scheduling_room
 from dlmesh.scheduling.v1 import jobs_pb2, scheduling_pb2, trials_pb2
+from scheduling_service.storage.groups import LOCAL_ID
 from scheduling_service.usecases.await_ends import AwaitEnds
 from servicekit import job_client
 from servicekit.errors import Code, ServiceError
@@ -55,7 +56,7 @@ async def test_a_trial_from_its_check_to_its_deletion(tmp_path: Path, database_u
             environment={"SUBID": "7"},
         )
         checked = await check(platform, spec)
-        assert (checked.instance_group, checked.ranks, checked.is_elastic) == ("local", 1, False)
+        assert (checked.instance_group, checked.instance_group_id) == ("local", LOCAL_ID)
         assert left_behind(tmp_path) == []
         task_id = await start(platform, spec)
         async with asyncio.timeout(DEADLINE_SECONDS):

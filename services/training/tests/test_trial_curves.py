@@ -15,10 +15,10 @@ from servicekit.identity import Identity
 from testkit.services import acting_as
 from training_room import Room, refused
 from training_service.domain.runs import Training
-from training_service.storage import trial_files
 from training_service.storage.trials import SqlTrials
 from training_service.usecases import read_trials
 from trial_room import read, start, trials_of
+from workerkit import trial_results
 from workerkit.spool import append_metrics
 
 
@@ -94,9 +94,9 @@ async def test_several_trials_are_answered_in_order_and_as_far_as_there_is_room(
 async def test_what_a_program_wrote_for_its_study_is_read_as_far_as_it_is_a_file(
     room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial_files, "MAX_RESULTS_BYTES", 10)
+    monkeypatch.setattr(trial_results, "MAX_RESULTS_BYTES", 10)
     trial_id = await start(room)
-    file = tmp_path / "trainings" / trial_id / trial_files.RESULTS_FILE
+    file = tmp_path / "trainings" / trial_id / trial_results.RESULTS_FILE
 
     async def results() -> tuple[str, str]:
         found = (await read(room, trial_id, with_results=True))[trial_id]

@@ -54,7 +54,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"min_iterations": 5, "max_iterations": 4}, "resDef.miniteration: 5 .*1 to 4, maxiteration"),
     ({"max_seconds": -1}, "max_seconds: -1"),
     ({"max_seconds": float("nan")}, "max_seconds: nan"),
-    ({"priority": 101}, "priority: 101"),
 ]
 
 
@@ -106,8 +105,7 @@ async def test_an_unknown_model_is_not_found(room: Room) -> None:
 
 @pytest.mark.parametrize("framework", ["PyTorchOnElastic", "pytorchonelastic", "edtPyTorch"])
 async def test_an_elastic_trial_of_a_model_that_is_not(room: Room, framework: str) -> None:
-    checked = await check(room, framework=framework, workers=5, sync_mode="ASYNC")
-    assert (checked.framework, checked.accelerator, checked.ranks) == ("PyTorch", "Elastic", GROUP.slots)
+    assert list((await check(room, framework=framework, workers=5, sync_mode="ASYNC")).warnings) == []
     job = room.jobs.requests[await start(room, framework=framework, workers=5, sync_mode="ASYNC")]
     told = TrainingSpec.read(job.command[3])
     assert (job.ranks, job.min_ranks, told.max_workers, told.sync_mode) == (2, 1, 2, "ASYNC")
@@ -128,7 +126,6 @@ async def test_an_elastic_trial_of_a_model_that_is_not(room: Room, framework: st
 )
 async def test_one_worker_unless_it_is_distributed(room: Room, asked: dict[str, Any], ranks: int, warning: str) -> None:
     checked = await check(room, **asked)
-    assert checked.ranks == ranks
     assert "; ".join(checked.warnings).startswith(warning)
     assert len(checked.warnings) == bool(warning)
     assert room.jobs.requests[await start(room, **asked)].ranks == ranks

@@ -76,6 +76,4 @@ async def test_a_program_reads_its_parameters_and_its_losses_are_read(room: Room
         ([1, 2, 3, 4], [0.5, 0.25, pytest.approx(0.5 / 3), 0.125])
     ]
     assert found.results == '[{"steps": 4, "loss": 3.0}]'
-    facts = await get(room, trial_id)
-    assert (facts.status, facts.weight_file) == ("FINISHED", "model_epoch_final.pth")
-    assert (Path(facts.weights_folder) / facts.weight_file).is_file()
+    assert (await get(room, trial_id)).status == "FINISHED"

@@ -10,7 +10,6 @@ from servicekit.errors import Code, ServiceError, invalid, not_found
 from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
 from servicekit.times import utc_now
 from training_service.domain.runs import Training, Validation
-from training_service.domain.trials import KnownParameter
 from training_service.usecases.ports import DatasetFacts, FrameworkFacts, ModelFacts, SettledHyperparameters
 
 KNOWN = ("learningrate", "momentum", "epoch", "maxiteration", "solvertype", "nesterov")
@@ -77,8 +76,7 @@ class FakeModels:
                 raise invalid(field, parameter, KNOWN)
             if isinstance(value, float | int) and value < 0:
                 raise invalid(f"{field}.{parameter}", value, "0 or more")
-        known = [KnownParameter(parameter, "double") for parameter in KNOWN]
-        return SettledHyperparameters({**self.known[name].hyperparameter, **given}, known)
+        return SettledHyperparameters({**self.known[name].hyperparameter, **given}, KNOWN)
 
     async def uid_of(self, name: str) -> str | None:
         return self.known[name].uid if name in self.known else None

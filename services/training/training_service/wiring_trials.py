@@ -54,7 +54,7 @@ def build_trials(
         CheckTrial(prepare_trial),
         StartTrial(trials, prepare_trial, submit, wake),
         ReadTrialMetrics(trials, metrics, workspace, jobs, wake),
-        GetTrial(trials, workspace),
+        GetTrial(trials),
         DeleteTrials(trials, wake_both),
         ListActiveTrials(trials, models),
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dlmesh.models.v1 import hyperparameters_pb2, hyperparameters_pb2_grpc
-from servicekit.errors import invalid
+from servicekit.trials import value_message, value_of
 
-from models_service.domain.hyperparameters import Value
 from models_service.usecases.settle_hyperparameters import SettleHyperparameters
 
 
@@ -23,38 +22,18 @@ class HyperparameterServicer(hyperparameters_pb2_grpc.HyperparameterServiceServi
         field = request.field or "hyperparameter"
         settled = await self._settle(
             request.model_name,
-            {name: _value(f"{field}.{name}", value) for name, value in request.given.items()},
+            {name: value_of(value, f"{field}.{name}") for name, value in request.given.items()},
             {
-                name: [_value(f"{field}.{name}", value) for value in several.values]
+                name: [value_of(value, f"{field}.{name}") for value in several.values]
                 for name, several in request.candidates.items()
             },
             accelerator=request.accelerator,
             field=field,
         )
         return hyperparameters_pb2.SettleHyperparametersResponse(
-            hyperparameters={name: _message(value) for name, value in settled.hyperparameters.items()},
-            known=[
-                hyperparameters_pb2.KnownHyperparameter(
-                    name=known.name, data_type=known.data_type, allowed=known.allowed, words=known.words
-                )
-                for known in settled.known
-            ],
+            hyperparameters={
+                name: value_message(hyperparameters_pb2.HyperparameterValue, value)
+                for name, value in settled.hyperparameters.items()
+            },
+            known=settled.known,
         )
-
-
-def _value(place: str, message: hyperparameters_pb2.HyperparameterValue) -> Value:
-    kind = message.WhichOneof("kind")
-    if kind is None:
-        raise invalid(place, "", "a value; it has to be given")
-    value: Value = getattr(message, kind)
-    return value
-
-
-def _message(value: Value) -> hyperparameters_pb2.HyperparameterValue:
-    if isinstance(value, bool):
-        return hyperparameters_pb2.HyperparameterValue(flag=value)
-    if isinstance(value, int):
-        return hyperparameters_pb2.HyperparameterValue(whole=value)
-    if isinstance(value, float):
-        return hyperparameters_pb2.HyperparameterValue(number=value)
-    return hyperparameters_pb2.HyperparameterValue(text=value)

@@ -18,7 +18,6 @@ from models_service.domain.hyperparameters import (
 )
 from models_service.domain.prototxt import solver_fields
 from models_service.domain.searched_values import (
-    KnownHyperparameter,
     check_value,
     known_hyperparameters,
     read_values,
@@ -32,10 +31,10 @@ MAX_VALUES = 100_000
 
 @dataclass(frozen=True)
 class Settled:
-    """What holds, and all that the model's framework has."""
+    """What holds, and the names of all that the model's framework has."""
 
     hyperparameters: Hyperparameters
-    known: Sequence[KnownHyperparameter]
+    known: Sequence[str]
 
 
 class SettleHyperparameters:
@@ -72,4 +71,4 @@ class SettleHyperparameters:
             said = await asyncio.to_thread(solver_fields, text)
         check_complete(settled, model.framework, used, said, field)
         check_duration(settled, model.framework, said, field)
-        return Settled(settled, tuple(known_hyperparameters(model.framework).values()))
+        return Settled(settled, tuple(known_hyperparameters(model.framework)))

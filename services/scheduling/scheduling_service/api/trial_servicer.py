@@ -31,13 +31,8 @@ class TrialServicer(trials_pb2_grpc.TrialServiceServicer):
         current_identity().require_service()
         spec = request.spec
         upload = self._uploads.at(spec.upload, spec.upload_name)
-        checked = await self._check(spec.owner, request_from_proto(spec), upload)
-        return trials_pb2.CheckTrialResponse(
-            instance_group_id=checked.group.id,
-            instance_group=checked.group.name,
-            ranks=checked.ranks,
-            is_elastic=checked.is_elastic,
-        )
+        group = await self._check(spec.owner, request_from_proto(spec), upload)
+        return trials_pb2.CheckTrialResponse(instance_group_id=group.id, instance_group=group.name)
 
     async def StartTrial(self, request: trials_pb2.StartTrialRequest, context: Any) -> trials_pb2.StartTrialResponse:
         current_identity().require_service()

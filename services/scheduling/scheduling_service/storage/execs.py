@@ -9,11 +9,10 @@ from typing import Any
 
 import sqlalchemy as sa
 from servicekit.database import Database, UtcDateTime
-from servicekit.errors import Code, ServiceError
 from servicekit.texts import storable
 from servicekit.times import utc_now
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncSession
+from servicekit.tombstones import Tombstones
+from servicekit.trials import deleted_trial
 
 from scheduling_service.domain.application import why
 from scheduling_service.domain.exec_task import ExecTask, ExecView
@@ -70,8 +69,7 @@ class SqlExecs:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        is_postgresql = database.url.get_backend_name() == "postgresql"
-        self._insert = postgresql.insert if is_postgresql else sqlite.insert
+        self._tombstones = Tombstones(database, DELETED_TRIALS.c.id, DELETED_TRIALS.c.deleted_at)
 
     async def add(self, task: ExecTask) -> None:
         row = {
@@ -85,21 +83,9 @@ class SqlExecs:
             "is_trial": task.is_trial,
         }
         async with self._database.session() as session:
-            if task.is_trial:
-                await self._refuse_deleted(session, task)
+            if task.is_trial and not await self._tombstones.claim(session, task.id, task.created_at):
+                raise deleted_trial("task_id", task.id)
             await session.execute(sa.insert(EXECS).values(**row))
-
-    async def _refuse_deleted(self, session: AsyncSession, task: ExecTask) -> None:
-        """404 when its id was deleted. A deletion that comes in this moment waits for the end of the transaction."""
-        if not await self._note_deleted(session, [task.id], task.created_at):
-            raise ServiceError(Code.NOT_FOUND, "DELETED", f"trial {task.id} was deleted", {"task_id": task.id})
-        await session.execute(sa.delete(DELETED_TRIALS).where(DELETED_TRIALS.c.id == task.id))
-
-    async def _note_deleted(self, session: AsyncSession, task_ids: Sequence[str], now: datetime) -> Sequence[str]:
-        """Those that were not noted yet."""
-        statement = self._insert(DELETED_TRIALS).on_conflict_do_nothing().returning(DELETED_TRIALS.c.id)
-        rows = [{"id": task_id, "deleted_at": now} for task_id in task_ids]
-        return list((await session.execute(statement, rows)).scalars())
 
     async def find(self, task_id: str) -> ExecView | None:
         query = _VIEW.where(EXECS.c.id == task_id, EXECS.c.is_hidden.is_(False))
@@ -123,7 +109,7 @@ class SqlExecs:
         change = sa.update(EXECS).where(EXECS.c.id == task_id).values(is_hidden=True).returning(EXECS.c.is_trial)
         async with self._database.session() as session:
             if (await session.execute(change)).scalar_one_or_none():
-                await self._note_deleted(session, [task_id], utc_now())
+                await self._tombstones.note(session, [task_id], utc_now())
 
     async def trials(self, task_ids: Sequence[str]) -> set[str]:
         found: set[str] = set()
@@ -135,23 +121,23 @@ class SqlExecs:
 
     async def was_deleted(self, task_id: str) -> bool:
         hidden = sa.select(EXECS.c.id).where(EXECS.c.id == task_id, EXECS.c.is_hidden.is_(True))
-        noted = sa.select(DELETED_TRIALS.c.id).where(DELETED_TRIALS.c.id == task_id)
         async with self._database.session(read_only=True) as session:
-            return (await session.execute(sa.union_all(hidden, noted))).first() is not None
+            found = await session.execute(sa.union_all(hidden, self._tombstones.noted(task_id)))
+            return found.first() is not None
 
     async def delete_trials(self, task_ids: Sequence[str], now: datetime) -> None:
         # In one order, so that two deletions wait for each other and not both at once.
         for ids in _pieces(sorted(task_ids)):
             async with self._database.session() as session:
-                await self._note_deleted(session, ids, now)
+                await self._tombstones.note(session, ids, now)
                 mine = sa.and_(EXECS.c.id.in_(ids), EXECS.c.is_trial)
                 await session.execute(sa.update(EXECS).where(mine).values(is_hidden=True))
 
     async def forget_deleted(self, before: datetime) -> None:
         # What is still being removed keeps its note.
-        gone = DELETED_TRIALS.c.id.not_in(sa.select(EXECS.c.id).where(EXECS.c.is_hidden.is_(True)))
+        hidden = sa.select(EXECS.c.id).where(EXECS.c.is_hidden.is_(True))
         async with self._database.session() as session:
-            await session.execute(sa.delete(DELETED_TRIALS).where(DELETED_TRIALS.c.deleted_at < before, gone))
+            await self._tombstones.forget(session, before, hidden)
 
     async def hide_all(self, owner: str) -> int:
         mine = sa.and_(EXECS.c.owner == owner, EXECS.c.is_trial.is_(False), EXECS.c.is_hidden.is_(False))

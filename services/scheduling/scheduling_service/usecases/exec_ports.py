@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from workerkit.trial_results import TrialResults
+
 from scheduling_service.domain.exec_arguments import ExecArguments
 from scheduling_service.domain.exec_plan import ExecPlan
 from scheduling_service.domain.exec_spec import ExecSpec
@@ -86,14 +88,6 @@ class StoredUploads(Protocol):
     def at(self, path: str, name: str) -> Upload:
         """The file at `path`, relative to the platform's home, called `name` by its sender; none for an empty path.
         400 unless it lies where studies keep theirs."""
-
-
-@dataclass(frozen=True)
-class TrialResults:
-    """What a program wrote for its study; `error` says why there is no `text` though there is something."""
-
-    text: str = ""
-    error: str = ""
 
 
 class TrialFiles(Protocol):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from uuid import uuid4
 
-from servicekit.errors import Code, ServiceError, invalid
+from servicekit.errors import ServiceError, invalid
+from servicekit.single_flight import SingleFlight
+from servicekit.trials import check_id, deleted_trial
 
 from scheduling_service.domain.exec_task import ExecTask, ExecView
 from scheduling_service.domain.instance_group import InstanceGroup
@@ -20,26 +20,17 @@ from scheduling_service.usecases.submit_job import MAX_TEXT_BYTES, SubmitJob
 MAX_OWNER_CHARACTERS = 128
 MAX_CONFIG_BYTES = 1024 * 1024
 MAX_ENVIRONMENT_BYTES = 64 * 1024
-_ID = re.compile(r"[0-9a-f]{32}")
 _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
-@dataclass(frozen=True)
-class CheckedTrial:
-    """How a trial would run; `ranks` are the most of an elastic one."""
-
-    group: InstanceGroup
-    ranks: int
-    is_elastic: bool
-
-
 class CheckTrial:
-    """Callable with an owner, a request and its upload; 400 when such a trial could never run. Nothing is kept."""
+    """Callable with an owner, a request and its upload; the group that such a trial would run in, 400 when it never
+    could. Nothing is kept."""
 
     def __init__(self, folders: ExecFolders, prepare: PrepareExec, submit: SubmitJob, in_flight: InFlight) -> None:
         self._folders, self._prepare, self._submit, self._in_flight = folders, prepare, submit, in_flight
 
-    async def __call__(self, owner: str, request: ExecRequest, upload: Upload) -> CheckedTrial:
+    async def __call__(self, owner: str, request: ExecRequest, upload: Upload) -> InstanceGroup:
         check_trial(owner, request)
         checked = await self._prepare.check(request, owner)
         task_id = uuid4().hex
@@ -52,7 +43,7 @@ class CheckTrial:
             await self._submit.check(task_id, spec, checked.group.id)
         except ServiceError as error:
             raise as_submitter_knows(error) from error
-        return CheckedTrial(checked.group, spec.ranks, spec.is_elastic)
+        return checked.group
 
     async def _discard(self, task_id: str) -> None:
         try:
@@ -73,24 +64,12 @@ class StartTrial:
     ) -> None:
         self._execs, self._folders, self._start, self._submit = execs, folders, start, submit
         self._in_flight = in_flight
-        self._starting: dict[str, asyncio.Task[ExecView]] = {}
+        self._starting = SingleFlight[ExecView]("trial")
 
     async def __call__(self, task_id: str, owner: str, request: ExecRequest, upload: Upload) -> ExecView:
-        check_id(task_id)
+        check_id("task_id", task_id)
         check_trial(owner, request)
-        starting = self._starting.get(task_id)
-        if starting is None:
-            starting = asyncio.create_task(self._started(task_id, owner, request, upload), name=f"trial {task_id}")
-            self._starting[task_id] = starting
-            starting.add_done_callback(lambda done: self._ended(task_id, done))
-        # It goes on when its caller goes away, who will ask for it again.
-        return await asyncio.shield(starting)
-
-    def _ended(self, task_id: str, starting: asyncio.Task[ExecView]) -> None:
-        del self._starting[task_id]
-        if not starting.cancelled():
-            # Whoever asked may be gone.
-            starting.exception()
+        return await self._starting(task_id, lambda: self._started(task_id, owner, request, upload))
 
     async def _started(self, task_id: str, owner: str, request: ExecRequest, upload: Upload) -> ExecView:
         # Before it is looked for: the loop removes nothing of it from here on.
@@ -100,7 +79,7 @@ class StartTrial:
             if task is not None:
                 return await self._submit_again(task)
             if await self._execs.was_deleted(task_id):
-                raise deleted_trial(task_id)
+                raise deleted_trial("task_id", task_id)
             # What a kill left of an earlier start.
             await asyncio.to_thread(self._folders.discard, task_id)
             await asyncio.to_thread(self._folders.remove, task_id)
@@ -118,22 +97,8 @@ class StartTrial:
             raise as_submitter_knows(error) from error
         view = await self._execs.find(task.id)
         if view is None:
-            raise deleted_trial(task.id)
+            raise deleted_trial("task_id", task.id)
         return view
-
-
-def check_id(task_id: str, field: str = "task_id") -> None:
-    """400 unless services may call a trial so: ids become names of folders."""
-    if not _ID.fullmatch(task_id):
-        raise invalid(field, task_id, "32 hexadecimal digits in lower case")
-
-
-def check_ids(task_ids: Sequence[str], most: int) -> None:
-    """400 for an id that no trial can have, and for too many."""
-    if len(task_ids) > most:
-        raise invalid("task_ids", f"{len(task_ids)} ids", f"at most {most}")
-    for task_id in task_ids:
-        check_id(task_id)
 
 
 def check_trial(owner: str, request: ExecRequest) -> None:
@@ -142,7 +107,7 @@ def check_trial(owner: str, request: ExecRequest) -> None:
         raise invalid("owner", owner, f"the name of a user, 1 to {MAX_OWNER_CHARACTERS} characters")
     trial = request.trial or TrialParts()
     if trial.parent_task_id:
-        check_id(trial.parent_task_id, "parent_task_id")
+        check_id("parent_task_id", trial.parent_task_id)
     if len(trial.study.encode()) > MAX_TEXT_BYTES or "\0" in trial.study:
         raise invalid("study", trial.study, f"at most {MAX_TEXT_BYTES} bytes, none of them 0")
     if len(trial.config_json.encode()) > MAX_CONFIG_BYTES:
@@ -154,8 +119,3 @@ def check_trial(owner: str, request: ExecRequest) -> None:
             raise invalid("environment", name, "letters, digits and '_', not a name that begins with DLMESH_JOB_")
         if "\0" in value or size > MAX_ENVIRONMENT_BYTES:
             raise invalid(f"environment {name}", value, f"texts without NUL, {MAX_ENVIRONMENT_BYTES} bytes in all")
-
-
-def deleted_trial(task_id: str) -> ServiceError:
-    """404: it was there, or was deleted before it came."""
-    return ServiceError(Code.NOT_FOUND, "DELETED", f"trial {task_id} was deleted", {"task_id": task_id})

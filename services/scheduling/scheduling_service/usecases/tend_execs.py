@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from servicekit.errors import Code, ServiceError
 from servicekit.reconcile import Next
 from servicekit.times import utc_now
+from servicekit.trials import DELETED_FOR
 
 from scheduling_service.domain.exec_task import ExecTask
 from scheduling_service.usecases.delete_job import DeleteJob
@@ -22,8 +23,6 @@ log = logging.getLogger(__name__)
 
 # Folders without rows are what a kill left: seldom, and nobody waits for their end.
 ORPHANS_EVERY_SECONDS = 600.0
-# How long a trial that was deleted cannot be started again.
-REMEMBERED = timedelta(days=30)
 
 
 class TendExecs:
@@ -59,7 +58,7 @@ class TendExecs:
             await self._complete()
         if self._clock() - self._orphans_at >= ORPHANS_EVERY_SECONDS:
             await self._remove_orphans()
-            await self._execs.forget_deleted(self._now() - REMEMBERED)
+            await self._execs.forget_deleted(self._now() - DELETED_FOR)
             self._orphans_at = self._clock()
         left = [await self._removed(task_id) for task_id in await self._execs.hidden()]
         return Next.LATER if all(left) and self._is_complete else Next.SOON

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from scheduling_service.usecases.exec_ports import Execs, TrialFiles, TrialResults
-from scheduling_service.usecases.start_trial import check_ids
+from servicekit.trials import check_ids
+from workerkit.trial_results import TrialResults
 
-MAX_IDS = 10_000
+from scheduling_service.usecases.exec_ports import Execs, TrialFiles
+
 # Of the texts of one answer; a message has 64 MiB at most.
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 
@@ -30,7 +31,7 @@ class ReadTrialResults:
         self._execs, self._files = execs, files
 
     async def __call__(self, task_ids: Sequence[str]) -> FoundResults:
-        check_ids(task_ids, MAX_IDS)
+        check_ids("task_id", task_ids)
         known = await self._execs.trials(task_ids)
         wanted = [task_id for task_id in dict.fromkeys(task_ids) if task_id in known]
         found: dict[str, TrialResults] = {}
@@ -50,6 +51,6 @@ class DeleteTrials:
         self._execs, self._now, self._wake = execs, now, wake
 
     async def __call__(self, task_ids: Sequence[str]) -> None:
-        check_ids(task_ids, MAX_IDS)
+        check_ids("task_id", task_ids)
         await self._execs.delete_trials(list(dict.fromkeys(task_ids)), self._now())
         self._wake()

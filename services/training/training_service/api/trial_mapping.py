@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlmesh.training.v1 import trials_pb2
-from servicekit.errors import invalid
+from servicekit.trials import value_message, value_of
 
+from training_service.domain.runs import Training
 from training_service.usecases.prepare_trial import FIELD, PreparedTrial, TrialRequest
-from training_service.usecases.read_trials import CurvesOfTrials, TrialCurves, TrialFacts
+from training_service.usecases.read_trials import CurvesOfTrials, TrialCurves
 
 
 def trial_request(message: trials_pb2.TrialSpec) -> TrialRequest:
@@ -33,33 +34,23 @@ def trial_request(message: trials_pb2.TrialSpec) -> TrialRequest:
         max_iterations=message.max_iterations,
         min_iterations=message.min_iterations,
         max_seconds=message.max_seconds,
-        priority=message.priority,
     )
 
 
 def candidates(message: trials_pb2.CheckTrialRequest) -> dict[str, Sequence[Any]]:
-    return {name: [_value(name, value) for value in several.values] for name, several in message.candidates.items()}
+    return {
+        name: [value_of(value, f"{FIELD}.{name}") for value in several.values]
+        for name, several in message.candidates.items()
+    }
 
 
 def checked_trial(prepared: PreparedTrial) -> trials_pb2.CheckTrialResponse:
     training = prepared.training
     return trials_pb2.CheckTrialResponse(
         model_uid=training.model_uid,
-        model_owner=prepared.model_owner,
-        dataset=training.dataset_name,
         instance_group_id=training.group.id,
         instance_group=training.group.name,
-        framework=training.framework,
-        accelerator=training.accelerator,
-        ranks=training.most_workers,
-        batch_size=training.batch_size,
         warnings=prepared.warnings,
-        known_parameters=[
-            trials_pb2.KnownParameter(
-                name=known.name, data_type=known.data_type, allowed=known.allowed, words=known.words
-            )
-            for known in prepared.known
-        ],
     )
 
 
@@ -87,33 +78,22 @@ def trial_metrics(found: TrialCurves) -> trials_pb2.TrialMetrics:
     )
 
 
-def trial_facts(facts: TrialFacts) -> trials_pb2.GetTrialResponse:
-    training = facts.training
+def trial_facts(training: Training) -> trials_pb2.GetTrialResponse:
     return trials_pb2.GetTrialResponse(
         trial_id=training.uid,
         status=str(training.status),
         status_message=training.status_message,
-        weights_folder=facts.weights_folder,
-        weight_file=facts.weight_file,
-        hyperparameters={name: _message(value) for name, value in training.hyperparameter.items()},
+        hyperparameters=_messages(training.hyperparameter),
         batch_size=training.batch_size,
-        user_defined={name: _message(value) for name, value in training.user_defined.items()},
+        user_defined=_messages(training.user_defined),
         framework=training.framework,
         accelerator=training.accelerator,
     )
 
 
 def _values(messages: Mapping[str, trials_pb2.TrialValue]) -> dict[str, Any]:
-    return {name: _value(name, message) for name, message in messages.items()}
+    return {name: value_of(message, f"{FIELD}.{name}") for name, message in messages.items()}
 
 
-def _value(name: str, message: trials_pb2.TrialValue) -> Any:
-    kind = message.WhichOneof("kind")
-    if kind is None:
-        raise invalid(f"{FIELD}.{name}", "", "a value; it has to be given")
-    return getattr(message, kind)
-
-
-def _message(value: Any) -> trials_pb2.TrialValue:
-    kinds = {bool: "flag", int: "whole", float: "number", str: "text"}
-    return trials_pb2.TrialValue(**{kinds[type(value)]: value})
+def _messages(values: Mapping[str, Any]) -> dict[str, trials_pb2.TrialValue]:
+    return {name: value_message(trials_pb2.TrialValue, value) for name, value in values.items()}

@@ -11,9 +11,11 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.wrappers_pb2 import StringValue
 from servicekit.channels import Channels, call_peer
 from servicekit.errors import Code, ServiceError
+from servicekit.trials import value_message, value_of
 
-from training_service.domain.trials import KnownParameter
 from training_service.usecases.ports import DatasetFacts, FrameworkFacts, ModelFacts, SettledHyperparameters
+
+Value = hyperparameters_pb2.HyperparameterValue
 
 
 class ModelsClient:
@@ -74,9 +76,11 @@ class ModelsClient:
     ) -> SettledHyperparameters:
         request = hyperparameters_pb2.SettleHyperparametersRequest(
             model_name=name,
-            given={parameter: _value(value) for parameter, value in given.items()},
+            given={parameter: value_message(Value, value) for parameter, value in given.items()},
             candidates={
-                parameter: hyperparameters_pb2.HyperparameterValues(values=[_value(value) for value in values])
+                parameter: hyperparameters_pb2.HyperparameterValues(
+                    values=[value_message(Value, value) for value in values]
+                )
                 for parameter, values in candidates.items()
             },
             accelerator=accelerator,
@@ -84,11 +88,8 @@ class ModelsClient:
         )
         answer = await call_peer(lambda: self._hyperparameters.SettleHyperparameters(request))
         return SettledHyperparameters(
-            {
-                parameter: getattr(value, value.WhichOneof("kind"))
-                for parameter, value in answer.hyperparameters.items()
-            },
-            tuple(KnownParameter(one.name, one.data_type, one.allowed, tuple(one.words)) for one in answer.known),
+            {parameter: value_of(value, parameter) for parameter, value in answer.hyperparameters.items()},
+            tuple(answer.known),
         )
 
     async def uid_of(self, name: str) -> str | None:
@@ -98,11 +99,6 @@ class ModelsClient:
             if error.code is Code.NOT_FOUND:
                 return None
             raise
-
-
-def _value(value: Any) -> hyperparameters_pb2.HyperparameterValue:
-    kinds = {bool: "flag", int: "whole", float: "number", str: "text"}
-    return hyperparameters_pb2.HyperparameterValue(**{kinds[type(value)]: value})
 
 
 async def _program(call: Callable[[], Awaitable[StringValue]]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +25,8 @@ class Spec:
 
     def write(self, file: Path) -> None:
         """Write to `file`, whole or not at all."""
-        draft = file.with_name(f".{file.name}.draft")
+        # Two processes of this service may come to it at once.
+        draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}.draft")
         with draft.open("w", encoding="utf-8") as writer:
             writer.write(json.dumps(asdict(self), indent=1))
             writer.flush()

@@ -7,11 +7,11 @@ from datetime import datetime
 
 import sqlalchemy as sa
 from servicekit.database import Database
-from sqlalchemy.dialects import postgresql, sqlite
+from servicekit.tombstones import Tombstones
+from servicekit.trials import deleted_trial
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from training_service.domain.runs import Training
-from training_service.domain.trials import deleted_trial
 from training_service.storage.runs import FINAL, SqlTrainings
 from training_service.storage.tables import DeletedTrialRow, RemovalRow, TrainingRow
 
@@ -24,20 +24,13 @@ class SqlTrials(SqlTrainings):
 
     def __init__(self, database: Database, training_of: Callable[[str], str]) -> None:
         super().__init__(database, training_of)
-        is_postgresql = database.url.get_backend_name() == "postgresql"
-        self._insert = postgresql.insert if is_postgresql else sqlite.insert
+        noted = DeletedTrialRow.__table__.c
+        self._tombstones = Tombstones(database, noted.uid, noted.deleted_at)
 
     async def _check_used(self, session: AsyncSession, run: Training) -> None:
         await super()._check_used(session, run)
-        # A deletion that comes in this moment waits for the end of the transaction.
-        if not await self._note_deleted(session, [run.uid], run.created_at):
-            raise deleted_trial(run.uid)
-        await session.execute(sa.delete(DeletedTrialRow).where(DeletedTrialRow.uid == run.uid))
-
-    async def _note_deleted(self, session: AsyncSession, uids: Sequence[str], now: datetime) -> Sequence[str]:
-        """Those that were not noted yet."""
-        statement = self._insert(DeletedTrialRow).on_conflict_do_nothing().returning(DeletedTrialRow.uid)
-        return list((await session.scalars(statement, [{"uid": uid, "deleted_at": now} for uid in uids])).all())
+        if not await self._tombstones.claim(session, run.uid, run.created_at):
+            raise deleted_trial("trial_id", run.uid)
 
     async def known(self, uids: Sequence[str]) -> Mapping[str, Training]:
         found: dict[str, Training] = {}
@@ -48,9 +41,9 @@ class SqlTrials(SqlTrainings):
 
     async def was_deleted(self, uid: str) -> bool:
         hidden = sa.select(TrainingRow.uid).where(TrainingRow.uid == uid, TrainingRow.is_hidden.is_(True))
-        noted = sa.select(DeletedTrialRow.uid).where(DeletedTrialRow.uid == uid)
         async with self._database.session(read_only=True) as session:
-            return (await session.execute(sa.union_all(hidden, noted))).first() is not None
+            found = await session.execute(sa.union_all(hidden, self._tombstones.noted(uid)))
+            return found.first() is not None
 
     async def active_of_model(self, model_uid: str) -> list[Training]:
         return await self._select(
@@ -61,7 +54,7 @@ class SqlTrials(SqlTrainings):
         # In one order, so that two deletions wait for each other and not both at once.
         for some in _pieces(sorted(uids)):
             async with self._database.session() as session:
-                await self._note_deleted(session, some, now)
+                await self._tombstones.note(session, some, now)
                 mine = sa.and_(TrainingRow.uid.in_(some), TrainingRow.study != "")
                 change = sa.update(TrainingRow).where(mine).values(is_hidden=True, stop_requested=True)
                 await session.execute(change)
@@ -74,10 +67,8 @@ class SqlTrials(SqlTrainings):
     async def forget_deleted(self, before: datetime) -> None:
         # What is still being removed keeps its note.
         hidden = sa.select(TrainingRow.uid).where(TrainingRow.is_hidden.is_(True))
-        going = sa.select(RemovalRow.uid)
-        gone = sa.and_(DeletedTrialRow.uid.not_in(hidden), DeletedTrialRow.uid.not_in(going))
         async with self._database.session() as session:
-            await session.execute(sa.delete(DeletedTrialRow).where(DeletedTrialRow.deleted_at < before, gone))
+            await self._tombstones.forget(session, before, hidden, sa.select(RemovalRow.uid))
 
 
 def _pieces(uids: Sequence[str]) -> Iterator[Sequence[str]]:

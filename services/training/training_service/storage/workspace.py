@@ -10,13 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from servicekit.folders import copy_folder, remove_folder, sync_folder, write_file
+from workerkit.trial_results import TrialResults, read_trial_results
 
 from training_service.domain.removals import Removal
 from training_service.domain.runs import Run, Training, Validation
 from training_service.domain.specs import Spec, TrainingSpec, ValidationSpec, program_of
-from training_service.domain.trials import TrialResults
 from training_service.frameworks.registry import framework_named
-from training_service.storage.trial_files import CONFIG, read_config, read_results
+from training_service.storage.trial_files import CONFIG, read_config
 
 
 class DiskWorkspace:
@@ -45,7 +45,9 @@ class DiskWorkspace:
         return "" if not program or (self._folder(training) / "code" / program).is_file() else program
 
     def results(self, training: Training) -> TrialResults:
-        return read_results(self._folder(training))
+        # The folder of a run is its program's $RESULT_DIR.
+        folder = self._folder(training)
+        return read_trial_results(folder, folder)
 
     def path_of(self, training: Training) -> str:
         """The folder of a training's weights and checkpoints."""

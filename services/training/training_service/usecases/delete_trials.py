@@ -9,14 +9,13 @@ from datetime import datetime, timedelta
 from servicekit.errors import ServiceError
 from servicekit.reconcile import Next
 from servicekit.times import utc_now
+from servicekit.trials import DELETED_FOR, check_ids
 
-from training_service.domain.trials import check_ids
 from training_service.usecases.ports import Trials
 
 log = logging.getLogger(__name__)
 
-# How long it is known that a trial was deleted, and how often those are looked at.
-KEPT = timedelta(days=30)
+# How often those are looked at of which it is known.
 FORGET_EVERY = timedelta(hours=1)
 
 
@@ -27,7 +26,7 @@ class DeleteTrials:
         self._trials, self._wake, self._now = trials, wake, now
 
     async def __call__(self, trial_ids: Sequence[str]) -> None:
-        check_ids(trial_ids)
+        check_ids("trial_id", trial_ids)
         await self._trials.delete(list(dict.fromkeys(trial_ids)), self._now())
         self._wake()
 
@@ -43,7 +42,7 @@ class RemoveDeletedTrials:
 
     async def __call__(self) -> Next:
         if self._forget_at is None or self._now() >= self._forget_at:
-            await self._trials.forget_deleted(self._now() - KEPT)
+            await self._trials.forget_deleted(self._now() - DELETED_FOR)
             self._forget_at = self._now() + FORGET_EVERY
         for uid in await self._trials.deleted():
             try:

@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
+from workerkit.trial_results import TrialResults
 
 from training_service.domain.metrics import MetricPoint, SpoolPlace
 from training_service.domain.removals import Removal
 from training_service.domain.runs import Run, Training, Validation
-from training_service.domain.trials import KnownParameter, TrialResults
 
 R = TypeVar("R", bound=Run)
 
@@ -72,10 +72,10 @@ class RunModel:
 
 @dataclass(frozen=True)
 class SettledHyperparameters:
-    """All that would hold for a trial, and what the model's framework has."""
+    """All that would hold for a trial, and the names of what the model's framework has."""
 
     values: Mapping[str, Any]
-    known: Sequence[KnownParameter] = ()
+    known: Sequence[str] = ()
 
 
 class Limits(Protocol):

@@ -15,9 +15,7 @@ from servicekit.jobs import MAX_SECONDS
 from training_service.domain.runs import Training
 from training_service.domain.trials import (
     BATCH_SIZE,
-    KNOWN_BATCH_SIZE,
     MAX_CONFIG_BYTES,
-    KnownParameter,
     TrialParts,
     check_user_defined,
     read_batch_size,
@@ -57,7 +55,6 @@ class TrialRequest:
     max_iterations: int = 0
     min_iterations: int = 0
     max_seconds: float = 0.0
-    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,6 @@ class PreparedTrial:
     """A training that is not stored yet, and what people should know of it."""
 
     training: Training
-    model_owner: str
-    known: Sequence[KnownParameter]
     warnings: Sequence[str]
 
 
@@ -100,8 +95,7 @@ class PrepareTrial:
             read_batch_size(f"{FIELD}.{BATCH_SIZE}", value)
         others = {name: values for name, values in candidates.items() if name != BATCH_SIZE}
         settled = await self._models.settle(model.name, given, others, accelerator=model.accelerator, field=FIELD)
-        known = (*settled.known, KNOWN_BATCH_SIZE)
-        check_user_defined(FIELD, request.user_defined, [one.name for one in known])
+        check_user_defined(FIELD, request.user_defined, (*settled.known, BATCH_SIZE))
         asked = TrainingRequest(
             # No name that a user may give.
             name=f"trial {trial_id}",
@@ -111,7 +105,6 @@ class PrepareTrial:
             checkpoints_kept=1,
             # What fails with these values would fail again.
             max_restarts=0,
-            priority=request.priority,
             max_seconds=math.ceil(request.max_seconds),
             trial=TrialParts(
                 study=request.study,
@@ -132,7 +125,7 @@ class PrepareTrial:
         size = len(json.dumps(training.config).encode())
         if size > MAX_CONFIG_BYTES:
             raise invalid(FIELD, f"values of {size} bytes", f"at most {MAX_CONFIG_BYTES} bytes in all")
-        return PreparedTrial(training, model.owner, known, _warnings(request, training))
+        return PreparedTrial(training, _warnings(request, training))
 
     async def _model(self, request: TrialRequest) -> ModelFacts:
         model = await self._models.get(request.model_name)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from servicekit.errors import Code, ServiceError, invalid, not_found
+from servicekit.trials import check_id, check_ids
+from workerkit.trial_results import TrialResults
 
 from training_service.domain.metrics import MetricPoint
 from training_service.domain.runs import Training
-from training_service.domain.trials import TrialResults, check_id, check_ids
 from training_service.usecases.metrics import MAX_POINTS, ThinnedCurves
 from training_service.usecases.ports import Jobs, Metrics, Models, Trials, Workspace
 
@@ -68,7 +69,7 @@ class ReadTrialMetrics:
         self._thinned = ThinnedCurves(metrics)
 
     async def __call__(self, trial_ids: Sequence[str], asked: CurvesOfTrials) -> FoundCurves:
-        check_ids(trial_ids)
+        check_ids("trial_id", trial_ids)
         if asked.max_points and asked.max_points not in MAX_POINTS:
             raise invalid("max_points", asked.max_points, f"0, {MAX_POINTS[0]} to {MAX_POINTS[-1]}")
         if not 0 <= asked.wait_seconds <= MAX_WAIT_SECONDS:
@@ -132,28 +133,18 @@ class ReadTrialMetrics:
         return {name: points for name, points in curves.items() if points}
 
 
-@dataclass(frozen=True)
-class TrialFacts:
-    """A trial, with the name of its best weights and the folder they are in; empty while there are none."""
-
-    training: Training
-    weights_folder: str
-    weight_file: str
-
-
 class GetTrial:
     """Callable with an id; 404."""
 
-    def __init__(self, trials: Trials, workspace: Workspace) -> None:
-        self._trials, self._workspace = trials, workspace
+    def __init__(self, trials: Trials) -> None:
+        self._trials = trials
 
-    async def __call__(self, trial_id: str) -> TrialFacts:
-        check_id(trial_id)
+    async def __call__(self, trial_id: str) -> Training:
+        check_id("trial_id", trial_id)
         training = (await self._trials.known([trial_id])).get(trial_id)
         if training is None:
             raise not_found("trial", trial_id)
-        file = await asyncio.to_thread(self._workspace.weight_file, training)
-        return TrialFacts(training, self._workspace.path_of(training) if file else "", file or "")
+        return training
 
 
 class ListActiveTrials:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
 from servicekit.errors import Code, ServiceError, invalid
+from servicekit.single_flight import SingleFlight
+from servicekit.trials import check_id, deleted_trial
 
 from training_service.domain.runs import Status, Training
-from training_service.domain.trials import check_id, deleted_trial
 from training_service.usecases.ports import Trials
 from training_service.usecases.prepare_trial import PreparedTrial, PrepareTrial, TrialRequest
 from training_service.usecases.submit_runs import SubmitRuns
@@ -38,23 +38,11 @@ class StartTrial:
         self, trials: Trials, prepare: PrepareTrial, submit: SubmitRuns[Training], wake: Callable[[], None]
     ) -> None:
         self._trials, self._prepare, self._submit, self._wake = trials, prepare, submit, wake
-        self._starting: dict[str, asyncio.Task[Training]] = {}
+        self._starting = SingleFlight[Training]("trial")
 
     async def __call__(self, trial_id: str, request: TrialRequest) -> Training:
-        check_id(trial_id)
-        starting = self._starting.get(trial_id)
-        if starting is None:
-            starting = asyncio.create_task(self._started(trial_id, request), name=f"trial {trial_id}")
-            self._starting[trial_id] = starting
-            starting.add_done_callback(lambda done: self._ended(trial_id, done))
-        # It goes on when its caller goes away, who will ask for it again.
-        return await asyncio.shield(starting)
-
-    def _ended(self, trial_id: str, starting: asyncio.Task[Training]) -> None:
-        del self._starting[trial_id]
-        if not starting.cancelled():
-            # Whoever asked may be gone.
-            starting.exception()
+        check_id("trial_id", trial_id)
+        return await self._starting(trial_id, lambda: self._started(trial_id, request))
 
     async def _started(self, trial_id: str, request: TrialRequest) -> Training:
         training = await self._known(trial_id) or await self._added(trial_id, request)
@@ -77,7 +65,7 @@ class StartTrial:
     async def _known(self, trial_id: str) -> Training | None:
         training = (await self._trials.known([trial_id])).get(trial_id)
         if training is None and await self._trials.was_deleted(trial_id):
-            raise deleted_trial(trial_id)
+            raise deleted_trial("trial_id", trial_id)
         return training
 
     async def _added(self, trial_id: str, request: TrialRequest) -> Training:

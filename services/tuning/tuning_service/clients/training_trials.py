@@ -8,6 +8,7 @@ from dlmesh.training.v1 import trials_pb2, trials_pb2_grpc
 from servicekit.channels import PATIENCE_SECONDS, Channels, call_peer
 from servicekit.identity import Identity, acting_as
 from servicekit.job_client import LOOP_PATIENCE_SECONDS
+from servicekit.trials import value_message, value_of
 
 from tuning_service.domain.fields import Fields
 from tuning_service.domain.plan import Plan
@@ -84,9 +85,9 @@ class TrainingTrials:
         with acting_as(self._identity):
             answer = await call_peer(lambda: self._stub.GetTrial(message))
         return TrialModel(
-            {name: _plain(value) for name, value in answer.hyperparameters.items()},
+            {name: value_of(value, name) for name, value in answer.hyperparameters.items()},
             answer.batch_size,
-            {name: _plain(value) for name, value in answer.user_defined.items()},
+            {name: value_of(value, name) for name, value in answer.user_defined.items()},
         )
 
 
@@ -167,13 +168,4 @@ def _results(trial: trials_pb2.TrialMetrics, plan: Plan) -> Results:
 
 
 def _value(value: Value | bool) -> trials_pb2.TrialValue:
-    if isinstance(value, bool):
-        return trials_pb2.TrialValue(flag=value)
-    if isinstance(value, int):
-        return trials_pb2.TrialValue(whole=value)
-    return trials_pb2.TrialValue(number=value) if isinstance(value, float) else trials_pb2.TrialValue(text=value)
-
-
-def _plain(value: trials_pb2.TrialValue) -> Value | bool:
-    found: Value | bool = getattr(value, value.WhichOneof("kind") or "text")
-    return found
+    return value_message(trials_pb2.TrialValue, value)
