@@ -195,6 +195,23 @@ def test_what_is_repeated_is_answered_with_the_loss_that_is_known(listening: lis
         assert loss == losses[min(5, int(width * 6)), solver]
 
 
+@pytest.mark.parametrize(
+    ("asked", "taken"), [([(0.5004, 0.5), (0.6, 0.6)], (0.6, 0.6)), ([(0.5004, 0.5)] * 20, (0.5004, 0.5))]
+)
+def test_what_runs_keeps_the_same_away_but_not_for_ever(
+    asked: Sequence[Place], taken: Place, listening: list[Listening]
+) -> None:
+    study = study_of("PSO", PLANE)
+    study.ask(1)
+    (optimizer,) = listening
+    spawned = iter([(0.5, 0.5), *asked])
+    optimizer.ask = lambda: optimizer.parametrization.spawn_child(new_value=(next(spawned), {}))
+    study.ask(1)
+    study.ask(1)
+    assert study.places[1] == pytest.approx((0.5, 0.5))
+    assert study.places[2] == pytest.approx(taken)
+
+
 def test_every_value_has_its_share() -> None:
     """The ends, too, and those of a choice among more than have weights."""
     space = Space(
