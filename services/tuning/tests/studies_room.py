@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,9 @@ class PlayedJobs:
         self.facts: dict[str, JobFacts] = {}
         self.stopped: list[str] = []
         self.is_away = False
+        # Otherwise the passes have to find out, which tests begin one by one.
+        self.tells_ends = False
+        self._news = asyncio.Event()
 
     async def get(self, job_ids: Sequence[str]) -> Mapping[str, JobFacts]:
         if self.is_away:
@@ -73,12 +77,20 @@ class PlayedJobs:
         self.end(job_id, "KILLED", reason="stopped by the user")
 
     async def await_ends(self, job_ids: Sequence[str], seconds: float) -> set[str]:
-        return set()
+        while not (ended := {uid for uid in job_ids if self._is_told(uid)}):
+            self._news.clear()
+            await self._news.wait()
+        return ended
+
+    def _is_told(self, job_id: str) -> bool:
+        is_over = job_id not in self.facts or self.facts[job_id].state not in ("SUBMITTED", "RUNNING")
+        return self.tells_ends and is_over
 
     def end(self, job_id: str, state: str, **more: Any) -> None:
         """The job has ended, unless it had."""
         if self.facts[job_id].state in ("SUBMITTED", "RUNNING"):
             self.facts[job_id] = replace(self.facts[job_id], state=state, ended_at=utc_now(), **more)
+            self._news.set()
 
 
 @dataclass
@@ -159,16 +171,16 @@ class StudiesRoom:
         self.studies, self.algorithms = SqlStudies(database), SqlAlgorithms(database)
         self.jobs, self.suggestions = PlayedJobs(), InThisProcess()
         self.runner = PlayedRunner(self.jobs, text_of)
+        # Instead of `runner`.
+        self.runners: dict[Kind, Any] = {}
         self.clock = utc_now()
         self.restart()
 
     def restart(self) -> None:
         """The service begins anew."""
-        runners = {Kind.HYPER_SEARCH: self.runner, Kind.MODEL_TUNING: self.runner}
+        runners = {kind: self.runners.get(kind, self.runner) for kind in Kind}
         follow = FollowTrials(self.studies, runners, self.jobs, self.now)
-        self.loop = RunStudies(
-            self.studies, self.algorithms, self.suggestions, follow, self.jobs, self.now, lambda: None
-        )
+        self.loop = RunStudies(self.studies, self.algorithms, self.suggestions, follow, self.jobs, self.now)
 
     def now(self) -> datetime:
         """The present, of which tests decide."""
@@ -192,15 +204,21 @@ class StudiesRoom:
     async def trials(self, uid: str) -> Sequence[Trial]:
         return await self.studies.page(uid, TrialPage(length=10_000))
 
+    async def step(self) -> None:
+        """A pass over every study, and what comes of it at once."""
+        await self.loop.step()
+        while tasks := list(self.loop.passes.tasks.values()):
+            await asyncio.gather(*tasks)
+
     async def steps(self, count: int = 3) -> None:
         """Some passes, until nothing more comes of them."""
         for _ in range(count):
-            await self.loop.step()
+            await self.step()
 
     async def until_running(self, uid: str, count: int) -> Sequence[Trial]:
         """So many trials of the study run."""
         for _ in range(50):
-            await self.loop.step()
+            await self.step()
             running = [trial for trial in await self.trials(uid) if trial.status is TrialStatus.RUNNING]
             if len(running) == count:
                 return running
@@ -209,7 +227,7 @@ class StudiesRoom:
     async def to_the_end(self, uid: str, state_of: Callable[[Trial], str] = lambda trial: "FINISHED") -> Study:
         """Every trial ends as soon as it runs, in the state that is said."""
         for _ in range(2000):
-            await self.loop.step()
+            await self.step()
             study = await self.study(uid)
             for trial in await self.studies.open_trials(uid):
                 if trial.uid in self.jobs.facts:

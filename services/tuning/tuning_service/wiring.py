@@ -77,7 +77,7 @@ def build(settings: ServiceSettings, *, limits: TuningSettings | None = None) ->
         ),
     )
     follow = FollowTrials(studies, runners, jobs, utc_now)
-    run = RunStudies(studies, algorithms, suggestions, follow, jobs, utc_now, lambda: loop.wake())
+    run = RunStudies(studies, algorithms, suggestions, follow, jobs, utc_now)
     loop = ReconcileLoop("studies", run.step, soon_seconds=SOON_SECONDS)
     removals = ReconcileLoop("removals", RemoveStudies(studies, runners, folders).step, later_seconds=5.0)
 

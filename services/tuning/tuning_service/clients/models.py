@@ -10,6 +10,9 @@ from servicekit.channels import Channels, call_peer
 
 from tuning_service.usecases.tunings import TrialModel
 
+# A model's folder may be large.
+COPY_SECONDS = 600.0
+
 
 class ModelsClient:
     """`usecases.tunings.Models`."""
@@ -30,7 +33,7 @@ class ModelsClient:
             batch_size=trial.batch_size,
             config_json=_config(trial),
         )
-        await call_peer(lambda: self._copies.CopyModel(request))
+        await call_peer(lambda: self._copies.CopyModel(request), timeout_seconds=COPY_SECONDS)
 
     async def change(self, name: str, trial: TrialModel) -> None:
         request = copies_pb2.ConfigureModelRequest(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 from dlmesh.training.v1 import trials_pb2, trials_pb2_grpc
-from servicekit.channels import PATIENCE_SECONDS, Channels, call_peer
+from servicekit.channels import Channels, call_from_loop, call_peer
 from servicekit.identity import Identity, acting_as
-from servicekit.job_client import LOOP_PATIENCE_SECONDS
 from servicekit.trials import value_message, value_of
 
 from tuning_service.domain.fields import Fields
@@ -16,9 +16,9 @@ from tuning_service.domain.results import MetricRange, Results, read_results
 from tuning_service.domain.space import Space, Value
 from tuning_service.domain.study import Study, Trial
 from tuning_service.domain.tuning import MAX_PROBED_VALUES, user_defined_names
-from tuning_service.usecases.tunings import TrialModel
+from tuning_service.usecases.tunings import CheckedPlan, TrialModel
 
-DELETE_AT_ONCE = 1000
+DELETE_AT_ONCE, READ_AT_ONCE = 1000, 200
 # Long enough for what the workers of an ended training reported to be read.
 SETTLE_SECONDS = 5.0
 
@@ -30,8 +30,7 @@ class TrainingTrials:
         self._stub = channels.stub("training", trials_pb2_grpc.TrainingTrialServiceStub)
         self._identity = Identity.service("tuning")
 
-    async def check_plan(self, study: Study, plan: Plan) -> tuple[str, str, str]:
-        """Uid of the model, id and name of the group; 400 for a parameter that the model cannot have."""
+    async def check_plan(self, study: Study, plan: Plan) -> CheckedPlan:
         user_defined = user_defined_names(study.request)
         values, candidates = _probes(plan)
         message = trials_pb2.CheckTrialRequest(
@@ -43,41 +42,42 @@ class TrainingTrials:
             },
         )
         with acting_as(self._identity):
-            answer = await call_peer(lambda: self._stub.CheckTrial(message), patience_seconds=PATIENCE_SECONDS)
-        return answer.model_uid, answer.instance_group_id, answer.instance_group
+            answer = await call_peer(lambda: self._stub.CheckTrial(message))
+        return CheckedPlan(answer.model_uid, answer.instance_group_id, answer.instance_group, list(answer.warnings))
 
     async def start(self, study: Study, plan: Plan, trial: Trial, parent: Trial | None) -> None:
         # Every rung from the beginning: iterations count from there.
         spec = _spec(study, trial.values, user_defined_names(study.request))
         spec.number, spec.max_seconds = trial.number, plan.max_trial_seconds
         message = trials_pb2.StartTrialRequest(trial_id=trial.uid, spec=spec)
-        await call_peer(lambda: self._stub.StartTrial(message), patience_seconds=LOOP_PATIENCE_SECONDS)
+        await call_from_loop(lambda: self._stub.StartTrial(message))
 
     async def results(self, plan: Plan, trials: Sequence[Trial], *, have_ended: bool) -> Mapping[str, Results]:
-        found: dict[str, Results] = {}
-        unread = [trial.uid for trial in trials]
-        while unread:
-            message = trials_pb2.ReadTrialMetricsRequest(
-                trial_ids=unread,
-                series=[objective.metric for objective in plan.objectives],
-                wait_seconds=SETTLE_SECONDS,
-                with_results=True,
-            )
-            answer = await call_peer(
-                lambda message=message: self._stub.ReadTrialMetrics(message),  # type: ignore[misc]
-                patience_seconds=LOOP_PATIENCE_SECONDS,
-            )
-            found |= {one.trial_id: _results(one, plan) for one in answer.trials if one.is_settled or not have_ended}
-            unread = list(answer.unread_trial_ids)
-        return found
+        found, gone = dict[str, Results](), {trial.uid for trial in trials}
+        settled_by = time.monotonic() + (SETTLE_SECONDS if have_ended else 0.0)
+        for start in range(0, len(trials), READ_AT_ONCE):
+            unread = [trial.uid for trial in trials[start : start + READ_AT_ONCE]]
+            while unread:
+                message = trials_pb2.ReadTrialMetricsRequest(
+                    trial_ids=unread,
+                    series=[objective.metric for objective in plan.objectives],
+                    wait_seconds=max(0.0, settled_by - time.monotonic()),
+                    with_results=True,
+                )
+                answer = await call_from_loop(
+                    lambda message=message: self._stub.ReadTrialMetrics(message)  # type: ignore[misc]
+                )
+                gone -= {one.trial_id for one in answer.trials}
+                known = [one for one in answer.trials if one.is_settled or not have_ended]
+                found |= {one.trial_id: _results(one, plan) for one in known}
+                unread = list(answer.unread_trial_ids)
+        # Of trainings that are gone nothing more will be known.
+        return found | {uid: Results(complaint="its training was deleted") for uid in gone}
 
     async def delete(self, uids: Sequence[str]) -> None:
         for start in range(0, len(uids), DELETE_AT_ONCE):
             message = trials_pb2.DeleteTrialsRequest(trial_ids=uids[start : start + DELETE_AT_ONCE])
-            await call_peer(
-                lambda message=message: self._stub.DeleteTrials(message),  # type: ignore[misc]
-                patience_seconds=LOOP_PATIENCE_SECONDS,
-            )
+            await call_from_loop(lambda message=message: self._stub.DeleteTrials(message))  # type: ignore[misc]
 
     async def model_of(self, trial: Trial) -> TrialModel:
         """What a model of this trial would be; 404 when it is gone."""

@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 
 from dlmesh.scheduling.v1 import trials_pb2, trials_pb2_grpc
-from servicekit.channels import Channels, call_peer
+from servicekit.channels import Channels, call_from_loop, call_peer
 from servicekit.errors import ServiceError, renamed
 from servicekit.identity import Identity, acting_as
-from servicekit.job_client import LOOP_PATIENCE_SECONDS
 
 from tuning_service.domain.fields import Fields
 from tuning_service.domain.plan import Plan
@@ -18,7 +17,9 @@ from tuning_service.domain.study import Study, Trial
 
 # How people who start a search know what the scheduling service complains of.
 _FIELDS = {"args": "modelSpec.args", "sigName": "modelSpec.sigName"}
-DELETE_AT_ONCE = 1000
+DELETE_AT_ONCE, READ_AT_ONCE = 1000, 200
+# An upload of half a gigabyte may have to be unpacked.
+CHECK_SECONDS = 600.0
 
 
 class ExecTrials:
@@ -32,7 +33,7 @@ class ExecTrials:
         message = trials_pb2.CheckTrialRequest(spec=_spec(study, {}))
         try:
             with acting_as(self._identity):
-                answer = await call_peer(lambda: self._stub.CheckTrial(message))
+                answer = await call_peer(lambda: self._stub.CheckTrial(message), timeout_seconds=CHECK_SECONDS)
         except ServiceError as error:
             # "args, character 12" says where.
             field, comma, where = error.metadata.get("field", "").partition(",")
@@ -49,32 +50,30 @@ class ExecTrials:
             spec.environment["DLMESH_PARENT_RESOURCE"] = str(parent.notes.get("resource", ""))
         spec.max_seconds = plan.max_trial_seconds
         message = trials_pb2.StartTrialRequest(task_id=trial.uid, spec=spec)
-        await call_peer(lambda: self._stub.StartTrial(message), patience_seconds=LOOP_PATIENCE_SECONDS)
+        # One that takes longer than the call goes on, and the next call waits for the same one.
+        await call_from_loop(lambda: self._stub.StartTrial(message))
 
     async def results(self, plan: Plan, trials: Sequence[Trial], *, have_ended: bool) -> Mapping[str, Results]:
         found: dict[str, Results] = {}
-        unread = [trial.uid for trial in trials]
-        while unread:
-            message = trials_pb2.ReadTrialResultsRequest(task_ids=unread)
-            answer = await call_peer(
-                lambda message=message: self._stub.ReadTrialResults(message),  # type: ignore[misc]
-                patience_seconds=LOOP_PATIENCE_SECONDS,
-            )
-            for one in answer.results:
-                found[one.task_id] = (
-                    Results(complaint=one.error) if one.error else read_results(one.text, plan.objectives)
+        for start in range(0, len(trials), READ_AT_ONCE):
+            unread = [trial.uid for trial in trials[start : start + READ_AT_ONCE]]
+            while unread:
+                message = trials_pb2.ReadTrialResultsRequest(task_ids=unread)
+                answer = await call_from_loop(
+                    lambda message=message: self._stub.ReadTrialResults(message)  # type: ignore[misc]
                 )
-            unread = list(answer.unread_task_ids)
+                for one in answer.results:
+                    found[one.task_id] = (
+                        Results(complaint=one.error) if one.error else read_results(one.text, plan.objectives)
+                    )
+                unread = list(answer.unread_task_ids)
         # Of tasks that are gone nothing more will be known.
         return {trial.uid: found.get(trial.uid, Results(complaint="its task was deleted")) for trial in trials}
 
     async def delete(self, uids: Sequence[str]) -> None:
         for start in range(0, len(uids), DELETE_AT_ONCE):
             message = trials_pb2.DeleteTrialsRequest(task_ids=uids[start : start + DELETE_AT_ONCE])
-            await call_peer(
-                lambda message=message: self._stub.DeleteTrials(message),  # type: ignore[misc]
-                patience_seconds=LOOP_PATIENCE_SECONDS,
-            )
+            await call_from_loop(lambda message=message: self._stub.DeleteTrials(message))  # type: ignore[misc]
 
 
 def _spec(study: Study, values: Mapping[str, object]) -> trials_pb2.TrialSpec:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import uuid4
 
@@ -19,8 +22,11 @@ from tuning_service.usecases.trials import losses_of
 # How often a trial begins anew that was killed: by whoever needed its memory, say, and not by what its program does.
 KILLED_RESTARTS = 2
 OVER_TIME = "maxRunTime was over"
-# Of a peer that is away, restarting or in trouble; everything else will be the same when it is asked again.
-_PASSING = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.RESOURCE_EXHAUSTED, Code.ABORTED)
+# What peers say who are away or stuck, and who are in trouble; every other refusal will be the same the next time.
+AWAY = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
+_PASSING = (*AWAY, Code.INTERNAL, Code.RESOURCE_EXHAUSTED)
+# How many trials of one study are started, or stopped, at a time: a start may have to unpack an upload.
+AT_ONCE = 4
 _ENDED_JOBS = ("FINISHED", "ERROR", "KILLED")
 MAX_TAIL = 1000
 # With how many finished trials one that runs is compared, and how often.
@@ -28,8 +34,20 @@ COMPARED_TRIALS = 200
 COMPARE_SECONDS = 5.0
 
 
+@dataclass(frozen=True)
+class Followed:
+    """Whether a trial was started, has ended or is to begin anew, and what was in the way first, if anything was."""
+
+    has_changed: bool = False
+    trouble: ServiceError | None = None
+
+
 class FollowTrials:
-    """Callable with a study and its open trials; True when one of them has ended. Every step may be repeated."""
+    """Callable with a study and its open trials. Every step may be repeated.
+
+    What is in the way of one step or trial is not in the way of the others, and what has to be stopped comes first: a
+    limit holds whatever the peers say to the rest.
+    """
 
     def __init__(
         self,
@@ -44,35 +62,29 @@ class FollowTrials:
         self._told_to_stop: set[str] = set()
         self._compared_at: dict[str, datetime] = {}
 
-    async def __call__(self, study: Study, plan: Plan, trials: Sequence[Trial]) -> bool:
-        runner = self._runners[study.kind]
+    async def __call__(self, study: Study, plan: Plan, trials: Sequence[Trial]) -> Followed:
+        before = [(trial, trial.uid, trial.status) for trial in trials]
         fresh = [trial for trial in trials if trial.status is TrialStatus.NOTRUN]
         followed = [trial for trial in trials if trial.status is not TrialStatus.NOTRUN]
         facts = await self._jobs.get([trial.uid for trial in followed]) if followed else {}
+        going_on = [trial for trial in followed if trial.uid in facts and facts[trial.uid].state not in _ENDED_JOBS]
         ended = [trial for trial in followed if trial.uid not in facts or facts[trial.uid].state in _ENDED_JOBS]
-        results = await runner.results(plan, ended, have_ended=True) if ended else {}
-        changed = []
-        for trial in followed:
-            if trial in ended and trial.uid in facts and trial.uid not in results:
-                # It may have written more than has been read.
-                continue
-            if trial in ended:
-                self._told_to_stop.discard(trial.uid)
-                if _was_killed(trial, facts.get(trial.uid)):
-                    trial.kills += 1
-                    trial.run_again(self._make_uid())
-                else:
-                    _settle(trial, facts.get(trial.uid), results.get(trial.uid, Results()), self._now())
-                changed.append(trial)
-            elif _take_over(trial, facts[trial.uid]):
-                changed.append(trial)
-        # What has ended is written before anything else is tried.
-        await self._save(study, plan, changed)
-        await self._stop(study, plan, [trial for trial in followed if trial not in ended])
-        for trial in fresh:
-            await self._start(study, runner, plan, trial)
-        # One that begins anew is to be started at once.
-        return any(trial.status.is_final or trial.status is TrialStatus.NOTRUN for trial in trials)
+        troubles = _Troubles()
+        reason = self._reason_to_stop(study, plan)
+        if reason:
+            with troubles.kept():
+                await self._stop(study, going_on, reason, troubles)
+        with troubles.kept():
+            await self._save(study, plan, [trial for trial in going_on if _take_over(trial, facts[trial.uid])])
+        with troubles.kept():
+            await self._settle_ended(study, plan, ended, facts)
+        if not reason:
+            with troubles.kept():
+                hopeless = await self._hopeless(study, plan, going_on)
+                await self._stop(study, hopeless, STOPPED_BY_RULE, troubles)
+        with troubles.kept():
+            await (self._cancel(study, plan, fresh, reason) if reason else self._start(study, plan, fresh, troubles))
+        return Followed(any(_has_moved(*one) for one in before), troubles.first)
 
     def forget(self, study_uid: str) -> None:
         """The study has ended."""
@@ -83,21 +95,46 @@ class FollowTrials:
             losses = {trial.number: losses_of(trial, plan)[0] for trial in trials if trial.objectives}
             await self._studies.save(study.uid, trials, losses)
 
-    async def _start(self, study: Study, runner: Runner, plan: Plan, trial: Trial) -> None:
-        if study.stop_requested or is_over_time(study, plan, self._now()):
-            # A pass before this one may have started it and been killed.
-            await runner.delete([trial.uid])
-            trial.stop_reason = STOPPED_WITH_STUDY if study.stop_requested else OVER_TIME
-            trial.end(TrialStatus.STOPPED, f"{trial.stop_reason} before it started", self._now())
-        else:
+    async def _settle_ended(
+        self, study: Study, plan: Plan, ended: Sequence[Trial], facts: Mapping[str, JobFacts]
+    ) -> None:
+        results = await self._runners[study.kind].results(plan, ended, have_ended=True) if ended else {}
+        settled = []
+        for trial in ended:
+            job = facts.get(trial.uid)
+            if job is not None and trial.uid not in results:
+                # It may have written more than has been read.
+                continue
+            self._told_to_stop.discard(trial.uid)
+            if _was_killed(trial, job):
+                trial.kills += 1
+                trial.run_again(self._make_uid())
+            else:
+                _settle(trial, job, results.get(trial.uid, Results()), self._now())
+            settled.append(trial)
+        await self._save(study, plan, settled)
+
+    async def _cancel(self, study: Study, plan: Plan, fresh: Sequence[Trial], reason: str) -> None:
+        if fresh:
+            # A pass before this one may have started them and been killed.
+            await self._runners[study.kind].delete([trial.uid for trial in fresh])
+        for trial in fresh:
+            trial.stop_reason = reason
+            trial.end(TrialStatus.STOPPED, f"{reason} before it started", self._now())
+        await self._save(study, plan, fresh)
+
+    async def _start(self, study: Study, plan: Plan, fresh: Sequence[Trial], troubles: _Troubles) -> None:
+        async def start(trial: Trial) -> None:
             try:
-                await runner.start(study, plan, trial, await self._parent(study, trial))
+                await self._runners[study.kind].start(study, plan, trial, await self._parent(study, trial))
                 trial.status = TrialStatus.SUBMITTED
             except ServiceError as error:
-                if error.code in _PASSING:
+                if error.code in _PASSING or error.reason == "IN_USE":
                     raise
                 trial.end(TrialStatus.FAILED, error.message, self._now())
-        await self._save(study, plan, [trial])
+            await self._save(study, plan, [trial])
+
+        await _each(fresh, start, troubles)
 
     async def _parent(self, study: Study, trial: Trial) -> Trial | None:
         """The one that it goes on from: the rung below of Hyperband."""
@@ -105,26 +142,28 @@ class FollowTrials:
         found = await self._studies.numbered(study.uid, [int(number)]) if number else []
         return found[0] if found else None
 
-    async def _stop(self, study: Study, plan: Plan, trials: Sequence[Trial]) -> None:
+    def _reason_to_stop(self, study: Study, plan: Plan) -> str:
+        """Why all trials have to end; empty when they need not."""
         if study.stop_requested:
-            stopped = [(trial, STOPPED_WITH_STUDY) for trial in trials]
-        elif is_over_time(study, plan, self._now()):
-            stopped = [(trial, OVER_TIME) for trial in trials]
-        else:
-            stopped = [(trial, STOPPED_BY_RULE) for trial in await self._hopeless(study, plan, trials)]
-        for trial, reason in stopped:
-            if trial.uid in self._told_to_stop:
-                continue
-            if not trial.stop_reason:
-                trial.stop_reason = reason
-                # Before the stop: why it was has to be known when it has ended.
-                await self._studies.save(study.uid, [trial], {})
+            return STOPPED_WITH_STUDY
+        return OVER_TIME if is_over_time(study, plan, self._now()) else ""
+
+    async def _stop(self, study: Study, trials: Sequence[Trial], reason: str, troubles: _Troubles) -> None:
+        async def stop(trial: Trial) -> None:
             try:
                 await self._jobs.stop(trial.uid)
             except ServiceError as error:
                 if error.code is not Code.NOT_FOUND:
                     raise
             self._told_to_stop.add(trial.uid)
+
+        untold = [trial for trial in trials if trial.uid not in self._told_to_stop]
+        if unmarked := [trial for trial in untold if not trial.stop_reason]:
+            for trial in unmarked:
+                trial.stop_reason = reason
+            # Before the stop: why it was has to be known when it has ended.
+            await self._studies.save(study.uid, unmarked, {})
+        await _each(untold, stop, troubles)
 
     async def _hopeless(self, study: Study, plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
         rule, now = plan.median_rule, self._now()
@@ -142,6 +181,49 @@ class FollowTrials:
             for trial in running
             if is_hopeless(rule, plan.objectives[0], results.get(trial.uid, Results()).curve, others)
         ]
+
+
+class _Troubles:
+    """What was in the way, of which the first is told."""
+
+    def __init__(self) -> None:
+        self.first: ServiceError | None = None
+
+    def add(self, error: ServiceError) -> None:
+        self.first = self.first or error
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Around what others need not wait for."""
+        try:
+            yield
+        except ServiceError as error:
+            self.add(error)
+
+
+async def _each(trials: Sequence[Trial], act: Callable[[Trial], Awaitable[None]], troubles: _Troubles) -> None:
+    """A few at once, each for itself. Nobody waits for a peer that is away once for each of them: what is left then is
+    for the next pass."""
+    left = iter(trials)
+
+    async def work() -> None:
+        for trial in left:
+            try:
+                await act(trial)
+            except ServiceError as error:
+                troubles.add(error)
+                if error.code in AWAY:
+                    return
+
+    workers = [work() for _ in trials[:AT_ONCE]]
+    for error in await asyncio.gather(*workers, return_exceptions=True):
+        if error is not None:
+            raise error
+
+
+def _has_moved(trial: Trial, uid: str, status: TrialStatus) -> bool:
+    """Whether it was started, has ended or is to begin anew."""
+    return trial.uid != uid or (trial.status is not status and (status is TrialStatus.NOTRUN or trial.status.is_final))
 
 
 def _take_over(trial: Trial, job: JobFacts) -> bool:

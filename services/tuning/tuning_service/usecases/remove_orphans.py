@@ -10,6 +10,7 @@ from servicekit.errors import Code, ServiceError
 from servicekit.reconcile import Next
 
 from tuning_service.domain.study import Kind
+from tuning_service.usecases.follow_trials import AWAY
 from tuning_service.usecases.ports import Studies, Wake
 from tuning_service.usecases.tunings import Models
 
@@ -40,12 +41,21 @@ class RemoveOrphans:
 
     async def step(self) -> Next:
         for uid, name in await self._studies.models():
-            if await self._is_there(uid, name):
-                self._gone_since.pop(uid, None)
-                continue
-            since = self._gone_since.setdefault(uid, self._now())
-            await self._end(uid, is_due=self._now() - since >= self._grace)
+            try:
+                await self._look(uid, name)
+            except ServiceError as error:
+                # What is in the way of one is not in the way of the others.
+                log.warning("model %s: whether it has gone is not known now: %s", name, error)
+                if error.code in AWAY:
+                    break
         return Next.LATER
+
+    async def _look(self, uid: str, name: str) -> None:
+        if await self._is_there(uid, name):
+            self._gone_since.pop(uid, None)
+            return
+        since = self._gone_since.setdefault(uid, self._now())
+        await self._end(uid, is_due=self._now() - since >= self._grace)
 
     async def _is_there(self, uid: str, name: str) -> bool:
         try:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from servicekit.errors import ServiceError
 from servicekit.reconcile import Next
 
 from tuning_service.domain.study import Kind
+from tuning_service.usecases.follow_trials import AWAY
 from tuning_service.usecases.ports import Runner, Studies, StudyFolders, TrialPage
 
 log = logging.getLogger(__name__)
 
-TRIALS_AT_ONCE = 500
+TRIALS_AT_ONCE = 2_000
 ORPHANS_EVERY_SECONDS = 600.0
 
 
@@ -37,25 +38,37 @@ class RemoveStudies:
             await self._remove_orphans()
             self._orphans_at = self._clock()
         deleted = await self._studies.deleted()
-        outlooks = [await self._remove(uid, kind) for uid, kind in deleted]
+        # Those of one kind need another peer than those of the other.
+        outlooks = await asyncio.gather(
+            *(self._remove_all([uid for uid, its_kind in deleted if its_kind is kind], kind) for kind in Kind)
+        )
         if not deleted:
             return Next.LATER
         return Next.AT_ONCE if all(outlooks) else Next.SOON
 
-    async def _remove(self, uid: str, kind: Kind) -> bool:
-        """False when it has to be tried again later."""
-        try:
-            trials = await self._studies.page(uid, TrialPage(0, TRIALS_AT_ONCE))
-            if trials:
-                await self._runners[kind].delete([uid for trial in trials for uid in (*trial.earlier_uids, trial.uid)])
-                await self._studies.remove_trials(uid, [trial.number for trial in trials])
-                return True
-            await asyncio.to_thread(self._folders.remove, uid)
-            await self._studies.remove(uid)
-        except (ServiceError, OSError) as error:
-            log.warning("deleted study %s cannot be removed yet: %s", uid, error)
-            return False
-        return True
+    async def _remove_all(self, uids: Sequence[str], kind: Kind) -> bool:
+        """False when one has to be tried again later."""
+        is_done = True
+        for uid in uids:
+            try:
+                await self._remove(uid, kind)
+            except Exception as error:
+                is_done = False
+                if not isinstance(error, ServiceError | OSError):
+                    log.exception("deleted study %s cannot be removed yet", uid)
+                    continue
+                log.warning("deleted study %s cannot be removed yet: %s", uid, error)
+                if isinstance(error, ServiceError) and error.code in AWAY:
+                    break
+        return is_done
+
+    async def _remove(self, uid: str, kind: Kind) -> None:
+        if trials := await self._studies.page(uid, TrialPage(0, TRIALS_AT_ONCE)):
+            await self._runners[kind].delete([uid for trial in trials for uid in (*trial.earlier_uids, trial.uid)])
+            await self._studies.remove_trials(uid, [trial.number for trial in trials])
+            return
+        await asyncio.to_thread(self._folders.remove, uid)
+        await self._studies.remove(uid)
 
     async def _remove_orphans(self) -> None:
         names = await asyncio.to_thread(self._folders.orphans)
