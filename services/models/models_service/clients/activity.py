@@ -48,7 +48,7 @@ class ActivityClient:
 
     async def _tunings(self, model: str) -> AsyncIterator[Run]:
         stub = self._channels.stub("tuning", tuning_pb2_grpc.ModelTuningServiceStub)
-        async for detail in stub.ListModelTunings(tuning_pb2.ListModelTuningsRequest(model_name=model)):
+        async for detail in stub.ListModelTunings(tuning_pb2.ListModelTuningsRequest(model_name=model, length=0)):
             yield f"tuning {detail.input.name!r}", detail.state
 
     async def _trials(self, model: str) -> AsyncIterator[Run]:
