@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 from servicekit.database import Database
 from servicekit.errors import ServiceError, not_found
-from studies_room import StudiesRoom, request_of
-from tuning_service.domain.study import Kind, Status
+from studies_room import PlayedRunner, StudiesRoom, request_of
+from tuning_service.domain.study import Kind, Status, Trial, TrialStatus
 from tuning_service.storage import MIGRATIONS
 from tuning_service.storage.study_folders import DiskStudyFolders
 from tuning_service.usecases.ports import TrialPage
@@ -33,8 +33,13 @@ class PlayedModels:
     def __init__(self) -> None:
         self.uids = {"digits": "m1", "letters": "m2"}
         self.is_away = False
+        self.refusals: dict[str, ServiceError] = {}
+        self.asked: list[str] = []
 
     async def uid_of(self, name: str) -> str:
+        self.asked.append(name)
+        if name in self.refusals:
+            raise self.refusals[name]
         if self.is_away:
             raise ServiceError(14, "UNAVAILABLE", "models are away")  # type: ignore[arg-type]
         if name not in self.uids:
@@ -45,6 +50,17 @@ class PlayedModels:
 def removal(room: StudiesRoom, home: Path, orphan_seconds: float = 1e9) -> RemoveStudies:
     runners = {Kind.HYPER_SEARCH: room.runner, Kind.MODEL_TUNING: room.runner}
     return RemoveStudies(room.studies, runners, DiskStudyFolders(home, orphan_seconds))  # type: ignore[arg-type]
+
+
+def orphans(room: StudiesRoom, models: PlayedModels) -> RemoveOrphans:
+    return RemoveOrphans(
+        room.studies,
+        models,  # type: ignore[arg-type]
+        grace_seconds=100,
+        now=room.now,
+        wake=lambda: None,
+        wake_removals=lambda: None,
+    )
 
 
 async def test_trials_go_before_files_and_files_before_rows(room: StudiesRoom, tmp_path: Path) -> None:
@@ -106,14 +122,7 @@ async def test_tunings_go_with_their_model(room: StudiesRoom) -> None:
     await room.to_the_end(ended)
     await room.to_the_end(other)
     await room.until_running(running, 1)
-    loop = RemoveOrphans(
-        room.studies,
-        models,  # type: ignore[arg-type]
-        grace_seconds=100,
-        now=room.now,
-        wake=lambda: None,
-        wake_removals=lambda: None,
-    )
+    loop = orphans(room, models)
     await loop.step()
     assert (await room.study(running)).status is Status.RUNNING
     # A model of the same name that was made later is another one.
@@ -131,3 +140,73 @@ async def test_tunings_go_with_their_model(room: StudiesRoom) -> None:
     await loop.step()
     assert (await room.studies.get(ended), await room.studies.get(running)) == (None, None)
     assert await room.studies.get(other) is not None
+
+
+async def test_a_model_that_nobody_can_say_anything_of_holds_up_no_other(room: StudiesRoom) -> None:
+    models, request = PlayedModels(), request_of(maxJobNum=1)
+    models.refusals["digits"] = ServiceError(7, "PERMISSION_DENIED", "not yours")  # type: ignore[arg-type]
+    mine = {"kind": Kind.MODEL_TUNING, "request": request}
+    first = await room.add("first", **mine, model_uid="m1", model_name="digits")
+    other = await room.add("other", **mine, model_uid="gone", model_name="sounds")
+    loop = orphans(room, models)
+    await loop.step()
+    assert [(await room.study(uid)).status for uid in (first, other)] == [Status.SUBMITTED, Status.STOPPED]
+    del models.refusals["digits"]
+    models.uids["digits"] = "m3"
+    await loop.step()
+    assert (await room.study(first)).status is Status.STOPPED
+
+
+async def test_models_are_not_waited_for_one_by_one_while_they_are_away(room: StudiesRoom) -> None:
+    models = PlayedModels()
+    for number in range(3):
+        await room.add("t", kind=Kind.MODEL_TUNING, model_uid=f"m{number}", model_name=f"model{number}")
+    models.is_away = True
+    await orphans(room, models).step()
+    assert len(models.asked) == 1
+
+
+async def test_a_large_study_goes_in_few_calls(room: StudiesRoom, tmp_path: Path) -> None:
+    uid = await room.add(request=request_of(maxJobNum=-1))
+    await room.studies.begin(uid, room.now())
+    trials = [
+        Trial(uid, number, f"{number:032x}", {"rate": 0.5}, status=TrialStatus.FINISHED) for number in range(4100)
+    ]
+    await room.studies.append(uid, 0, trials, is_exhausted=True)
+    await room.studies.request_stop(uid, room.now(), at_once=True)
+    await room.studies.delete(uid, room.now())
+    calls: list[int] = []
+
+    async def delete(uids: Sequence[str]) -> None:
+        calls.append(len(uids))
+
+    room.runner.delete = delete  # type: ignore[method-assign]
+    loop = removal(room, tmp_path)
+    while await room.studies.deleted():
+        await loop.step()
+    assert calls == [TRIALS_AT_ONCE, TRIALS_AT_ONCE, 4100 - 2 * TRIALS_AT_ONCE]
+
+
+async def test_studies_of_the_other_kind_are_removed_while_a_service_is_away(room: StudiesRoom, tmp_path: Path) -> None:
+    request, asked = request_of(maxJobNum=1), 0
+    tunings = [
+        await room.add(name, kind=Kind.MODEL_TUNING, model_uid="m1", request=request) for name in ("a", "b", "c")
+    ]
+    search = await room.add("search", request=request)
+    for uid in (*tunings, search):
+        await room.to_the_end(uid)
+        await room.studies.delete(uid, room.now())
+
+    class Away(PlayedRunner):
+        async def delete(self, uids: Sequence[str]) -> None:
+            nonlocal asked
+            asked += 1
+            raise ServiceError(4, "DEADLINE_EXCEEDED", "training hangs")  # type: ignore[arg-type]
+
+    runners = {Kind.HYPER_SEARCH: room.runner, Kind.MODEL_TUNING: Away(room.jobs, room.runner.text_of)}
+    loop = RemoveStudies(room.studies, runners, DiskStudyFolders(tmp_path))
+    await loop.step()
+    # Nobody waits for it once for each study.
+    assert asked == 1
+    await loop.step()
+    assert {uid for uid, _ in await room.studies.deleted()} == set(tunings)
