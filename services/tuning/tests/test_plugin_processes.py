@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from plugin_room import PLUGINS, Lab, end_all, laboratory, processes_with, search, study_of, values
-from thinking_room import is_running, until
+from plugin_room import PLUGINS, Lab, end_all, laboratory, problem_of, processes_with, search, study_of, values
+from thinking_room import Table, is_running, until
 from tuning_service.usecases.ports import SuggestionError
 
 GRID, EVOLUTION = PLUGINS / "grid" / "optimizer.py", PLUGINS / "evolution" / "optimizer.py"
@@ -38,8 +38,9 @@ async def test_one_that_would_have_to_search_again_stays(tmp_path: Path) -> None
         (pid,) = lab.suggestions.pids.values()
         # With a state it would be gone by now.
         evolution = lab.install("Evolution", EVOLUTION)
-        await lab.ask(evolution, study=study_of("other"))
-        await until(lambda: list(lab.suggestions.pids) == ["study"])
+        other = study_of("other")
+        await lab.suggestions.ask(other, evolution, problem_of(other), Table(), 2)
+        await until(lambda: "other" not in lab.suggestions.pids)
         end_all(lab.table)
         await lab.ask(grid, 2)
         assert list(lab.suggestions.pids.values()) == [pid]
@@ -191,11 +192,14 @@ async def test_an_interpreter_that_does_not_come_up_fails_its_study(tmp_path: Pa
     if source is not None:
         python.write_text(source)
         python.chmod(0o644 if name == "no_program" else 0o755)
-    async with laboratory(tmp_path, python=str(python)) as lab:
+    async with laboratory(tmp_path, python=str(python), processes=1) as lab:
         message = await lab.fails(search("return [ONE]"))
         assert message.startswith("algorithm bad: its process does not come up: ")
         assert expected in message
         assert str(python) in message
+        if name == "nothing":
+            # It takes no place.
+            assert "does not come up" in await lab.fails(search("return [ONE]"), name="another")
         if name == "leaving":
             assert "no libpython" in message
             assert (folder_of(lab, "study") / "tries").read_text().split() == ["tried"] * 3

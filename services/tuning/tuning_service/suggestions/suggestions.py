@@ -25,6 +25,9 @@ class Suggestions:
                 return await self._plugins.ask(study, installed, problem, history, count)
         raise SuggestionError(f"algorithm {algorithm} is installed no longer")
 
+    def doing(self, study_uid: str) -> str:
+        return self._plugins.doing(study_uid)
+
     async def importance(self, study: Study, problem: Problem, history: History) -> Mapping[str, float]:
         return await self._built_in.importance(study.uid, problem, history)
 

@@ -114,6 +114,9 @@ class Studies(Protocol):
     async def known(self, uids: Sequence[str]) -> set[str]:
         """Which of them there are, deleted or not."""
 
+    async def runs(self, uid: str, length: int) -> Mapping[int, Sequence[str]]:
+        """Of the first `length` trials of a study, deleted or not, the uids of all their jobs, by number."""
+
     async def remove_trials(self, uid: str, numbers: Sequence[int]) -> None:
         """Remove rows of a deleted study."""
 
@@ -126,6 +129,9 @@ class Suggestions(Protocol):
 
     async def ask(self, study: Study, algorithm: str, problem: Problem, history: History, count: int) -> Answer:
         """What to try next. `SuggestionError` when the study cannot go on, OSError when it is worth asking again."""
+
+    def doing(self, study_uid: str) -> str:
+        """What an ask of the study that takes long is at, for people; empty when there is nothing to say."""
 
     async def importance(self, study: Study, problem: Problem, history: History) -> Mapping[str, float]:
         """What part each parameter has in what all of them explain of the losses, 0 to 1; empty when too few trials
