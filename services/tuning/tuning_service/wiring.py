@@ -26,6 +26,7 @@ from tuning_service.storage.plugin_folders import DiskPluginFolders
 from tuning_service.storage.studies import SqlStudies
 from tuning_service.storage.study_folders import DiskStudyFolders
 from tuning_service.suggestions.built_in import BuiltInSuggestions
+from tuning_service.suggestions.pareto_front import FrontProcesses
 from tuning_service.suggestions.plugin import PluginSuggestions
 from tuning_service.suggestions.plugin_process import PluginLimits, PluginStarter
 from tuning_service.suggestions.suggestions import Suggestions
@@ -101,13 +102,21 @@ def build(settings: ServiceSettings, *, limits: TuningSettings | None = None) ->
             experiment_parameters=EXPERIMENT_PARAMETERS[kind],
         )
 
+    fronts = FrontProcesses()
+
+    def front_and_importance(kind: Kind) -> tuple[ParetoFront, Importance]:
+        names = EXPERIMENT_PARAMETERS[kind]
+        return (
+            ParetoFront(studies, algorithms, fronts, experiment_parameters=names),
+            Importance(studies, algorithms, suggestions, experiment_parameters=names),
+        )
+
     hyper_searches = HyperSearchServicer(
         StartHyperSearch(studies, algorithms, programs, folders, utc_now, loop.wake),
         FindStudies(Kind.HYPER_SEARCH, studies),
         changes(Kind.HYPER_SEARCH),
         ManageAlgorithms(algorithms, studies, plugins, utc_now),
-        ParetoFront(studies, algorithms),
-        Importance(studies, algorithms, suggestions),
+        *front_and_importance(Kind.HYPER_SEARCH),
         utc_now,
         folders.spool,
         max_upload_bytes=limits.max_upload_bytes,
@@ -117,6 +126,7 @@ def build(settings: ServiceSettings, *, limits: TuningSettings | None = None) ->
         FindStudies(Kind.MODEL_TUNING, studies),
         changes(Kind.MODEL_TUNING),
         UseResult(studies, trainings, models),
+        *front_and_importance(Kind.MODEL_TUNING),
         models,
         utc_now,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -153,9 +155,11 @@ class SqlStudies:
 
     async def objectives_of(self, uid: str) -> Sequence[tuple[int, Sequence[float]]]:
         finished = TrialRow.status == str(TrialStatus.FINISHED)
-        query = sa.select(TrialRow.number, TrialRow.objectives).where(TrialRow.study_uid == uid, finished)
+        text = sa.cast(TrialRow.objectives, sa.Text)
+        query = sa.select(TrialRow.number, text).where(TrialRow.study_uid == uid, finished)
         async with self._database.session(read_only=True) as session:
-            return [(number, values) for number, values in await session.execute(query)]
+            rows = (await session.execute(query)).all()
+        return await asyncio.to_thread(_parsed, rows)
 
     async def finished_curves(self, uid: str, length: int) -> Sequence[Sequence[tuple[float, float]]]:
         finished = TrialRow.status == str(TrialStatus.FINISHED)
@@ -268,6 +272,12 @@ class SqlStudies:
         async with self._database.session(read_only=True) as session:
             return [(uid, Kind(kind)) for uid, kind in await session.execute(query)]
 
+    async def runs(self, uid: str, length: int) -> Mapping[int, Sequence[str]]:
+        query = sa.select(TrialRow.number, TrialRow.uid, TrialRow.earlier_uids).where(TrialRow.study_uid == uid)
+        async with self._database.session(read_only=True) as session:
+            rows = await session.execute(query.order_by(TrialRow.number).limit(length))
+            return {number: (*earlier, newest) for number, newest, earlier in rows}
+
     async def remove_trials(self, uid: str, numbers: Sequence[int]) -> None:
         async with self._database.session() as session:
             await session.execute(sa.delete(TrialRow).where(TrialRow.study_uid == uid, TrialRow.number.in_(numbers)))
@@ -285,6 +295,12 @@ class SqlStudies:
         async with self._database.session() as session:
             result = await session.execute(sa.update(StudyRow).where(condition).values(**values))
             return bool(result.rowcount)  # type: ignore[attr-defined]
+
+
+def _parsed(rows: Sequence[Any]) -> list[tuple[int, Sequence[float]]]:
+    """Numbers and lists that were texts, all of them parsed as one."""
+    found = json.loads(f"[{','.join(text for _, text in rows)}]")
+    return [(number, values) for (number, _), values in zip(rows, found, strict=True)]
 
 
 def _delete(row: StudyRow, now: datetime) -> None:
