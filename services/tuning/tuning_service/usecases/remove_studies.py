@@ -12,7 +12,7 @@ from servicekit.reconcile import Next
 
 from tuning_service.domain.study import Kind
 from tuning_service.usecases.follow_trials import AWAY
-from tuning_service.usecases.ports import Runner, Studies, StudyFolders, TrialPage
+from tuning_service.usecases.ports import Runner, Studies, StudyFolders
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ class RemoveStudies:
         return is_done
 
     async def _remove(self, uid: str, kind: Kind) -> None:
-        if trials := await self._studies.page(uid, TrialPage(0, TRIALS_AT_ONCE)):
-            await self._runners[kind].delete([uid for trial in trials for uid in (*trial.earlier_uids, trial.uid)])
-            await self._studies.remove_trials(uid, [trial.number for trial in trials])
+        if runs := await self._studies.runs(uid, TRIALS_AT_ONCE):
+            await self._runners[kind].delete([job_id for job_ids in runs.values() for job_id in job_ids])
+            await self._studies.remove_trials(uid, list(runs))
             return
         await asyncio.to_thread(self._folders.remove, uid)
         await self._studies.remove(uid)
