@@ -133,7 +133,10 @@ class InThisProcess:
 
     def __init__(self) -> None:
         self.asks: list[tuple[str, int]] = []
-        self.error = ""
+        self.error = self.says = ""
+
+    def doing(self, study_uid: str) -> str:
+        return self.says
 
     async def ask(self, study: Study, algorithm: str, problem: Problem, history: History, count: int) -> Answer:
         if self.error:

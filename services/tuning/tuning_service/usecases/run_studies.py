@@ -127,8 +127,9 @@ class RunStudies:
         if plan.max_trials is not None:
             room = min(room, plan.max_trials - study.counts.trials)
         outlook = await self._fill(study, plan, room) if room > 0 else Next.SOON
-        if trouble or (outlook is Next.SOON and study.uid not in self._asks):
-            await self._say(study, trouble)
+        doing = self._suggestions.doing(study.uid) if study.uid in self._asks else ""
+        if trouble or doing or (outlook is Next.SOON and study.uid not in self._asks):
+            await self._say(study, trouble or doing)
         return outlook
 
     async def _plan(self, study: Study) -> Plan:
