@@ -75,6 +75,9 @@ class PlayedRuns(
             raise not_built("model tuning")
         if request.model_name == "never":
             raise not_found("model", request.model_name)
+        # Only their states are asked for.
+        assert request.HasField("length")
+        assert request.length == 0
         yield tuning_pb2.TuningDetail(input=tuning_pb2.TuningInput(name="t"), state=self.statuses["tuning"])
 
     async def ListActiveTrials(
