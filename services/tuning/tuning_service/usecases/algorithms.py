@@ -46,7 +46,7 @@ class ManageAlgorithms:
 
     async def install(self, tree: Mapping[str, Any], upload: Upload | None) -> InstalledAlgorithm:
         """Keep a copy of a plug-in, from a path of the server or from an upload; 400 for one that cannot be used."""
-        # Its code runs as the platform does.
+        # Its code runs in the searches of everybody.
         current_identity().require_admin("install algorithms")
         fields = Fields("", tree)
         name = check_name("name", fields.text("name"), RESERVED)
