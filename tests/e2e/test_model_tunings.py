@@ -7,82 +7,31 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
-from dlmesh_platform.client import ApiError, Client
+from dlmesh_platform.client import Client
 from dlmesh_platform.launch import RunningPlatform
-from dlmesh_platform.main_job import TEMPLATE, MainJob
+from dlmesh_platform.main_job import MainJob
 from ibm_cloud_sdk_core.authenticators import BasicAuthenticator
 from ibm_wmla.wmla_api_v1 import AlgoDef, DeepLearningImpactV1, HpoHyperParameter, ResDef
+from search_room import ENDED, values
+from tuning_room import RATE, RESOURCES, ended, model_named, refused, tuning
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow]
 
-ENDED = frozenset({"FINISHED", "FAILED", "STOPPED"})
-HYPERPARAMETER = {"solvertype": "Adam", "learningrate": 0.001, "lrpolicy": "fixed", "epoch": 1}
-RATE = {"name": "learningrate", "type": "Range", "dataType": "double", "minDbVal": -4, "maxDbVal": -2, "power": "10"}
 SOLVER = {"name": "solvertype", "type": "Discrete", "dataType": "str", "discreateStrVal": ["Adam", "SGD"]}
-RESOURCES = {"framework": "PyTorch", "workerNum": 1, "batchsize": 64}
 
 
 @pytest.fixture
 def model(admin: Client, trained: MainJob) -> Iterator[str]:
     """A model of its own, with the main job's dataset."""
-    path = "/models/tuned"
-    fields = {"templatename": TEMPLATE, "dataset": "shared", "sig": "local", "accelerator": "Native", "batchsize": 32}
-    admin.post("/models", {"name": "tuned", "hyperparameter": HYPERPARAMETER, **fields})
-    yield path
-    for tuning in admin.get(f"{path}/hypersearch"):
-        name = tuning["input"]["hpoName"]
-        if tuning["state"] not in ENDED:
-            admin.put(f"{path}/hypersearch/{name}/force")
-        admin.delete(f"{path}/hypersearch/{name}")
-
-    def deleted() -> bool:
-        try:
-            admin.delete(path)
-        except ApiError as error:
-            if error.status != 409:
-                raise
-            # Trainings of the tuning are being ended.
-            return False
-        return True
-
-    admin.until(deleted, seconds=240)
-
-
-def tuning(name: str, *parameters: Mapping[str, Any], **algorithm: Any) -> dict[str, Any]:
-    parts = {part: algorithm.pop(part) for part in ("experiments", "resDef") if part in algorithm}
-    settings = {"algorithm": "Random", "objectiveMetric": "test_accuracy", "objective": "maximize", "maxJobNum": 2}
-    searched = {} if "experiments" in parts else {"hyperParams": list(parameters or [RATE])}
-    return {
-        "hpoName": name,
-        "modelName": "tuned",
-        "algoDef": {**settings, **algorithm},
-        "resDef": RESOURCES,
-        **searched,
-        **parts,
-    }
-
-
-def ended(admin: Client, path: str) -> dict[str, Any]:
-    admin.until(lambda: admin.get(path)["state"] in ENDED, seconds=400)
-    found: dict[str, Any] = admin.get(path)
-    return found
-
-
-def values(experiment: Mapping[str, Any]) -> dict[str, str]:
-    return {one["name"]: one["fixedVal"] for one in experiment["hyperParams"]}
-
-
-def refusal(call: Callable[[], Any]) -> tuple[int, str]:
-    with pytest.raises(ApiError) as caught:
-        call()
-    return caught.value.status, caught.value.message
+    with model_named(admin, "tuned") as path:
+        yield path
 
 
 def test_a_tuning_finds_parameters_and_makes_models_of_them(admin: Client, model: str) -> None:
     tunings = f"{model}/hypersearch"
     admin.post(tunings, tuning("first", RATE, SOLVER, maxJobNum=3, maxParalleJobNum=2))
-    assert refusal(lambda: admin.post(tunings, tuning("first")))[0] == 409
-    assert refusal(lambda: admin.delete(model))[0] == 409
+    assert refused(lambda: admin.post(tunings, tuning("first")))[0] == 409
+    assert refused(lambda: admin.delete(model))[0] == 409
     detail = ended(admin, f"{tunings}/first")
     grid = detail["searchGrid"]
     assert detail["state"] == "FINISHED", detail["statusMessage"]
@@ -104,12 +53,12 @@ def test_a_tuning_finds_parameters_and_makes_models_of_them(admin: Client, model
     assert made["hyperparameter"]["solvertype"] == values(best)["solvertype"]
     assert made["hyperparameter"]["learningrate"] == pytest.approx(float(values(best)["learningrate"]))
     assert (made["hyperparameter"]["epoch"], made["batchsize"], made["dataset"]) == (1, 64, "shared")
-    assert refusal(lambda: admin.put(f"{tunings}/first/create/tuned-best"))[0] == 409
+    assert refused(lambda: admin.put(f"{tunings}/first/create/tuned-best"))[0] == 409
     admin.delete("/models/tuned-best")
     assert admin.request("PUT", f"{tunings}/first/update").status_code == 202
     assert admin.get(model)["hyperparameter"]["learningrate"] == made["hyperparameter"]["learningrate"]
     admin.delete(f"{tunings}/first")
-    assert refusal(lambda: admin.get(f"{tunings}/first"))[0] == 404
+    assert refused(lambda: admin.get(f"{tunings}/first"))[0] == 404
 
 
 def test_parameters_of_the_programs_own(admin: Client, model: str) -> None:
@@ -145,13 +94,13 @@ def test_stop_and_restart(admin: Client, model: str) -> None:
 
     admin.until(lambda: running() == 1, seconds=240)
     for call in (lambda: admin.delete(path), lambda: admin.put(f"{path}/restart")):
-        assert refusal(call)[0] == 409
+        assert refused(call)[0] == 409
     admin.put(f"{path}/stop")
     detail = ended(admin, path)
     assert (detail["state"], detail["searchGrid"]["experiments"][0]["state"]) == ("STOPPED", "STOPPED")
     # The reference knows no error for that.
     admin.put(f"{path}/stop")
-    assert "a trial that has a value" in refusal(lambda: admin.put(f"{path}/update"))[1]
+    assert "a trial that has a value" in refused(lambda: admin.put(f"{path}/update"))[1]
     admin.put(f"{path}/restart")
     admin.until(lambda: running() == 1, seconds=240)
     admin.put(f"{path}/force")
@@ -163,7 +112,11 @@ def test_hyperband_has_iterations_for_its_resource(admin: Client, model: str) ->
     admin.post(f"{model}/hypersearch", tuning("bands", RATE, algorithm="Hyperband", maxJobNum=4, resDef=resources))
     detail = ended(admin, f"{model}/hypersearch/bands")
     assert detail["state"] == "FINISHED", detail["statusMessage"]
-    assert {one["maxiteration"] for one in detail["searchGrid"]["experiments"]} <= {3, 9}
+    trials = detail["searchGrid"]["experiments"]
+    # Three of the first rung, and the best of them with three times as much.
+    assert [one["maxiteration"] for one in trials] == [3, 3, 3, 9]
+    best = max(trials[:3], key=lambda one: one["metricVal"])
+    assert values(trials[3])["learningrate"] == values(best)["learningrate"]
 
 
 def test_the_published_client(admin: Client, platform: RunningPlatform, model: str) -> None:
@@ -210,7 +163,7 @@ def test_the_published_client(admin: Client, platform: RunningPlatform, model: s
     ],
 )
 def test_what_will_not_do_is_named(admin: Client, model: str, change: Mapping[str, Any], field: str, says: str) -> None:
-    status, message = refusal(lambda: admin.post(f"{model}/hypersearch", {**tuning("wrong"), **change}))
+    status, message = refused(lambda: admin.post(f"{model}/hypersearch", {**tuning("wrong"), **change}))
     assert status == 400
     assert message.startswith(field)
     assert says in message
@@ -218,6 +171,6 @@ def test_what_will_not_do_is_named(admin: Client, model: str, change: Mapping[st
 
 
 def test_a_model_that_is_not_there(admin: Client, new_user: Callable[[str], Client], model: str) -> None:
-    assert refusal(lambda: admin.post("/models/nothing/hypersearch", tuning("a") | {"modelName": "nothing"}))[0] == 404
-    assert refusal(lambda: admin.get("/models/nothing/hypersearch"))[0] == 404
-    assert refusal(lambda: new_user("eve").post(f"{model}/hypersearch", tuning("eves")))[0] == 403
+    assert refused(lambda: admin.post("/models/nothing/hypersearch", tuning("a") | {"modelName": "nothing"}))[0] == 404
+    assert refused(lambda: admin.get("/models/nothing/hypersearch"))[0] == 404
+    assert refused(lambda: new_user("eve").post(f"{model}/hypersearch", tuning("eves")))[0] == 403
