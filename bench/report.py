@@ -17,18 +17,20 @@ REPORT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report; `target` is what the project promises, `met` whether it was kept."""
+    """One line of the report; `target` is what the project promises, `met` whether it was kept, None where nothing is
+    promised."""
 
     what: str
     measured: str
     against: str
     ratio: str
     target: str
-    met: bool
+    met: bool | None
 
     @property
     def cells(self) -> tuple[str, ...]:
-        return self.what, self.measured, self.against, self.ratio, self.target, "yes" if self.met else "NO"
+        kept = {True: "yes", False: "NO", None: ""}[self.met]
+        return self.what, self.measured, self.against, self.ratio, self.target, kept
 
 
 def announce(what: str) -> None:

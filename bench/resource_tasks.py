@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import tuning_tables
 from tuning_service.domain.space import Choice, DataType, Dimension, Levels, Space, Value
-from tuning_tasks import support_vectors_on
+from tuning_tasks import kernel_ridge_on
 
 Values = Mapping[str, Value]
 
@@ -36,17 +36,14 @@ def epochs() -> ResourceTask:
 
 
 def patients() -> ResourceTask:
-    """Support vectors on breast cancer, trained for each trial: how many ninths of the patients they learn from."""
-    from sklearn.datasets import load_breast_cancer
+    """Kernel ridge regression, trained for each trial: how many ninths of the patients it learns from."""
+    from sklearn.datasets import load_diabetes
 
-    space, loss = support_vectors_on(*load_breast_cancer(return_X_y=True))
+    features, target = load_diabetes(return_X_y=True)
+    space, loss = kernel_ridge_on(features / features.std(axis=0), target)
     most = 9
-    return ResourceTask(
-        "support vectors, breast cancer: patients",
-        space,
-        most,
-        lambda values, resource: loss(values, resource / most),
-    )
+    name = "kernel ridge, diabetes: patients"
+    return ResourceTask(name, space, most, lambda values, resource: loss(values, resource / most))
 
 
 def _table(name: str, title: str, axis: str, amounts: Mapping[int, int]) -> ResourceTask:

@@ -8,34 +8,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from report import Row, announce, publish
+from search_runs import HERE, PEERS, SEEDS, TRIALS, Key, Panel, draw, left_to_gain, run_all
 from tuning_asks import measure_asks
+from tuning_curves import measure_curves
 
-HERE = Path(__file__).resolve().parent
-PEERS = HERE.parent / ".bench"
 RAW = HERE / "raw" / "tuning-quality.jsonl"
-PLOTS = HERE.parent / "docs" / "plots"
 # nevergrad, which the product installs, has its TPE from hyperopt.
 INSTALLED = ("optuna==5.0.0", "colorlog==6.12.0", "hyperopt==0.3.0")
-SEEDS, DEVELOPMENT_SEEDS = range(10), range(1000, 1010)
-TRIALS, BUDGETS = 100, (30, 100)
+DEVELOPMENT_SEEDS = range(1000, 1010)
+BUDGETS = (30, 100)
 SAMPLERS = ("Random", "Tpe", "Bayesian", "Optuna TPE", "Optuna GP", "nevergrad HyperOpt")
 # Values that differ by less than this part of what lies between the best known and what random search finds in 30
 # trials are ties: nobody tunes for them.
 TIE = 1e-3
 
-Key = tuple[str, str, int]
 Ranks = Mapping[int, Mapping[str, float]]
 
 
@@ -60,7 +55,7 @@ def measure_quality(resume: bool = False, development: bool = False) -> list[Row
     _install_peers()
     raw.parent.mkdir(exist_ok=True)
     with raw.open("a" if resume else "w") as file:
-        for key, run in _run(missing):
+        for key, run in run_all(_search, missing):
             found[key] = run
             file.write(_line(key, run) + "\n")
             file.flush()
@@ -84,16 +79,6 @@ def measure_quality(resume: bool = False, development: bool = False) -> list[Row
         for ours, peer in pairs
         for budget in BUDGETS
     ]
-
-
-def _run(keys: Sequence[Key]) -> Iterator[tuple[Key, Run]]:
-    # A thread each: two searches share two cores, and nothing depends on who else computes.
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        runs = {pool.submit(_search, key): key for key in keys}
-        for done in as_completed(runs):
-            yield runs[done], done.result()
 
 
 def _search(key: Key) -> Run:
@@ -174,29 +159,18 @@ def _install_peers() -> None:
 
 
 def _draw(found: Mapping[Key, Run], tasks: Sequence[str]) -> None:
-    """How far the best loss so far is from the best known one: 1 is where random search is after 30 trials."""
-    from scheduling_costs import install_matplotlib
     from tuning_tasks import TASKS
 
-    curves = {}
+    panels = []
     for task in tasks:
         least = min(found[task, sampler, seed].best[-1] for sampler in SAMPLERS for seed in SEEDS)
         usual = float(np.median([found[task, "Random", seed].best[29] for seed in SEEDS]))
-        curves[TASKS[task]().name] = {
-            sampler: (
-                (np.percentile([found[task, sampler, seed].best for seed in SEEDS], [25, 50, 75], axis=0) - least)
-                / (usual - least or 1.0)
-            ).tolist()
+        curves = {
+            sampler: left_to_gain([found[task, sampler, seed].best for seed in SEEDS], least, usual)
             for sampler in SAMPLERS
         }
-    install_matplotlib()
-    subprocess.run(
-        [sys.executable, str(HERE / "draw_curves.py"), str(PLOTS / "best-over-trials.svg")],
-        input=json.dumps(curves),
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(PEERS / "plotting")},
-    )
+        panels.append(Panel(TASKS[task]().name, "trials", curves))
+    draw(panels, "best-over-trials.svg")
 
 
 if __name__ == "__main__":
@@ -208,4 +182,4 @@ if __name__ == "__main__":
         for measured in measure_quality(chosen.resume, development=True):
             print(" | ".join(measured.cells))
     else:
-        publish("quality", [*measure_quality(chosen.resume), *measure_asks()])
+        publish("quality", [*measure_quality(chosen.resume), *measure_curves(chosen.resume), *measure_asks()])
