@@ -70,7 +70,13 @@ class PlayedJobs(jobs_pb2_grpc.JobServiceServicer):
         if request.name_or_id != "local":
             raise invalid("name_or_id", request.name_or_id, ("local",))
         group = jobs_pb2.InstanceGroup(
-            id="1d", name="local", slots=4, gpus=1, master_url="local://here", history_server_url="/history"
+            id="1d",
+            name="local",
+            slots=4,
+            gpus=1,
+            master_url="local://here",
+            history_server_url="/history",
+            execution_user="worker",
         )
         return jobs_pb2.GetInstanceGroupResponse(instance_group=group)
 
@@ -244,7 +250,13 @@ async def test_a_user_stops_no_job_but_the_service_deletes_for_him(jobs: JobsCli
 async def test_an_unknown_group_names_the_callers_field_and_the_known(jobs: JobsClient) -> None:
     with acting_as(ALICE):
         assert await jobs.instance_group("sigid", "local") == InstanceGroup(
-            id="1d", name="local", master_url="local://here", history_server_url="/history", slots=4, gpus=1
+            id="1d",
+            name="local",
+            master_url="local://here",
+            history_server_url="/history",
+            slots=4,
+            gpus=1,
+            execution_user="worker",
         )
         with pytest.raises(ServiceError, match=r"^sigid: 'moon' is .*local") as caught:
             await jobs.instance_group("sigid", "moon")

@@ -83,6 +83,8 @@ async def test_a_group_lives_through_a_restart(tmp_path: Path, database_url: str
             assert [(group.name, group.slots_per_host) for group in listed] == [("local", 2), ("nights", 3)]
         with acting_as(ADMIN):
             changed = await update(platform, "nights", max_slots_per_user=0, execution_user=getpass.getuser())
+            asked = await platform.jobs.GetInstanceGroup(jobs_pb2.GetInstanceGroupRequest(name_or_id="nights"))
+            assert asked.instance_group.execution_user == getpass.getuser()
             # What is not given stays, and what is given may be 0.
             assert (changed.policy, changed.max_slots_per_user, changed.slots_per_host) == ("fifo", 0, 3)
             assert (await update(platform, "nights", execution_user="")).execution_user == ""
