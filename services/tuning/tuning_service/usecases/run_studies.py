@@ -55,8 +55,8 @@ class RunStudies:
         self._ends = TrialEnds(jobs)
         # What is read of a study once: it has a plan, and what that was read from.
         self._plans: dict[str, tuple[Study, Plan]] = {}
-        # By study: after how many trials was asked, and for what.
-        self._asks: dict[str, tuple[int, asyncio.Task[Answer]]] = {}
+        # By study: how many trials there were, and had ended, when its algorithm was asked.
+        self._asks: dict[str, tuple[tuple[int, int], asyncio.Task[Answer]]] = {}
         # Studies whose algorithms wait for another of their trials to end: how many had when they were asked.
         self._waiting: dict[str, tuple[int, int]] = {}
         # By study and its last beginning: a restart may find the algorithm mended.
@@ -181,15 +181,16 @@ class RunStudies:
         if given := given_trials(study, plan, room, _made_uid):
             await self._studies.append(study.uid, counts.trials, given, is_exhausted=False)
             return Next.AT_ONCE
-        if self._waiting.get(study.uid) == (counts.trials, counts.ended):
+        now = counts.trials, counts.ended
+        if self._waiting.get(study.uid) == now:
             return Next.SOON
-        if study.uid not in self._asks or self._asks[study.uid][0] != counts.trials:
+        if study.uid not in self._asks or self._asks[study.uid][0][0] != counts.trials:
             self._cancel_ask(study.uid)
             task = asyncio.create_task(self._ask(study, plan, room))
             task.add_done_callback(lambda done: self._answered(study, done))
-            self._asks[study.uid] = (counts.trials, task)
+            self._asks[study.uid] = (now, task)
             await asyncio.wait({task}, timeout=PROMPT_SECONDS)
-        task = self._asks[study.uid][1]
+        asked, task = self._asks[study.uid]
         if not task.done():
             return Next.SOON
         del self._asks[study.uid]
@@ -200,8 +201,9 @@ class RunStudies:
             return Next.AT_ONCE
         trials = made_trials(study, plan, answer, _made_uid)
         if not trials and not answer.is_exhausted:
-            self._waiting[study.uid] = (counts.trials, counts.ended)
-            return Next.SOON
+            # What has ended since then it may not have known of.
+            self._waiting[study.uid] = asked
+            return Next.SOON if asked == now else Next.AT_ONCE
         await self._studies.append(study.uid, counts.trials, trials, is_exhausted=answer.is_exhausted)
         return Next.AT_ONCE
 
