@@ -128,19 +128,21 @@ async def test_whoever_gives_up_waiting_takes_no_place(tmp_path: Path) -> None:
         assert list(lab.suggestions.pids) == ["study"]
 
 
-SLOW_AGAIN = search(
-    "home = os.environ['HOME']",
-    "open(home + '/searches', 'a').write('x')",
-    "if os.path.exists(home + '/slow'): time.sleep(0.5)",
-    "return [dict(ONE, rate=1 / (1 + os.path.getsize(home + '/searches')))]",
-)
+def again(line: str) -> str:
+    """An algorithm without a state that does something once there is a file `slow`."""
+    return search(
+        "home = os.environ['HOME']",
+        "open(home + '/searches', 'a').write('x')",
+        line,
+        "return [dict(ONE, rate=1 / (1 + os.path.getsize(home + '/searches')))]",
+    )
 
 
-async def ask_often(lab: Lab, often: int) -> None:
-    """Of an algorithm without a state, whose process is gone then."""
-    slow = lab.install("Slow", SLOW_AGAIN)
+async def ask_often(lab: Lab, often: int, line: str) -> None:
+    """Its process is gone then, and it is slow."""
+    algorithm = lab.install("Before", again(line))
     for _ in range(often):
-        lab.table.add(await lab.ask(slow))
+        lab.table.add(await lab.ask(algorithm))
         end_all(lab.table)
     await lab.suggestions.forget("study")
     (folder_of(lab, "study") / "slow").touch()
@@ -148,9 +150,10 @@ async def ask_often(lab: Lab, often: int) -> None:
 
 @pytest.mark.slow
 async def test_to_bring_a_process_up_to_date_has_one_limit_in_all(tmp_path: Path) -> None:
+    line = "if os.path.exists(home + '/slow'): time.sleep(0.5)"
     async with laboratory(tmp_path, catch_up_seconds=1.2) as lab:
-        await ask_often(lab, 6)
-        algorithm = lab.install("Again", SLOW_AGAIN)
+        await ask_often(lab, 6, line)
+        algorithm = lab.install("Again", again(line))
         with pytest.raises(SuggestionError) as caught:
             await lab.ask(algorithm)
         assert str(caught.value).startswith("algorithm Again: it could not be brought up to date within 1.2 s: search ")
@@ -161,12 +164,13 @@ async def test_to_bring_a_process_up_to_date_has_one_limit_in_all(tmp_path: Path
         assert not processes_with(str(tmp_path))
 
 
-@pytest.mark.slow
 async def test_it_says_that_a_process_is_being_brought_up_to_date(lab: Lab) -> None:
-    await ask_often(lab, 2)
-    ask = asyncio.create_task(lab.ask(lab.install("Again", SLOW_AGAIN)))
-    text = "its algorithm is being brought up to date: search 2 of 2 again"
+    line = "while os.path.exists(home + '/slow'): time.sleep(0.01)"
+    await ask_often(lab, 2, line)
+    ask = asyncio.create_task(lab.ask(lab.install("Again", again(line))))
+    text = "its algorithm is being brought up to date: search 1 of 2 again"
     await until(lambda: lab.suggestions.doing("study").startswith(text))
+    (folder_of(lab, "study") / "slow").unlink()
     assert (await ask).suggestions
     assert lab.suggestions.doing("study") == ""
 
