@@ -237,12 +237,29 @@ def test_optimizers_find_more_than_chance(optimizer: str) -> None:
     assert found < sorted(drawn)[2]
 
 
-def test_another_version_of_a_library_changes_what_comes_and_not_what_was() -> None:
+def test_another_version_of_a_library_changes_what_comes_and_not_what_was(listening: list[Listening]) -> None:
     study = study_of("TwoPointsDE", PLANE).run(12)
     other = [replace(trial, place=(trial.place[0], 0.5 * trial.place[1])) for trial in study.trials]
+    listening.clear()
     asked = make_algorithm("Nevergrad", study.problem).ask(other, 2)
     assert len(asked.suggestions) == 2
     assert make_algorithm("Nevergrad", study.problem).ask(other, 2) == asked
+    told = {args for args, _ in listening[0].told}
+    assert told == {trial.place for trial in other if trial.state is not TrialState.PENDING}
+
+
+def test_one_worker_is_told_as_two(listening: list[Listening]) -> None:
+    """What NGOpt takes for one waits for ever when it is asked twice, as here, where nothing can be told."""
+    algorithm = make_algorithm("Nevergrad", replace(study_of("NGOpt", PLANE).problem, parallel=1))
+    (first,) = algorithm.ask([], 1).suggestions
+    assert listening[0].num_workers == 2
+    failed = Evaluation(1, first.place, TrialState.FAILED, None, first.notes)
+    assert algorithm.ask([failed], 1).suggestions[0].place != first.place
+
+
+def test_choices_are_no_noise(listening: list[Listening]) -> None:
+    study_of("NGOpt").run(1)
+    assert nevergrad_search.nevergrad.p.helpers.analyze(listening[0].parametrization).deterministic
 
 
 def test_one_that_runs_again_is_told_again() -> None:
