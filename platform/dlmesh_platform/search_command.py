@@ -35,7 +35,7 @@ def _known_searches(incomplete: str) -> list[str]:
     """For completion: a platform that does not answer has none."""
     try:
         client = platform_client(home_folder(), patience_seconds=0.0, timeout_seconds=2.0)
-        return [one["hpoName"] for one in client.get("/hypersearch") if one["hpoName"].startswith(incomplete)]
+        return [one["hpoName"] for one in client.get("/hypersearch?length=0") if one["hpoName"].startswith(incomplete)]
     except Exception:
         return []
 
@@ -52,7 +52,7 @@ def list_searches() -> None:
     for column in table.columns[1:6]:
         column.no_wrap = True
     said = []
-    for one in platform_client(home_folder()).get("/hypersearch"):
+    for one in platform_client(home_folder()).get("/hypersearch?length=0"):
         name, says = escape(one["hpoName"]), escape(_first_line(one["statusMessage"]))
         table.add_row(
             name,

@@ -193,6 +193,26 @@ def test_iterations_that_no_training_counts_to(name: str) -> None:
         completed({"resDef": {name: "2147483648"}}, random)
 
 
+def test_trials_run_for_who_started_the_study() -> None:
+    """Their rights, quota and share count; what is the program's own goes to it, also when it is always the same."""
+    parameters = [
+        {"name": "learningrate", "type": "Range", "dataType": "double", "minDbVal": 0.1, "maxDbVal": 0.2},
+        {"name": "width", "type": "Fix", "dataType": "int", "fixedVal": "8", "userDefined": True},
+        {"name": "depth", "type": "Discrete", "dataType": "int", "discreteIntVal": [2, 3], "userDefined": "True"},
+        {"name": "epoch", "type": "Fix", "dataType": "int", "fixedVal": "1", "userDefined": False},
+    ]
+    request = {"algoDef": {"algorithm": "Random"}, "hyperParams": parameters, "resDef": {}}
+    tree = completed(request, facts_of(request))
+    plan = read_plan(Fields("", tree), facts_of(tree), experiment_parameters="fixedHyperParams")
+    study = study_of(request=tree, kind=Kind.MODEL_TUNING, owner="eve", owner_is_administrator=False)
+    first, candidates = _probes(plan)
+    spec = _spec(study, first, user_defined_names(tree))
+    assert (spec.owner, spec.owner_is_administrator) == ("eve", False)
+    assert {name: value.whole for name, value in spec.user_defined.items()} == {"width": 8, "depth": 2}
+    assert set(spec.hyperparameters) == {"learningrate", "epoch"}
+    assert set(candidates) == {"learningrate", "depth"}
+
+
 async def test_data_is_refused_as_soon_as_it_is_too_long(tmp_path: Path) -> None:
     """Whatever a file may have, and before the end has come."""
     piece, pieces = b" " * (MAX_DATA_BYTES // 4), []
