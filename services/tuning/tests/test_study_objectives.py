@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 from servicekit.database import Database
 from servicekit.errors import Code, ServiceError
 from servicekit.identity import Identity, acting_as
+from servicekit.times import utc_now
 from studies_room import StudiesRoom, request_of
 from tuning_service.domain.fields import Fields
 from tuning_service.domain.pareto import front
 from tuning_service.domain.plan import Plan
-from tuning_service.domain.study import Kind
+from tuning_service.domain.study import Kind, Trial, TrialStatus
 from tuning_service.storage import MIGRATIONS
 from tuning_service.suggestions.pareto_front import FrontProcesses
 from tuning_service.usecases.ports import TrialPage
@@ -183,3 +185,23 @@ def test_the_front_is_what_nothing_beats(values: list[tuple[int, ...]], most: in
         assert front(losses) == expected
     if not values or len(values[0]) >= 2:
         assert front_of_many(losses, most) == expected[:most]
+
+
+@pytest.mark.parametrize("order", list(permutations((1, 2, 3))))
+async def test_of_equally_good_trials_the_first_is_the_best_whichever_ended_first(
+    database: Database, order: tuple[int, ...]
+) -> None:
+    room = StudiesRoom(database)
+    uid = await room.add("ties", request=request_of(maxJobNum=3, maxParalleJobNum=3))
+    await room.studies.begin(uid, utc_now())
+    trials = {number: Trial(uid, number, f"{uid[:20]}{number}", {"rate": 0.5}) for number in (1, 2, 3)}
+    assert await room.studies.append(uid, 0, list(trials.values()), is_exhausted=False)
+    losses = {1: 1.0, 2: 0.0, 3: 0.0}
+    for number in order:
+        trials[number].objectives = (losses[number],)
+        trials[number].end(TrialStatus.FINISHED, "", utc_now())
+        await room.studies.save(uid, [trials[number]], losses)
+    study = await room.study(uid)
+    assert (study.best, study.best_loss) == (2, 0.0)
+    # Only what is better lets a study that has patience go on.
+    assert study.improved_at == 1 + min(order.index(2), order.index(3))

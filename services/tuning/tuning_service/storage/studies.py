@@ -338,6 +338,9 @@ async def _save_trial(session: AsyncSession, study: StudyRow, trial: Trial, loss
     if study.best_loss is None or loss < study.best_loss:
         study.best, study.best_loss = trial.number, loss
         study.improved_at = study.finished + study.failed + study.stopped
+    elif loss == study.best_loss and trial.number < study.best:
+        # Of equally good ones the first by number, as in pages: which of two that run at once ends first is chance.
+        study.best = trial.number
 
 
 def _word(kind: Kind) -> str:
