@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 from servicekit.errors import ServiceError, invalid, renamed
 from servicekit.jobs import MAX_PRIORITY, MAX_SECONDS
 from servicekit.paths import DataRoots
+from servicekit.threads import in_thread
 
 from scheduling_service.domain.exec_arguments import ExecArguments, parse
 from scheduling_service.domain.exec_plan import ExecPlan
@@ -22,8 +22,6 @@ from scheduling_service.domain.job import Spec
 from scheduling_service.usecases.exec_ports import ExecDescription, ExecFolders, ExecFramework, ExecFrameworks, Upload
 from scheduling_service.usecases.ports import Groups, Jobs
 from scheduling_service.usecases.submit_job import MAX_DEPENDENCIES
-
-Made = TypeVar("Made")
 
 MOST_UNPACKED_AT_ONCE = 2
 PARENT_RESULTS = "DLMESH_PARENT_RESULT_DIR"
@@ -233,14 +231,3 @@ def as_submitter_knows(error: ServiceError) -> ServiceError:
     """What the queue refuses about a job, by the names that whoever started the task knows."""
     field = error.metadata.get("field", "")
     return renamed(error, _FIELDS.get(field, field))
-
-
-async def in_thread(call: Callable[..., Made], *arguments: object) -> Made:
-    """As `asyncio.to_thread`, but over when the thread is, also for a client that went away: its draft is removed then,
-    and nothing may write there any more."""
-    work = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.gather(work, return_exceptions=True)
-        raise

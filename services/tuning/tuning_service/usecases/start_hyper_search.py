@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
-from servicekit.errors import already_exists, invalid
+from servicekit.errors import ServiceError, already_exists, invalid
 from servicekit.identity import current_identity
 from servicekit.jobs import MAX_PRIORITY
 from servicekit.names import check_name
+from servicekit.threads import in_thread
 
 from tuning_service.domain.fields import Fields
 from tuning_service.domain.plan import AlgorithmFacts, Plan, algorithm_name, outline, read_plan
@@ -69,7 +70,7 @@ class StartHyperSearch:
             raise already_exists("HPO task", name)
         uid = uuid4().hex
         try:
-            path = await asyncio.to_thread(self._folders.publish, uid, upload.path) if upload else ""
+            path = await in_thread(self._folders.publish, uid, upload.path) if upload else ""
             study = Study(
                 uid=uid,
                 name=name,
@@ -86,10 +87,19 @@ class StartHyperSearch:
                 **outline(fields, plan),
             )
             study.group_id, study.group_name = await self._programs.check(study)
-            await self._studies.add(study)
         except BaseException:
-            await asyncio.to_thread(self._folders.remove, uid)
+            await asyncio.shield(asyncio.to_thread(self._folders.remove, uid))
             raise
+        # A client that goes away now has a search all the same, or none: nothing in between.
+        return await asyncio.shield(self._add(study))
+
+    async def _add(self, study: Study) -> Study:
+        try:
+            await self._studies.add(study)
+        except ServiceError:
+            await asyncio.to_thread(self._folders.remove, study.uid)
+            raise
+        # Whatever else is thrown may come after the commit: a folder without a row is removed as an orphan.
         self._wake()
         return study
 
