@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from thinking_room import HYPERBAND, ODD, PROBLEM, Table, is_running, thinking, until
+from thinking_room import HYPERBAND, ODD, PATIENCE_SECONDS, PROBLEM, Table, is_running, thinking, until
 from tuning_service.algorithms.registry import ALGORITHMS, make_algorithm, read_settings
-from tuning_service.domain.evaluation import Answer, Evaluation, Problem, TrialState
-from tuning_service.domain.problem_form import evaluation_form, problem_form
+from tuning_service.domain.evaluation import Answer, Evaluation, Problem, Suggestion, TrialState
+from tuning_service.domain.problem_form import evaluation_form, problem_form, read_answer
 from tuning_service.domain.space import Continuous, Space
 from tuning_service.suggestions.built_in import LOGGED_LINES
 from tuning_service.usecases.ports import SuggestionError
@@ -156,9 +156,46 @@ async def test_a_long_ask_holds_up_nobody() -> None:
 
 async def test_an_ask_that_takes_too_long_ends_with_its_process() -> None:
     async with thinking(command=ODD, ask_seconds=0.2) as suggestions:
-        with pytest.raises(SuggestionError, match=r"^algorithm Hanging did not answer within 0.2 s$"):
+        with pytest.raises(SuggestionError, match=r"^algorithm Hanging did not answer within 0.2 s, twice$"):
             await suggestions.ask("study", "Hanging", PROBLEM, Table(), 1)
         assert not suggestions.pids
+
+
+async def test_an_ask_that_was_slow_once_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table()
+    async with thinking() as suggestions:
+        table.add(await suggestions.ask("study", "Hyperband", PROBLEM, table, 4))
+        (pid,) = suggestions.pids
+        os.kill(pid, signal.SIGSTOP)
+        monkeypatch.setattr(suggestions, "_ask_seconds", 0.2)
+        ask = asyncio.create_task(suggestions.ask("study", "Hyperband", PROBLEM, table, 2))
+        await until(lambda: len(table.read) == 2)
+        # Of that ask only.
+        monkeypatch.setattr(suggestions, "_ask_seconds", PATIENCE_SECONDS)
+        answer = await ask
+        assert answer == make_algorithm("Hyperband", PROBLEM).ask(tuple(table.trials), 2)
+        assert suggestions.pids != [pid]
+
+
+@pytest.mark.parametrize("name", ["TPE", "Bayesian", "Nevergrad"])
+def test_what_takes_long_is_answered_in_parts(name: str) -> None:
+    settings = {"TPE": {"WarmUp": "3"}, "Bayesian": {"InitPoints": "3", "CubeSize": "50"}, "Nevergrad": {}}[name]
+    problem = replace(PROBLEM, settings=read_settings(ALGORITHMS[name], settings), parallel=6)
+    table = Table()
+    table.add(make_algorithm(name, problem).ask((), 4))
+    for number in (1, 2, 3):
+        table.end(number, number / 10)
+    whole = make_algorithm(name, problem).ask(tuple(table.trials), 6)
+    thinker, parts = Thinker(thinking_seconds=0.0), list[Suggestion]()
+    for since in range(6):
+        trials = table.trials if since == 0 else table.trials[-1:]
+        told = {"since": since, "until": since + 1, "trials": [evaluation_form(trial) for trial in trials]}
+        ask = {"study": "study", "algorithm": name, "problem": problem_form(problem), "count": 6 - since, **told}
+        part = read_answer(thinker.answer(ask))
+        assert (len(part.suggestions), part.is_exhausted) == (1, False)
+        table.add(part)
+        parts += part.suggestions
+    assert parts == list(whole.suggestions)
 
 
 async def test_many_studies_at_once_share_the_processes() -> None:

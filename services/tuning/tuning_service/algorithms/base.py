@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tuning_service.domain.evaluation import Answer, Evaluation, Known, Problem, Suggestion, TrialState
 
@@ -16,6 +16,8 @@ class Algorithm(ABC):
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+        # Whether the answer is waited for: set by whoever does.
+        self.is_late: Callable[[], bool] = lambda: False
 
     @abstractmethod
     def ask(self, trials: Sequence[Evaluation], count: int) -> Answer:
@@ -25,4 +27,7 @@ class Algorithm(ABC):
         Trials pending at the moment are among them: what is suggested shall differ from those. Trials end in any order,
         and one that has ended never changes again. Places that would repeat an earlier trial are allowed only where the
         algorithm means it (the next rung of Hyperband). An exception fails the study, with its text.
+
+        One that thinks about each suggestion looks at `is_late` after each, and answers with those that it has: whoever
+        asks for the others next, with these pending, gets what one ask would have had.
         """

@@ -33,15 +33,19 @@ class ModelSearch(Algorithm):
         history.read(trials)
         notes = _latest_notes(trials)
         suggestions: list[Suggestion] = []
-        for _ in range(count):
+        is_exhausted = False
+        while len(suggestions) < count:
             suggestion = self._next(history, notes)
             if suggestion is None:
+                is_exhausted = True
                 break
             history.add(suggestion.place)
             notes = suggestion.notes or notes
             suggestions.append(suggestion)
+            if self.is_late():
+                break
         history.forget_from(len(trials))
-        return Answer(suggestions, is_exhausted=len(suggestions) < count)
+        return Answer(suggestions, is_exhausted)
 
     @abstractmethod
     def propose(self, history: History, numbers: np.random.Generator, notes: Mapping[str, Any]) -> Suggestion | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -56,7 +56,7 @@ class Nevergrad(Algorithm):
             warnings.simplefilter("ignore")
             if self._search is None or not self._search.leads_to(trials):
                 self._search = _Search(self.problem)
-            return self._search.ask(trials, count)
+            return self._search.ask(trials, count, self.is_late)
 
 
 class _Search:
@@ -112,7 +112,7 @@ class _Search:
             and [trials[number - 1] for number in self._told] == [trial for trial, _ in self._told.values()]
         )
 
-    def ask(self, trials: Sequence[Evaluation], count: int) -> Answer:
+    def ask(self, trials: Sequence[Evaluation], count: int, is_late: Callable[[], bool]) -> Answer:
         """The next ones, after what is new has been told."""
         # Optimizers before the one that is at work now left nothing but trials.
         begin = len(trials) - len(trials) % COURSE_TRIALS
@@ -128,14 +128,18 @@ class _Search:
         ended = [number for number in sorted(self._open) if trials[number - 1].state is not TrialState.PENDING]
         self._tell(trials, ended)
         suggestions: list[Suggestion] = []
-        for _ in range(count):
+        is_exhausted = False
+        while len(suggestions) < count:
             place, candidate = self._next()
             if place is None:
+                is_exhausted = True
                 break
             suggestions.append(Suggestion(place, {TOLD: ended}))
             self._add(place, ended, candidate)
             ended = []
-        return Answer(suggestions, is_exhausted=len(suggestions) < count)
+            if is_late():
+                break
+        return Answer(suggestions, is_exhausted)
 
     def _add(self, place: Place, told: list[int] | None, candidate: Any) -> None:
         self._trials.append((place, told))

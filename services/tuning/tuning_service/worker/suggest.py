@@ -6,7 +6,8 @@ Reads a line of JSON for each ask and answers with one:
     {"suggestions": [...], "exhausted": false} | {"error": text} | {"need": "all"}
 
 `trials` are what changed after the change `since`, 0 being everything. What this process knows of a study is a cache:
-it asks for all of them when it does not know the study as of then. It ends with its input, and with its parent.
+it asks for all of them when it does not know the study as of then. An answer that takes long has fewer suggestions than
+it was asked for. It ends with its input, and with its parent.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -30,14 +32,16 @@ from tuning_service.domain.problem_form import answer_form, read_evaluation, rea
 # algorithm makes of them they take 40 to 130 bytes each.
 KEPT_NUMBERS, NUMBERS_BESIDE = 16_000_000, 20
 MAX_ERROR_CHARACTERS = 1000
+# After so long an ask is answered with what there is.
+THINKING_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
 class Thinker:
     """Answers asks; knows the studies that it was asked about last, as many as have room."""
 
-    def __init__(self, kept_numbers: int = KEPT_NUMBERS) -> None:
-        self._kept = kept_numbers
+    def __init__(self, kept_numbers: int = KEPT_NUMBERS, thinking_seconds: float = THINKING_SECONDS) -> None:
+        self._kept, self._thinking_seconds = kept_numbers, thinking_seconds
         self._studies: OrderedDict[str, _Study] = OrderedDict()
 
     def answer(self, ask: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +61,7 @@ class Thinker:
             if ask.get("question") == "importance":
                 answer = {"importance": study.importance()}
             else:
-                answer = answer_form(study.ask(ask["count"]) if ask["count"] else Answer(()))
+                answer = answer_form(study.ask(ask["count"], self._thinking_seconds) if ask["count"] else Answer(()))
         except MemoryError:
             traceback.print_exc()
             return {"error": "it needs more memory than it may have"}
@@ -87,8 +91,10 @@ class _Study:
         """False when the study is told otherwise now, such as with more trials."""
         return (self._name, self._problem) == (ask["algorithm"], ask["problem"])
 
-    def ask(self, count: int) -> Answer:
-        """What to try next."""
+    def ask(self, count: int, seconds: float) -> Answer:
+        """What to try next: `count` of it, or what is found within about so long, one at least."""
+        end = time.monotonic() + seconds
+        self.algorithm.is_late = lambda: time.monotonic() >= end
         return self.algorithm.ask(tuple(self.trials), count)
 
     def importance(self) -> dict[str, float]:
