@@ -84,6 +84,13 @@ async def test_several_trials_are_answered_in_order_and_as_far_as_there_is_room(
     answer = await trials_of(room).ReadTrialMetrics(trials_pb2.ReadTrialMetricsRequest(trial_ids=asked))
     assert [trial.trial_id for trial in answer.trials] == [trial_ids[2]]
     assert list(answer.unread_trial_ids) == [trial_ids[0], trial_ids[1]]
+    monkeypatch.undo()
+    # Who asks waits only so long: at least one, and nothing twice.
+    monkeypatch.setattr(read_trials, "READ_SECONDS", 0.0)
+    answer = await trials_of(room).ReadTrialMetrics(trials_pb2.ReadTrialMetricsRequest(trial_ids=asked))
+    assert [trial.trial_id for trial in answer.trials] == [trial_ids[2]]
+    assert list(answer.unread_trial_ids) == [trial_ids[0], trial_ids[1]]
+    assert list(await read(room, *asked)) == [trial_ids[2], trial_ids[0], trial_ids[1]]
     for wrong in ("x", "../.."):
         assert (await refused(read(room, wrong)))[0] is grpc.StatusCode.INVALID_ARGUMENT
     assert (await refused(read(room, *["0" * 32] * 10_001)))[0] is grpc.StatusCode.INVALID_ARGUMENT

@@ -37,10 +37,15 @@ async def start_refused(room: Room, trial_id: str = "", **changes: Any) -> tuple
 
 
 async def read(room: Room, *trial_ids: str, **asked: Any) -> dict[str, Any]:
-    request = trials_pb2.ReadTrialMetricsRequest(trial_ids=trial_ids, **asked)
-    answer = await trials_of(room).ReadTrialMetrics(request)
-    assert not answer.unread_trial_ids
-    return {trial.trial_id: trial for trial in answer.trials}
+    found, unread = dict[str, Any](), list(trial_ids)
+    while True:
+        request = trials_pb2.ReadTrialMetricsRequest(trial_ids=unread, **asked)
+        answer = await trials_of(room).ReadTrialMetrics(request)
+        assert answer.trials or not answer.unread_trial_ids
+        found |= {trial.trial_id: trial for trial in answer.trials}
+        unread = list(answer.unread_trial_ids)
+        if not unread:
+            return found
 
 
 async def get(room: Room, trial_id: str) -> Any:

@@ -23,6 +23,8 @@ MAX_WAIT_SECONDS = 10.0
 MAX_POLL_SECONDS = 0.2
 # Of one answer; a message has 64 MiB at most. A point is a step and a value.
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
+# After so long what is left has to be asked for again: callers wait only so long for one answer.
+READ_SECONDS = 5.0
 ENDED_JOBS = ("FINISHED", "ERROR", "KILLED")
 POINT_BYTES, CURVE_BYTES = 18, 256
 
@@ -49,7 +51,7 @@ class TrialCurves:
 
 @dataclass(frozen=True)
 class FoundCurves:
-    """In the order asked for; the `unread` had no room any more."""
+    """In the order asked for; there was no room or no time for the `unread`."""
 
     trials: Sequence[TrialCurves]
     unread: Sequence[str]
@@ -79,9 +81,9 @@ class ReadTrialMetrics:
         known = await self._settled(wanted, asked.wait_seconds)
         wanted = [trial_id for trial_id in wanted if trial_id in known]
         found: list[TrialCurves] = []
-        room = MAX_ANSWER_BYTES
+        room, deadline = MAX_ANSWER_BYTES, time.monotonic() + READ_SECONDS
         for trial_id in wanted:
-            if room <= 0:
+            if room <= 0 or (found and time.monotonic() >= deadline):
                 break
             training, results = known[trial_id], TrialResults()
             curves = await self._curves(training.job_id, asked)
@@ -122,9 +124,10 @@ class ReadTrialMetrics:
         return [trial.uid for trial in trials if trial.job_id in jobs and jobs[trial.job_id].state in ENDED_JOBS]
 
     async def _curves(self, job_id: str, asked: CurvesOfTrials) -> dict[str, Sequence[MetricPoint]]:
-        names = await self._metrics.series(job_id)
-        chosen = [name for name in dict.fromkeys(asked.series) if name in names]
+        chosen = list(dict.fromkeys(asked.series))
         if not asked.only_these:
+            names = await self._metrics.series(job_id)
+            chosen = [name for name in chosen if name in names]
             others = [name for name in names if name not in chosen]
             chosen += others[: max(0, MAX_SERIES - len(chosen))]
         most = asked.max_points or DEFAULT_POINTS

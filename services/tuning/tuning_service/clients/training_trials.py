@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dlmesh.training.v1 import trials_pb2, trials_pb2_grpc
 from servicekit.channels import Channels, call_from_loop, call_peer
+from servicekit.errors import ServiceError
 from servicekit.identity import Identity, acting_as
 from servicekit.trials import value_message, value_of
 
@@ -18,9 +21,12 @@ from tuning_service.domain.study import Study, Trial
 from tuning_service.domain.tuning import MAX_PROBED_VALUES, user_defined_names
 from tuning_service.usecases.tunings import CheckedPlan, TrialModel
 
-DELETE_AT_ONCE, READ_AT_ONCE = 1000, 200
+# Of each that is read there may be 100 series.
+DELETE_AT_ONCE, READ_AT_ONCE = 1000, 10
 # Long enough for what the workers of an ended training reported to be read.
 SETTLE_SECONDS = 5.0
+# What has been read after so long is saved before more is.
+READ_SECONDS = 10.0
 
 
 class TrainingTrials:
@@ -53,26 +59,45 @@ class TrainingTrials:
         await call_from_loop(lambda: self._stub.StartTrial(message))
 
     async def results(self, plan: Plan, trials: Sequence[Trial], *, have_ended: bool) -> Mapping[str, Results]:
-        found, gone = dict[str, Results](), {trial.uid for trial in trials}
-        settled_by = time.monotonic() + (SETTLE_SECONDS if have_ended else 0.0)
-        for start in range(0, len(trials), READ_AT_ONCE):
-            unread = [trial.uid for trial in trials[start : start + READ_AT_ONCE]]
+        found = dict[str, Results]()
+        uids, objectives = [trial.uid for trial in trials], [objective.metric for objective in plan.objectives]
+        try:
+            if have_ended:
+                await self._take(found, plan, uids, series=objectives, with_results=True, is_settled=True)
+            else:
+                await self._take(found, plan, uids, series=objectives[:1], only_these_series=True)
+                # The program may have a way of its own to say how it goes.
+                silent = [uid for uid in uids if not found[uid].curve]
+                await self._take(found, plan, silent, only_these_series=True, with_results=True)
+        except ServiceError:
+            # What is known counts, and the next call begins with the rest.
+            if not found:
+                raise
+        return found
+
+    async def _take(
+        self, found: dict[str, Results], plan: Plan, uids: Sequence[str], *, is_settled: bool = False, **asked: Any
+    ) -> None:
+        """Add what is known of the trials to `found`, one answer after the other. When it has to be settled, that is
+        waited for some time, and what was found after READ_SECONDS is all."""
+        begun = time.monotonic()
+        for start in range(0, len(uids), READ_AT_ONCE):
+            unread = list(uids[start : start + READ_AT_ONCE])
             while unread:
-                message = trials_pb2.ReadTrialMetricsRequest(
-                    trial_ids=unread,
-                    series=[objective.metric for objective in plan.objectives],
-                    wait_seconds=max(0.0, settled_by - time.monotonic()),
-                    with_results=True,
-                )
+                wait = max(0.0, begun + SETTLE_SECONDS - time.monotonic()) if is_settled else 0.0
+                message = trials_pb2.ReadTrialMetricsRequest(trial_ids=unread, wait_seconds=wait, **asked)
                 answer = await call_from_loop(
                     lambda message=message: self._stub.ReadTrialMetrics(message)  # type: ignore[misc]
                 )
-                gone -= {one.trial_id for one in answer.trials}
-                known = [one for one in answer.trials if one.is_settled or not have_ended]
-                found |= {one.trial_id: _results(one, plan) for one in known}
+                for one in answer.trials:
+                    if one.is_settled or not is_settled:
+                        found[one.trial_id] = await asyncio.to_thread(_results, one, plan)
+                # Of trainings that are gone nothing more will be known.
+                for uid in {*unread} - {one.trial_id for one in answer.trials} - {*answer.unread_trial_ids}:
+                    found[uid] = Results(complaint="its training was deleted")
                 unread = list(answer.unread_trial_ids)
-        # Of trainings that are gone nothing more will be known.
-        return found | {uid: Results(complaint="its training was deleted") for uid in gone}
+                if is_settled and found and time.monotonic() - begun >= READ_SECONDS:
+                    return
 
     async def delete(self, uids: Sequence[str]) -> None:
         for start in range(0, len(uids), DELETE_AT_ONCE):

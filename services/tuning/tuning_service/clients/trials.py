@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 from dlmesh.scheduling.v1 import trials_pb2, trials_pb2_grpc
 from servicekit.channels import Channels, call_from_loop, call_peer
@@ -20,6 +22,8 @@ _FIELDS = {"args": "modelSpec.args", "sigName": "modelSpec.sigName"}
 DELETE_AT_ONCE, READ_AT_ONCE = 1000, 200
 # An upload of half a gigabyte may have to be unpacked.
 CHECK_SECONDS = 600.0
+# What has been read after so long is saved before more is.
+READ_SECONDS = 10.0
 
 
 class ExecTrials:
@@ -54,26 +58,43 @@ class ExecTrials:
         await call_from_loop(lambda: self._stub.StartTrial(message))
 
     async def results(self, plan: Plan, trials: Sequence[Trial], *, have_ended: bool) -> Mapping[str, Results]:
-        found: dict[str, Results] = {}
-        for start in range(0, len(trials), READ_AT_ONCE):
-            unread = [trial.uid for trial in trials[start : start + READ_AT_ONCE]]
+        found, begun = dict[str, Results](), time.monotonic()
+        try:
+            async for answer, gone in self._read([trial.uid for trial in trials]):
+                for one in answer.results:
+                    found[one.task_id] = await asyncio.to_thread(_results, one, plan)
+                # Of tasks that are gone nothing more will be known.
+                found |= {uid: Results(complaint="its task was deleted") for uid in gone}
+                if have_ended and time.monotonic() - begun >= READ_SECONDS:
+                    break
+        except ServiceError:
+            # What is known counts, and the next call begins with the rest.
+            if not found:
+                raise
+        return found
+
+    async def _read(
+        self, uids: Sequence[str]
+    ) -> AsyncIterator[tuple[trials_pb2.ReadTrialResultsResponse, Collection[str]]]:
+        """What is answered, and those who are gone."""
+        for start in range(0, len(uids), READ_AT_ONCE):
+            unread = list(uids[start : start + READ_AT_ONCE])
             while unread:
                 message = trials_pb2.ReadTrialResultsRequest(task_ids=unread)
                 answer = await call_from_loop(
                     lambda message=message: self._stub.ReadTrialResults(message)  # type: ignore[misc]
                 )
-                for one in answer.results:
-                    found[one.task_id] = (
-                        Results(complaint=one.error) if one.error else read_results(one.text, plan.objectives)
-                    )
+                yield answer, {*unread} - {one.task_id for one in answer.results} - {*answer.unread_task_ids}
                 unread = list(answer.unread_task_ids)
-        # Of tasks that are gone nothing more will be known.
-        return {trial.uid: found.get(trial.uid, Results(complaint="its task was deleted")) for trial in trials}
 
     async def delete(self, uids: Sequence[str]) -> None:
         for start in range(0, len(uids), DELETE_AT_ONCE):
             message = trials_pb2.DeleteTrialsRequest(task_ids=uids[start : start + DELETE_AT_ONCE])
             await call_from_loop(lambda message=message: self._stub.DeleteTrials(message))  # type: ignore[misc]
+
+
+def _results(trial: trials_pb2.TrialResults, plan: Plan) -> Results:
+    return Results(complaint=trial.error) if trial.error else read_results(trial.text, plan.objectives)
 
 
 def _spec(study: Study, values: Mapping[str, object]) -> trials_pb2.TrialSpec:

@@ -10,6 +10,9 @@ from typing import Any
 
 from tuning_service.domain.plan import Objective
 
+# Also what is read while a program runs is read by a service that others wait for.
+MAX_STEPS = 100_000
+MAX_CURVE_POINTS = 1000
 MAX_METRICS = 100
 MAX_NAME = 256
 _STEPS = ("step", "steps", "iteration", "epoch")
@@ -31,7 +34,8 @@ class MetricRange:
 @dataclass(frozen=True)
 class Results:
     """What could be read. `values` are the newest finite value of each objective, empty when one of them has none:
-    then `complaint` says why. `curve` is the first objective over the steps."""
+    then `complaint` says why. `curve` is the first objective over the steps: at most MAX_CURVE_POINTS, its lowest and
+    highest not counted."""
 
     values: tuple[float, ...] = ()
     metrics: Mapping[str, MetricRange] | None = None
@@ -40,7 +44,8 @@ class Results:
 
 
 def read_results(text: str, objectives: Sequence[Objective]) -> Results:
-    """The results in `text`, a JSON list of objects with a step and metrics; numbers may be text."""
+    """The results in `text`, a JSON list of objects with a step and metrics; numbers may be text. It may take a second:
+    not for an event loop."""
     if not text.strip():
         return Results(complaint="the program wrote no val_dict_list.json into $RESULT_DIR")
     try:
@@ -49,6 +54,8 @@ def read_results(text: str, objectives: Sequence[Objective]) -> Results:
         return Results(complaint=f"val_dict_list.json is no JSON: {str(error)[:200]}")
     if isinstance(rows, dict):
         rows = [rows]
+    if isinstance(rows, list) and len(rows) > MAX_STEPS:
+        return Results(complaint=f"val_dict_list.json has {len(rows)} steps, at most {MAX_STEPS} are read")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return Results(complaint='val_dict_list.json is no list of objects such as {"step": 1, "loss": 0.5}')
     metrics: dict[str, MetricRange] = {}
@@ -66,6 +73,7 @@ def read_results(text: str, objectives: Sequence[Objective]) -> Results:
                 metrics[name] = MetricRange(value, value, value)
             if name == objectives[0].metric:
                 curve.append((step, value))
+    curve = _thinned(curve)
     for objective in objectives:
         if objective.metric not in metrics:
             return Results((), metrics, curve, _missing(objective.metric, rows, metrics))
@@ -74,6 +82,16 @@ def read_results(text: str, objectives: Sequence[Objective]) -> Results:
             newest = json.dumps(_newest(rows, objective.metric))[:50]
             return Results((), metrics, curve, f"the newest {objective.metric} in val_dict_list.json is {newest}")
     return Results(tuple(metrics[objective.metric].latest for objective in objectives), metrics, curve)
+
+
+def _thinned(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MAX_CURVE_POINTS of a curve, the first and the last among them, and its lowest and highest."""
+    last = len(curve) - 1
+    if last < MAX_CURVE_POINTS:
+        return curve
+    kept = {round(index * last / (MAX_CURVE_POINTS - 1)) for index in range(MAX_CURVE_POINTS)}
+    kept |= {find(range(last + 1), key=lambda index: curve[index][1]) for find in (min, max)}
+    return [curve[index] for index in sorted(kept)]
 
 
 def _newest(rows: Sequence[Mapping[str, Any]], metric: str) -> Any:
