@@ -135,7 +135,7 @@ class ModelCopyServicer(copies_pb2_grpc.ModelCopyServiceServicer):
 
     async def CopyModel(self, request: copies_pb2.CopyModelRequest, context: Context) -> copies_pb2.CopyModelResponse:
         given = tuned_input(request.hyperparameters, request.batch_size)
-        await self._models.copy(request.model_name, request.new_model_name, given, request.config_json)
+        await self._models.copy(request.model_name, request.new_model_name, given, request.config_json, request.uid)
         return copies_pb2.CopyModelResponse()
 
     async def ConfigureModel(

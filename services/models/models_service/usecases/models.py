@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -26,11 +26,11 @@ from models_service.domain.words import ACCELERATORS, FRAMEWORKS, MODEL_TYPES, S
 from models_service.usecases import folders
 from models_service.usecases.folders import ProgramFiles, ProgramTexts
 from models_service.usecases.ports import Activity, Catalog, Datasets, InstanceGroups
+from models_service.usecases.program_config import CONFIG, changed_config
 from models_service.usecases.templates import MANIFEST
 
 RESERVATION = timedelta(minutes=30)
-# Where programs find parameters that no hyperparameter is named like.
-CONFIG = "config.json"
+_UID = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -118,33 +118,40 @@ class Models:
         await self._keep(model, lambda: self._make_folder(template, model, given.texts))
         return model
 
-    async def copy(self, name: str, new_name: str, given: ModelInput, config: str) -> Model:
+    async def copy(self, name: str, new_name: str, given: ModelInput, config: str, uid: str = "") -> Model:
         """Make a model of the caller's from another one's files and settings, changed by what is given; what the object
-        in the text `config` names is changed in its config.json. 400, 403, 404, 409."""
+        in the text `config` names is changed in its config.json. `uid`, where given, was drawn by the caller for this
+        model. 400, 403, 404, 409."""
         source = await self._find(name)
         check_name("newmodelname", new_name, RESERVED_NAMES)
-        uid, owner = uuid4().hex, current_identity().user
+        if uid and not _UID.fullmatch(uid):
+            raise invalid("uid", uid, "32 hexadecimal digits")
+        uid, owner = uid or uuid4().hex, current_identity().user
         blank = replace(source, uid=uid, name=new_name, owner=owner, directory=self._folder / uid, created_at=utc_now())
-        if await self._catalog.find_model(new_name) is not None:
+        if await self._catalog.find_model(new_name) or await self._catalog.find_model_by_uid(uid):
             raise already_exists("model", new_name)
         model = replace(blank, **await self._settings(blank, given))
         await self._check_complete(model, source.directory, given.texts)
+        # Before anything is copied: it may have to be refused.
+        changed = await asyncio.to_thread(changed_config, source.directory, config) if config else ""
 
         def make_folder() -> None:
             folders.copy_folder(source.directory, model.directory)
-            if config:
-                _write_config(model.directory, config)
+            if changed:
+                folders.write_text(model.directory, CONFIG, changed, CONFIG)
 
         await self._keep(model, make_folder)
         return model
 
     async def configure(self, name: str, given: ModelInput, config: str) -> None:
         """Change the settings of a model, and in its config.json what the object in the text `config` names; 400, 403,
-        404."""
+        404. Whoever was cut off in between repeats it."""
         model = await self._find(name)
+        # Before the settings are changed: it may have to be refused.
+        changed = await asyncio.to_thread(changed_config, model.directory, config) if config else ""
         await self.update(name, given)
-        if config:
-            await asyncio.to_thread(_write_config, model.directory, config)
+        if changed:
+            await asyncio.to_thread(folders.write_text, model.directory, CONFIG, changed, CONFIG)
 
     async def _keep(self, model: Model, make_folder: Callable[[], None]) -> None:
         """The folder, then the row: whole, or neither."""
@@ -351,17 +358,6 @@ class Models:
                 raise invalid("filename", text, allowed)
             model = await self._find(name)
         return model, relative
-
-
-def _write_config(directory: Path, config: str) -> None:
-    """What programs read themselves: the given values over those that are there."""
-    try:
-        known = json.loads(folders.read_text(directory, CONFIG, CONFIG))
-    except (ServiceError, ValueError):
-        # There is none, or it is none that a program could read.
-        known = {}
-    changed = {**(known if isinstance(known, dict) else {}), **json.loads(config)}
-    folders.write_text(directory, CONFIG, json.dumps(changed, indent=1), CONFIG)
 
 
 def _said_by_solver(directory: Path, texts: ProgramTexts, field: str) -> dict[str, str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Collection
+from uuid import uuid4
 
 from dlmesh.models.v1 import copies_pb2, copies_pb2_grpc, models_pb2, models_pb2_grpc
 from google.protobuf.json_format import ParseDict
 from servicekit.channels import Channels, call_peer
+from servicekit.errors import Code, ServiceError
 
 from tuning_service.usecases.tunings import TrialModel
 
@@ -26,14 +29,37 @@ class ModelsClient:
         return str((await call_peer(lambda: self._models.GetModel(request))).uid)
 
     async def copy(self, name: str, new_name: str, trial: TrialModel) -> None:
-        request = copies_pb2.CopyModelRequest(
-            model_name=name,
-            new_model_name=new_name,
-            hyperparameters=_hyperparameters(trial),
-            batch_size=trial.batch_size,
-            config_json=_config(trial),
-        )
-        await call_peer(lambda: self._copies.CopyModel(request), timeout_seconds=COPY_SECONDS)
+        drawn: set[str] = set()
+
+        def call() -> Awaitable[copies_pb2.CopyModelResponse]:
+            # Another one each time: of a call that was cut off half a folder may be there.
+            uid = uuid4().hex
+            drawn.add(uid)
+            request = copies_pb2.CopyModelRequest(
+                model_name=name,
+                new_model_name=new_name,
+                hyperparameters=_hyperparameters(trial),
+                batch_size=trial.batch_size,
+                config_json=_config(trial),
+                uid=uid,
+            )
+            answer: Awaitable[copies_pb2.CopyModelResponse] = self._copies.CopyModel(request)
+            return answer
+
+        try:
+            await call_peer(call, timeout_seconds=COPY_SECONDS)
+        except ServiceError as error:
+            if error.code is not Code.ALREADY_EXISTS or not await self._is_one_of(new_name, drawn):
+                raise
+
+    async def _is_one_of(self, name: str, uids: Collection[str]) -> bool:
+        """Whether the model of this name was made by a call whose answer was lost."""
+        try:
+            return await self.uid_of(name) in uids
+        except ServiceError as error:
+            if error.code not in (Code.NOT_FOUND, Code.PERMISSION_DENIED):
+                raise
+            return False
 
     async def change(self, name: str, trial: TrialModel) -> None:
         request = copies_pb2.ConfigureModelRequest(
