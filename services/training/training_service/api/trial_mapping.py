@@ -55,17 +55,13 @@ def checked_trial(prepared: PreparedTrial) -> trials_pb2.CheckTrialResponse:
 
 
 def curves_of_trials(message: trials_pb2.ReadTrialMetricsRequest) -> CurvesOfTrials:
-    return CurvesOfTrials(
-        tuple(message.series), message.only_these_series, message.max_points, message.wait_seconds, message.with_results
-    )
+    return CurvesOfTrials(tuple(message.series), message.only_these_series, message.wait_seconds, message.with_results)
 
 
 def trial_metrics(found: TrialCurves) -> trials_pb2.TrialMetrics:
     return trials_pb2.TrialMetrics(
         trial_id=found.training.uid,
         is_settled=found.training.status.is_final,
-        status=str(found.training.status),
-        status_message=found.training.status_message,
         curves=[
             trials_pb2.TrialCurve(
                 series=series, steps=[point.step for point in points], values=[point.value for point in points]
@@ -80,14 +76,9 @@ def trial_metrics(found: TrialCurves) -> trials_pb2.TrialMetrics:
 
 def trial_facts(training: Training) -> trials_pb2.GetTrialResponse:
     return trials_pb2.GetTrialResponse(
-        trial_id=training.uid,
-        status=str(training.status),
-        status_message=training.status_message,
         hyperparameters=_messages(training.hyperparameter),
         batch_size=training.batch_size,
         user_defined=_messages(training.user_defined),
-        framework=training.framework,
-        accelerator=training.accelerator,
     )
 
 

@@ -48,8 +48,8 @@ class TrainingTrialServicer(trials_pb2_grpc.TrainingTrialServiceServicer):
         self, request: trials_pb2.StartTrialRequest, context: Context
     ) -> trials_pb2.StartTrialResponse:
         current_identity().require_service()
-        training = await self._start(request.trial_id, trial_request(request.spec))
-        return trials_pb2.StartTrialResponse(status=str(training.status))
+        await self._start(request.trial_id, trial_request(request.spec))
+        return trials_pb2.StartTrialResponse()
 
     async def ReadTrialMetrics(
         self, request: trials_pb2.ReadTrialMetricsRequest, context: Context

@@ -13,10 +13,10 @@ from workerkit.trial_results import TrialResults
 
 from training_service.domain.metrics import MetricPoint
 from training_service.domain.runs import Training
-from training_service.usecases.metrics import MAX_POINTS, ThinnedCurves
+from training_service.usecases.metrics import ThinnedCurves
 from training_service.usecases.ports import Jobs, Metrics, Models, Trials, Workspace
 
-DEFAULT_POINTS = 100
+MAX_POINTS = 100
 # Programs may report any number of series.
 MAX_SERIES = 100
 MAX_WAIT_SECONDS = 10.0
@@ -35,7 +35,6 @@ class CurvesOfTrials:
 
     series: Sequence[str] = ()
     only_these: bool = False
-    max_points: int = 0
     wait_seconds: float = 0.0
     with_results: bool = False
 
@@ -72,8 +71,6 @@ class ReadTrialMetrics:
 
     async def __call__(self, trial_ids: Sequence[str], asked: CurvesOfTrials) -> FoundCurves:
         check_ids("trial_id", trial_ids)
-        if asked.max_points and asked.max_points not in MAX_POINTS:
-            raise invalid("max_points", asked.max_points, f"0, {MAX_POINTS[0]} to {MAX_POINTS[-1]}")
         if not 0 <= asked.wait_seconds <= MAX_WAIT_SECONDS:
             raise invalid("wait_seconds", asked.wait_seconds, f"0 to {MAX_WAIT_SECONDS:g}")
         wanted = list(dict.fromkeys(trial_ids))
@@ -130,8 +127,7 @@ class ReadTrialMetrics:
             chosen = [name for name in chosen if name in names]
             others = [name for name in names if name not in chosen]
             chosen += others[: max(0, MAX_SERIES - len(chosen))]
-        most = asked.max_points or DEFAULT_POINTS
-        curves = {name: await self._thinned(job_id, name, 0, most) for name in chosen}
+        curves = {name: await self._thinned(job_id, name, 0, MAX_POINTS) for name in chosen}
         # An attempt may have been discarded with all that it reported.
         return {name: points for name, points in curves.items() if points}
 
