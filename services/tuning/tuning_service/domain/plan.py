@@ -101,8 +101,8 @@ def algorithm_name(tree: Fields) -> str:
     return tree.object("algoDef", required=True).text("algorithm")
 
 
-def algorithm_parameters(tree: Fields) -> dict[str, str]:
-    """`algoParams` as they came, by name; older clients write eta beside them."""
+def algorithm_parameters(tree: Fields, *, with_hyperband_eta: bool = True) -> dict[str, str]:
+    """`algoParams` as they came, by name; older clients write eta beside them, and say it to every algorithm."""
     algorithm = tree.object("algoDef")
     found: dict[str, str] = {}
     for parameter in algorithm.objects("algoParams"):
@@ -114,7 +114,7 @@ def algorithm_parameters(tree: Fields) -> dict[str, str]:
             raise invalid(parameter.place("name"), name, "a name that no other entry has")
         found[name] = str(value)
     eta = algorithm.number("hyperbandEta")
-    if eta and not any(name.lower() == "eta" for name in found):
+    if with_hyperband_eta and eta and not any(name.lower() == "eta" for name in found):
         found["eta"] = str(eta)
     return found
 
@@ -122,11 +122,7 @@ def algorithm_parameters(tree: Fields) -> dict[str, str]:
 def read_plan(tree: Fields, algorithm: AlgorithmFacts, *, experiment_parameters: str = "hyperParams") -> Plan:
     """The whole request but for what runs; 400 naming what is wrong."""
     settings_tree = tree.object("algoDef")
-    given = algorithm_parameters(tree)
-    if "eta" in given and "hyperbandEta" in settings_tree and not algorithm.needs_resource:
-        # Notebooks send it with every algorithm.
-        del given["eta"]
-    settings = algorithm.read_settings(given)
+    settings = algorithm.read_settings(algorithm_parameters(tree, with_hyperband_eta=algorithm.needs_resource))
     has_parameters, has_experiments = bool(tree.items("hyperParams")), bool(tree.items("experiments"))
     if has_parameters and has_experiments:
         raise invalid("experiments", "given beside hyperParams", "one of hyperParams and experiments")
@@ -141,8 +137,9 @@ def read_plan(tree: Fields, algorithm: AlgorithmFacts, *, experiment_parameters:
     resource = str(settings["ResourceName"]) if algorithm.needs_resource else ""
     space = read_space(tree, resource=resource)
     experiments = read_experiments(tree, experiment_parameters) if has_experiments else []
-    if resource and int(settings["ResourceValue"]) < int(settings.get("MinResource") or 1):
-        raise invalid("algoParams.ResourceValue", settings["ResourceValue"], "at least MinResource")
+    least = int(settings.get("MinResource") or 1) if resource else 0
+    if resource and int(settings["ResourceValue"]) < least:
+        raise invalid("algoParams.ResourceValue", settings["ResourceValue"], f"at least {least}, the MinResource")
     return _with_limits(
         settings_tree,
         Plan(

@@ -16,7 +16,7 @@ from tuning_service.domain.fields import Fields
 from tuning_service.domain.plan import Plan, algorithm_parameters, outline
 from tuning_service.domain.space import Value
 from tuning_service.domain.study import Kind, Study, Trial
-from tuning_service.domain.tuning import completed
+from tuning_service.domain.tuning import completed, user_defined_names
 from tuning_service.usecases.ports import Algorithms, Studies, Wake
 from tuning_service.usecases.run_studies import EXPERIMENT_PARAMETERS
 from tuning_service.usecases.start_hyper_search import (
@@ -27,11 +27,14 @@ from tuning_service.usecases.start_hyper_search import (
 )
 from tuning_service.usecases.warm_start import findings
 
+# A parameter of this name, and the field of resDef.
+BATCH_SIZE = "batchsize"
+
 
 @dataclass(frozen=True)
 class TrialModel:
-    """What a model would need of a trial: all hyperparameters that held, by the contract's names, its batch size, and
-    the parameters of the program's own."""
+    """What a model would need of a trial: hyperparameters that held, by the contract's names, its batch size, which is
+    0 where the model keeps its own, and the parameters of the program's own."""
 
     hyperparameters: Mapping[str, Value | bool]
     batch_size: int
@@ -144,4 +147,8 @@ class UseResult:
         # Those of the model stay as they are now; how long a trial of Hyperband was trained is no parameter of it.
         searched = set(found[0].values) - {algorithm_parameters(Fields("", study.request)).get("ResourceName", "")}
         chosen = {name: value for name, value in model.hyperparameters.items() if name in searched}
-        return replace(model, hyperparameters=chosen)
+        # What was found was found with it.
+        has_batch_size = BATCH_SIZE in searched - user_defined_names(study.request) or bool(
+            Fields("", study.request).object("resDef").whole(BATCH_SIZE)
+        )
+        return replace(model, hyperparameters=chosen, batch_size=model.batch_size if has_batch_size else 0)
