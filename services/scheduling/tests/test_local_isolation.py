@@ -69,6 +69,9 @@ def home(room: Path) -> Path:
     for file in ("secret", "admin_password"):
         (made / file).chmod(0o600)
     (made / "jobs" / "other" / "attempt-1" / "spec.json").write_text("hidden")
+    for folder in ("tuning/s1", "tunings/s1"):
+        (made / folder).mkdir(parents=True, mode=0o700)
+        (made / folder / "upload").write_text("hidden")
     (made / "data" / "images").write_text("seen")
     return made
 
@@ -119,7 +122,8 @@ async def tried(engine: Engine, home: Path, ways: dict[str, str], **changes: Any
 
 
 HIDDEN = ("secret", "admin_password", "db/training.sqlite", "log/training.log", "run/envoy.json")
-HIDDEN += ("jobs/other/attempt-1/spec.json",)
+# What searches keep, whatever its folder is called, is nobody's but theirs.
+HIDDEN += ("jobs/other/attempt-1/spec.json", "tuning/s1/upload", "tunings/s1/upload")
 
 
 @with_landlock

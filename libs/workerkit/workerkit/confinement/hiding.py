@@ -18,7 +18,7 @@ from pathlib import Path
 
 # Below the home; the rest of it (passwords, databases, logs, what runs, other jobs) is hidden.
 SHARED_FOLDERS: tuple[str, ...] = ("data", "datasets", "fabric", "frameworks", "inference", "models")
-SHARED_FOLDERS += ("templates", "trainings", "tunings", "validations", "weights")
+SHARED_FOLDERS += ("templates", "trainings", "validations", "weights")
 # Programs of plug-ins are run by the platform itself, too. Of `execs` a task has its own folder, where it works.
 READ_ONLY_FOLDERS = ("exec-frameworks",)
 # Before 2 files could not be renamed from folder to folder by a process that had given up anything.
