@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -24,6 +25,12 @@ COMMAND = [sys.executable, "-P", "-m", "dlmesh_platform.cli", "search"]
 WIDTH = {"name": "layer_width_of_the_first", "type": "range", "dataType": "INT", "minIntVal": 1, "maxIntVal": 3}
 # Slow enough to be watched.
 SLOW = PROGRAM.replace("rate = config", "time.sleep(0.3)\nrate = config")
+# Below the data root; no trial ends before it is there.
+GATE = "may-go-on"
+HELD = PROGRAM.replace(
+    "rate = config",
+    f"while not os.path.exists(os.path.join(os.environ['DATA_DIR'], '{GATE}')):\n    time.sleep(0.05)\nrate = config",
+)
 
 
 @pytest.fixture
@@ -53,6 +60,28 @@ def dlmesh(platform: RunningPlatform, *arguments: str, **more: str) -> tuple[int
     )
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
+
+
+def until_it_has_ended(platform: RunningPlatform, *arguments: str) -> tuple[int, str]:
+    """Exit code and stdout of a command that watches trials, which go on when it has printed its first line."""
+    gate = platform.home / "data" / GATE
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=environment(platform.home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert select.select([process.stdout], [], [], 240)[0]
+            first = process.stdout.readline()
+            gate.touch()
+            rest, _ = process.communicate(timeout=240)
+        finally:
+            process.kill()
+            gate.unlink(missing_ok=True)
+    return process.returncode, first + rest
 
 
 def in_a_terminal(platform: RunningPlatform, *arguments: str) -> str:
@@ -133,8 +162,8 @@ def test_why_one_failed_is_told_in_narrow_and_wide_terminals(
 
 
 def test_a_dumb_terminal_gets_a_line_a_change(admin: Client, platform: RunningPlatform, searches: None) -> None:
-    start(admin, search("watched", RATE, WIDTH, maxJobNum=8), SLOW)
-    code, printed, _ = dlmesh(platform, "show", "watched", "--watch", "--trials", "3")
+    start(admin, search("watched", RATE, WIDTH, maxJobNum=8), HELD)
+    code, printed = until_it_has_ended(platform, "show", "watched", "--watch", "--trials", "3")
     assert code == 0
     assert "\x1b" not in printed
     detail = ended(admin, "watched")
