@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from servicekit.errors import invalid
@@ -93,7 +93,6 @@ class Plan:
     median_rule: MedianRule | None = None
     warm_start: Sequence[str] = ()
     start_points: Sequence[Mapping[str, Value]] = ()
-    additional_metrics: Mapping[str, str] = field(default_factory=dict)
 
 
 def algorithm_name(tree: Fields) -> str:
@@ -136,6 +135,7 @@ def read_plan(tree: Fields, algorithm: AlgorithmFacts, *, experiment_parameters:
     # What a plug-in calls so is its own.
     resource = str(settings["ResourceName"]) if algorithm.needs_resource else ""
     space = read_space(tree, resource=resource)
+    _check_additional(settings_tree)
     experiments = read_experiments(tree, experiment_parameters) if has_experiments else []
     least = int(settings.get("MinResource") or 1) if resource else 0
     if resource and int(settings["ResourceValue"]) < least:
@@ -151,7 +151,6 @@ def read_plan(tree: Fields, algorithm: AlgorithmFacts, *, experiment_parameters:
             resource_name=resource,
             warm_start=_warm_start(settings_tree, algorithm),
             start_points=_start_points(settings_tree, space, algorithm),
-            additional_metrics=_additional(settings_tree),
         ),
     )
 
@@ -216,9 +215,11 @@ def _metric(tree: Fields, *names: str) -> str:
     return metric
 
 
-def _additional(tree: Fields) -> dict[str, str]:
+def _check_additional(tree: Fields) -> None:
+    """They change nothing: every metric is kept."""
     metrics = tree.object("additionalMetrics")
-    return {name: metrics.word(name, _KEPT) for name, _ in metrics}
+    for name, _ in metrics:
+        metrics.word(name, _KEPT)
 
 
 def _warm_start(tree: Fields, algorithm: AlgorithmFacts) -> list[str]:
