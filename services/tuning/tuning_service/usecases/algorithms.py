@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
-from servicekit.errors import already_exists, in_use, invalid, not_found
+from servicekit.errors import ServiceError, already_exists, in_use, invalid, not_found
 from servicekit.identity import current_identity
 from servicekit.names import check_name
+from servicekit.threads import in_thread
 
 from tuning_service.domain.fields import Fields
 from tuning_service.usecases.ports import Algorithms, InstalledAlgorithm, PluginFolders, Studies
@@ -69,12 +70,21 @@ class ManageAlgorithms:
             log_level=fields.word("logLevel", _LEVELS, default="INFO"),
         )
         await self._remove_orphans()
-        await asyncio.to_thread(self._folders.install, algorithm, upload.path if upload else None)
+        try:
+            await in_thread(self._folders.install, algorithm, upload.path if upload else None)
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(self._folders.remove, algorithm.uid))
+            raise
+        # A client that goes away now has an algorithm all the same, or none: nothing in between.
+        return await asyncio.shield(self._add(algorithm))
+
+    async def _add(self, algorithm: InstalledAlgorithm) -> InstalledAlgorithm:
         try:
             await self._algorithms.add(algorithm)
-        except BaseException:
+        except ServiceError:
             await asyncio.to_thread(self._folders.remove, algorithm.uid)
             raise
+        # Whatever else is thrown may come after the commit: a folder without a row is removed as an orphan.
         return algorithm
 
     async def remove(self, name: str) -> None:

@@ -191,7 +191,7 @@ class Jobs(Protocol):
 
 @dataclass(frozen=True)
 class InstalledAlgorithm:
-    """An algorithm that a user installed, in `folder`."""
+    """An algorithm that a user installed; its files are where `PluginFolders` keeps those of `uid`."""
 
     name: str
     uid: str
