@@ -58,3 +58,11 @@ def test_a_resource_below_the_least_names_both(least: str, most: str) -> None:
     assert caught.value.metadata["field"] == "algoParams.ResourceValue"
     assert f"{most} is not valid" in caught.value.message
     assert caught.value.message.endswith(f"at least {least}, the MinResource")
+
+
+def test_additional_metrics_are_read_and_change_nothing() -> None:
+    given = {"seconds": "minimize", "accuracy": "Maximise", "rate": "latest"}
+    assert settings_of(Installed(), {}, additionalMetrics=given) == settings_of(Installed(), {})
+    with pytest.raises(ServiceError) as caught:
+        settings_of(Installed(), {}, additionalMetrics={"seconds": "least"})
+    assert caught.value.metadata["field"] == "algoDef.additionalMetrics.seconds"
