@@ -170,7 +170,7 @@ class Runner(Protocol):
 
     async def results(self, plan: Plan, trials: Sequence[Trial], *, have_ended: bool) -> Mapping[str, Results]:
         """What trials have written so far, by uid. Of those that `have_ended` only what is complete: without those that
-        may have written more than is known yet."""
+        may have written more than is known yet, or that there was no time for."""
 
     async def delete(self, uids: Sequence[str]) -> None:
         """End runs that go on, and remove all of them with their files."""
