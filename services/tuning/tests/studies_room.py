@@ -26,6 +26,8 @@ from tuning_service.usecases.follow_trials import FollowTrials
 from tuning_service.usecases.ports import History, SuggestionError, TrialPage
 from tuning_service.usecases.run_studies import RunStudies
 
+# What the scheduling service takes in one call.
+MAX_AWAITED = 10_000
 RATE = {"name": "rate", "type": "Range", "dataType": "double", "minDbVal": 0.0, "maxDbVal": 1.0}
 
 
@@ -61,6 +63,8 @@ class PlayedJobs:
         self.facts: dict[str, JobFacts] = {}
         self.stopped: list[str] = []
         self.is_away = False
+        # How jobs end that are told to stop, if not KILLED: by themselves in just that moment.
+        self.stops_as: Callable[[str], str] = lambda job_id: "KILLED"
         # Otherwise the passes have to find out, which tests begin one by one.
         self.tells_ends = False
         self._news = asyncio.Event()
@@ -74,9 +78,12 @@ class PlayedJobs:
         if job_id not in self.facts:
             raise not_found("job", job_id)
         self.stopped.append(job_id)
-        self.end(job_id, "KILLED", reason="stopped by the user")
+        state = self.stops_as(job_id)
+        self.end(job_id, state, reason="stopped by the user" if state == "KILLED" else "")
 
     async def await_ends(self, job_ids: Sequence[str], seconds: float) -> set[str]:
+        if len(job_ids) > MAX_AWAITED:
+            raise invalid("job_ids", f"{len(job_ids)} ids", f"at most {MAX_AWAITED}")
         while not (ended := {uid for uid in job_ids if self._is_told(uid)}):
             self._news.clear()
             await self._news.wait()

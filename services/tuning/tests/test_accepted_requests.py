@@ -26,10 +26,10 @@ from tuning_service.clients.training_trials import _probes, _spec, _value
 from tuning_service.domain.evaluation import Answer, Suggestion
 from tuning_service.domain.fields import MAX_DATA_BYTES, Fields, read_tree
 from tuning_service.domain.plan import AlgorithmFacts, Plan, algorithm_name, outline, read_plan
+from tuning_service.domain.plugin_facts import PluginFacts
 from tuning_service.domain.study import Kind, Study, Trial
 from tuning_service.domain.tuning import completed, user_defined_names
-from tuning_service.storage.algorithms import BuiltIn, Plugin
-from tuning_service.usecases.ports import InstalledAlgorithm
+from tuning_service.storage.algorithms import BuiltIn
 from tuning_service.usecases.studies import Budget, StudyView, _with_budget
 from tuning_service.usecases.trials import given_trials, made_trials
 
@@ -128,7 +128,7 @@ def requests(parameters_of_experiments: str) -> st.SearchStrategy[dict[str, Any]
 
 def facts_of(tree: dict[str, Any]) -> AlgorithmFacts:
     found = registry.find(algorithm_name(Fields("", tree)))
-    return BuiltIn(*found) if found else Plugin(InstalledAlgorithm("mine", "u", "ann", utc_now()))
+    return BuiltIn(*found) if found else PluginFacts("mine")
 
 
 def trials_of(study: Study, plan: Plan) -> list[Trial]:

@@ -14,6 +14,7 @@ from studies_room import StudiesRoom, request_of
 from tuning_service.domain.study import Kind, Status, Trial, TrialStatus
 from tuning_service.storage import MIGRATIONS
 from tuning_service.usecases.passes import STUDIES_AT_ONCE, Passes
+from tuning_service.usecases.studies import Budget, ChangeStudies
 
 LIMIT_SECONDS = 240
 
@@ -260,6 +261,31 @@ async def test_what_is_in_the_way_is_said_as_long_as_it_is(room: StudiesRoom) ->
     room.jobs.is_away = False
     await room.steps(2)
     assert (await room.study(uid)).status_message == ""
+
+
+async def test_an_algorithm_that_ends_slowly_holds_up_no_other_study(room: StudiesRoom) -> None:
+    first = await room.add("first", request=request_of(maxJobNum=1))
+    (running,) = await room.until_running(first, 1)
+    hang = Hang(room.suggestions.forget, lambda *_: True)
+    room.suggestions.forget = hang  # type: ignore[method-assign]
+    room.jobs.end(running.uid, "FINISHED")
+    other = await room.add("other", request=request_of(maxJobNum=2))
+
+    async def is_let_go() -> bool:
+        return hang.hanging == 1
+
+    async with asyncio.timeout(LIMIT_SECONDS):
+        await step_until(room, is_let_go)
+        await room.until_running(other, 1)
+        # Restarted meanwhile: its algorithm is asked when what was left of it has ended.
+        changes = ChangeStudies(
+            Kind.HYPER_SEARCH, room.studies, room.algorithms, room.now, wake=lambda: None, wake_removals=lambda: None
+        )
+        await changes.restart(await room.study(first), Budget(max_trials=2))
+        await room.steps(3)
+        assert room.suggestions.asks == [("first", 1), ("other", 1)]
+        hang.end.set()
+        assert (await room.to_the_end(first)).counts.finished == 2
 
 
 # -- the passes themselves

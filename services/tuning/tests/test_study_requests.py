@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from servicekit.errors import ServiceError
-from servicekit.times import utc_now
 from tuning_service.algorithms import registry
 from tuning_service.domain.fields import MAX_LITERAL_CHARACTERS, Fields, read_tree
 from tuning_service.domain.plan import MedianRule, Objective, Plan, read_plan
+from tuning_service.domain.plugin_facts import PluginFacts
 from tuning_service.domain.space import Continuous, DataType, Fixed, Levels, Space
-from tuning_service.storage.algorithms import BuiltIn, Plugin
-from tuning_service.usecases.ports import InstalledAlgorithm
+from tuning_service.storage.algorithms import BuiltIn
 
 RATE = {"name": "rate", "type": "Range", "dataType": "double", "minDbVal": 0.001, "maxDbVal": 0.1}
 ALGORITHM = {"algorithm": "Random", "objectiveMetric": "loss", "objective": "minimize"}
@@ -279,9 +278,8 @@ def test_powers_end_where_whole_numbers_do() -> None:
 
 
 def test_what_a_plugin_calls_a_resource_is_its_own() -> None:
-    installed = InstalledAlgorithm("mine", "u", "ann", utc_now())
     tree = {"algoDef": ALGORITHM | {"algoParams": RESOURCE[:1]}, "hyperParams": [RATE]}
-    assert read_plan(Fields("", tree), Plugin(installed)).resource_name == ""
+    assert read_plan(Fields("", tree), PluginFacts("mine")).resource_name == ""
 
 
 JUNK = st.recursive(

@@ -13,7 +13,8 @@ from tuning_service.domain.space import Place, Space, Value
 
 
 class TrialState(StrEnum):
-    """As algorithms tell trials apart. Of what FAILED or was STOPPED early there may be losses or none."""
+    """As algorithms tell trials apart. What FAILED has losses if it was ended because it had no hope: those that it had
+    reached."""
 
     PENDING = "PENDING"
     FINISHED = "FINISHED"

@@ -143,7 +143,8 @@ class Study:
 class Trial:
     """One run with one set of parameters. `uid` is the id of its job. `place` and `notes` are the algorithm's; `values`
     are what the program gets. `objectives` are the newest values of the metrics that are optimised, `curve` is step and
-    value of the first of them, thinned out. `earlier_uids` are of jobs that were cut off."""
+    value of the first of them, thinned out. `stop_reason` is why it was told to stop, or was STOPPED. `earlier_uids`
+    are of jobs that were cut off."""
 
     study_uid: str
     number: int
@@ -171,8 +172,10 @@ class Trial:
         self.curve = thinned(results.curve)
 
     def end(self, status: TrialStatus, message: str, ended_at: datetime) -> None:
-        """Its job has ended, or will never begin."""
+        """Its job has ended, or will never begin. What ended by itself was not stopped, whatever it had been told."""
         self.status, self.message, self.ended_at = status, storable(message[:MAX_MESSAGE]), ended_at
+        if status is not TrialStatus.STOPPED:
+            self.stop_reason = ""
 
     def run_again(self, uid: str) -> None:
         """What was cut off, by a stop of the study or a kill, begins anew, as another job."""

@@ -12,6 +12,7 @@ from servicekit.errors import already_exists
 from sqlalchemy.exc import IntegrityError
 
 from tuning_service.algorithms import registry
+from tuning_service.domain.plugin_facts import PluginFacts
 from tuning_service.storage.tables import AlgorithmRow
 from tuning_service.usecases.ports import InstalledAlgorithm
 
@@ -48,25 +49,6 @@ class BuiltIn:
         return registry.read_settings(self.entry, given)
 
 
-@dataclass(frozen=True)
-class Plugin:
-    """`domain.plan.AlgorithmFacts` of an installed one, which gets its settings as they come."""
-
-    installed: InstalledAlgorithm
-    takes_experiments = False
-    needs_resource = False
-    max_objectives = 1
-    takes_start_points = False
-    takes_warm_start = False
-
-    @property
-    def name(self) -> str:
-        return self.installed.name
-
-    def read_settings(self, given: Mapping[str, str]) -> Mapping[str, Any]:
-        return dict(given)
-
-
 class SqlAlgorithms:
     """`usecases.ports.Algorithms`."""
 
@@ -76,12 +58,12 @@ class SqlAlgorithms:
     def built_in(self) -> Sequence[str]:
         return list(registry.ALGORITHMS)
 
-    async def find(self, name: str) -> BuiltIn | Plugin | None:
+    async def find(self, name: str) -> BuiltIn | PluginFacts | None:
         if (found := registry.find(name)) is not None:
             return BuiltIn(*found)
         async with self._database.session(read_only=True) as session:
             row = await session.get(AlgorithmRow, name)
-        return None if row is None else Plugin(_installed(row))
+        return None if row is None else PluginFacts(row.name)
 
     async def installed(self) -> Sequence[InstalledAlgorithm]:
         async with self._database.session(read_only=True) as session:

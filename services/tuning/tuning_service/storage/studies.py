@@ -221,8 +221,7 @@ class SqlStudies:
             row = await _locked(session, study.uid)
             if row is None:
                 raise not_found(_word(study.kind), study.name)
-            cut_off = TrialRow.stop_reason == STOPPED_WITH_STUDY
-            query = select_trials().where(TrialRow.study_uid == study.uid, cut_off)
+            query = select_trials().where(_cut_off(study.uid))
             open_ones = sa.select(sa.func.count()).where(
                 TrialRow.study_uid == study.uid, TrialRow.status.not_in(_ENDED)
             )
@@ -248,9 +247,9 @@ class SqlStudies:
             return len(again)
 
     async def cut_off(self, uid: str) -> int:
-        these = sa.and_(TrialRow.study_uid == uid, TrialRow.stop_reason == STOPPED_WITH_STUDY)
+        query = sa.select(sa.func.count()).select_from(TrialRow).where(_cut_off(uid))
         async with self._database.session(read_only=True) as session:
-            return await session.scalar(sa.select(sa.func.count()).select_from(TrialRow).where(these)) or 0
+            return await session.scalar(query) or 0
 
     async def delete(self, uid: str, now: datetime) -> None:
         async with self._database.session() as session:
@@ -312,6 +311,12 @@ def _delete(row: StudyRow, now: datetime) -> None:
             metadata={"kind": _word(Kind(row.kind)), "name": row.name, "status": row.status},
         )
     row.deleted_at, row.is_tended = now, False
+
+
+def _cut_off(uid: str) -> sa.ColumnElement[bool]:
+    """Trials of a study that its stop ended. One that finished or failed before it could be stopped has its result."""
+    is_stopped = TrialRow.status == str(TrialStatus.STOPPED)
+    return sa.and_(TrialRow.study_uid == uid, is_stopped, TrialRow.stop_reason == STOPPED_WITH_STUDY)
 
 
 async def _locked(session: AsyncSession, uid: str) -> StudyRow | None:

@@ -16,6 +16,7 @@ from servicekit.threads import in_thread
 from tuning_service.domain.fields import Fields
 from tuning_service.usecases.ports import Algorithms, InstalledAlgorithm, PluginFolders, Studies
 from tuning_service.usecases.start_hyper_search import Upload
+from tuning_service.usecases.studies import WORDS
 
 RESERVED = frozenset({"install"})
 BUILD_IN, USER_PLUGIN = "BUILD_IN", "USER_PLUGIN"
@@ -88,7 +89,7 @@ class ManageAlgorithms:
         return algorithm
 
     async def remove(self, name: str) -> None:
-        """Remove an installed one: 404, 400 for a built-in one, 409 while a study that runs asks it."""
+        """Remove an installed one: 404, 400 for a built-in one, 409 while a study of it runs, or a trial of one."""
         found = await self.get(name)
         if isinstance(found, str):
             raise invalid("algoName", name, "an algorithm that a user installed; this one is built in")
@@ -106,5 +107,7 @@ class ManageAlgorithms:
 
     async def _check_unused(self, name: str) -> None:
         for study in await self._studies.tended():
-            if not study.status.is_final and study.algorithm == name:
-                raise in_use("algorithm", name, f"HPO task {study.name!r}, which runs")
+            # One that was stopped by force may have trials that run on for a while.
+            if study.algorithm == name and (not study.status.is_final or study.counts.open):
+                what = "whose trials are being stopped" if study.status.is_final else "which runs"
+                raise in_use("algorithm", name, f"{WORDS[study.kind]} {study.name!r}, {what}")

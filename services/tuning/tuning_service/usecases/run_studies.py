@@ -12,14 +12,13 @@ from servicekit.errors import ServiceError, not_found
 from servicekit.reconcile import Next
 
 from tuning_service.domain.evaluation import Answer
-from tuning_service.domain.fields import Fields
 from tuning_service.domain.plan import Plan
 from tuning_service.domain.stopping import outcome, reason_to_end
 from tuning_service.domain.study import Kind, Status, Study, Trial, TrialStatus
 from tuning_service.usecases.follow_trials import Followed, FollowTrials
 from tuning_service.usecases.passes import Passes
 from tuning_service.usecases.ports import Algorithms, Jobs, Studies, SuggestionError, Suggestions
-from tuning_service.usecases.start_hyper_search import read_request
+from tuning_service.usecases.stored_plans import stored_plan
 from tuning_service.usecases.trial_ends import TrialEnds
 from tuning_service.usecases.trials import TrialHistory, given_trials, made_trials, problem_of
 
@@ -61,11 +60,13 @@ class RunStudies:
         self._waiting: dict[str, tuple[int, int]] = {}
         # By study and its last beginning: a restart may find the algorithm mended.
         self._failures: dict[tuple[str, datetime | None], str] = {}
+        # By study that is tended no more: how its algorithm is let go, whose process may take its time to end.
+        self._partings: dict[str, asyncio.Task[None]] = {}
 
     async def step(self) -> Next:
         studies = await self._studies.tended()
         for uid in set(self._plans) - {study.uid for study in studies} - set(self.passes.tasks):
-            await self._forget(uid)
+            self._forget(uid)
         for study in studies:
             self.passes.begin(study.uid, study.kind)
         return Next.SOON if studies else Next.LATER
@@ -74,7 +75,7 @@ class RunStudies:
         """End what goes on beside the steps."""
         await self.passes.close()
         await self._ends.close()
-        tasks = [task for _, task in self._asks.values()]
+        tasks = [*(task for _, task in self._asks.values()), *self._partings.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -140,7 +141,7 @@ class RunStudies:
             if whole is None:
                 raise not_found("study", study.name)
             names = EXPERIMENT_PARAMETERS[study.kind]
-            plan = await read_request(Fields("", whole.request), self._algorithms, experiment_parameters=names)
+            plan = await stored_plan(whole.request, self._algorithms, names)
             known = self._plans[study.uid] = (whole, plan)
         study.request, study.known = known[0].request, known[0].known
         return known[1]
@@ -208,6 +209,9 @@ class RunStudies:
         return Next.AT_ONCE
 
     async def _ask(self, study: Study, plan: Plan, room: int) -> Answer:
+        if parting := self._partings.get(study.uid):
+            # It was restarted meanwhile.
+            await asyncio.wait({parting})
         history = TrialHistory(self._studies, study, plan)
         return await self._suggestions.ask(study, plan.algorithm, problem_of(study, plan), history, room)
 
@@ -225,14 +229,23 @@ class RunStudies:
         job_ids = [trial.uid for trial in open_trials if trial.status is not TrialStatus.NOTRUN]
         self._ends.watch(study.uid, job_ids, lambda: self.passes.begin(study.uid, study.kind))
 
-    async def _forget(self, uid: str) -> None:
+    def _forget(self, uid: str) -> None:
         self._plans.pop(uid, None)
         self._failures = {key: text for key, text in self._failures.items() if key[0] != uid}
         self._waiting.pop(uid, None)
         self._cancel_ask(uid)
         self._ends.forget(uid)
         self._follow.forget(uid)
-        await self._suggestions.forget(uid)
+        if uid not in self._partings:
+            self._partings[uid] = asyncio.create_task(self._part(uid))
+
+    async def _part(self, uid: str) -> None:
+        try:
+            await self._suggestions.forget(uid)
+        except Exception:
+            log.exception("the algorithm of study %s could not be let go", uid)
+        finally:
+            del self._partings[uid]
 
 
 def _made_uid() -> str:

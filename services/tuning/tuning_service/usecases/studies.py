@@ -25,6 +25,7 @@ from tuning_service.usecases.ports import (
     Wake,
 )
 from tuning_service.usecases.start_hyper_search import read_request
+from tuning_service.usecases.stored_plans import stored_plan
 from tuning_service.usecases.trials import TrialHistory, problem_of
 
 # What one answer holds unless something else is asked for, and at most: a study, and a page of trials.
@@ -125,7 +126,7 @@ class Importance:
     async def __call__(self, study: Study) -> Sequence[tuple[str, float]]:
         """Names and parts, the most important first; 400 while that cannot be said."""
         names = self._experiment_parameters
-        plan = await read_request(Fields("", study.request), self._algorithms, experiment_parameters=names)
+        plan = await stored_plan(study.request, self._algorithms, names)
         history = TrialHistory(self._studies, study, plan, by_values=True)
         try:
             found = await self._suggestions.importance(study, problem_of(study, plan), history)
@@ -163,7 +164,7 @@ class ParetoFront:
 
     async def _find(self, study: Study) -> Sequence[int]:
         names = self._experiment_parameters
-        plan = await read_request(Fields("", study.request), self._algorithms, experiment_parameters=names)
+        plan = await stored_plan(study.request, self._algorithms, names)
         objectives = await self._studies.objectives_of(study.uid)
         if len(plan.objectives) > 2:
             losses = await asyncio.to_thread(_losses, objectives, plan)

@@ -14,16 +14,18 @@ log = logging.getLogger(__name__)
 
 # How long an end is waited for in one call, and what lies between two calls that fail.
 AWAIT_SECONDS, PAUSE_SECONDS = 20.0, 1.0
+# Jobs in one call: the scheduling service takes so many.
+JOBS_AT_ONCE = 10_000
 
 
 class TrialEnds:
-    """Waits for the ends of what runs, in one call for all studies. It only makes things quick: when the call fails,
-    the passes find out by themselves."""
+    """Waits for the ends of what runs, in one call for all studies, or as many as so many jobs need. It only makes
+    things quick: when a call fails, the passes find out by themselves."""
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
         self._watched: dict[str, tuple[frozenset[str], Wake]] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def watch(self, study_uid: str, job_ids: Collection[str], wake: Wake) -> None:
         """Have `wake` called when one of the jobs ends, once for each; these replace the study's earlier ones."""
@@ -33,10 +35,11 @@ class TrialEnds:
             self._watched[study_uid] = (wanted, wake)
         if wanted == before:
             return
-        if self._task is not None:
-            self._task.cancel()
-        everything = {job_id for jobs, _ in self._watched.values() for job_id in jobs}
-        self._task = asyncio.create_task(self._await(everything)) if everything else None
+        for task in self._tasks:
+            task.cancel()
+        everything = sorted({job_id for jobs, _ in self._watched.values() for job_id in jobs})
+        parts = [set(everything[at : at + JOBS_AT_ONCE]) for at in range(0, len(everything), JOBS_AT_ONCE)]
+        self._tasks = [asyncio.create_task(self._await(part)) for part in parts]
 
     def forget(self, study_uid: str) -> None:
         """Nothing of the study runs any more."""
@@ -44,9 +47,9 @@ class TrialEnds:
 
     async def close(self) -> None:
         """Wait no longer."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _await(self, job_ids: set[str]) -> None:
         while job_ids:

@@ -36,15 +36,14 @@ class TrialHistory:
 
 
 def evaluation_of(trial: Trial, plan: Plan) -> Evaluation:
-    """A trial as algorithms see it. One that was ended because it had no hope counts with what it had reached; one
+    """A trial as algorithms see it. One that was ended because it had no hope has FAILED with what it had reached; one
     that was ended for another reason has no value."""
-    has_value = trial.status is TrialStatus.FINISHED or trial.stop_reason == STOPPED_BY_RULE
-    losses = None
-    if trial.status.is_final and has_value and trial.objectives:
-        losses = losses_of(trial, plan)
+    is_finished = trial.status is TrialStatus.FINISHED
+    is_given_up = trial.status is TrialStatus.STOPPED and trial.stop_reason == STOPPED_BY_RULE
+    losses = losses_of(trial, plan) if (is_finished or is_given_up) and trial.objectives else None
     state = TrialState.PENDING
     if trial.status.is_final:
-        state = TrialState.FINISHED if losses is not None else TrialState.FAILED
+        state = TrialState.FINISHED if is_finished and losses is not None else TrialState.FAILED
     return Evaluation(trial.number, trial.place or (), state, losses, trial.notes, trial.values)
 
 
