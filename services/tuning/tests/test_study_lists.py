@@ -12,18 +12,22 @@ from servicekit.database import Database
 from servicekit.errors import Code, ServiceError
 from servicekit.identity import Identity, acting_as
 from servicekit.times import utc_now
-from studies_room import StudiesRoom, request_of
+from studies_room import InThisProcess, StudiesRoom, request_of
 from tuning_service.api.mapping import experiments, hyper_search_detail
 from tuning_service.api.tuning_mapping import tuning_detail
+from tuning_service.domain.evaluation import Answer, Evaluation, Problem, Suggestion
 from tuning_service.domain.fields import Fields
 from tuning_service.domain.plan import outline
-from tuning_service.domain.study import Kind, Status, Trial, TrialStatus
+from tuning_service.domain.space import Value
+from tuning_service.domain.study import Kind, Status, Study, Trial, TrialStatus
 from tuning_service.storage import MIGRATIONS
+from tuning_service.storage import studies as storage
 from tuning_service.storage.studies import SHOWN_REQUEST_CHARACTERS
 from tuning_service.usecases import studies as limits
-from tuning_service.usecases.ports import TrialPage
+from tuning_service.usecases.ports import History, InstalledAlgorithm, TrialPage
 from tuning_service.usecases.start_hyper_search import read_request
 from tuning_service.usecases.studies import Budget, ChangeStudies, FindStudies, StudyView
+from tuning_service.usecases.trials import TrialHistory
 
 ANN, BOB = Identity("ann"), Identity("bob")
 
@@ -97,6 +101,89 @@ async def test_lists_show_some_of_each_and_not_more_in_all(room: StudiesRoom, mo
     assert (await views(room, 0))["large"].best.number == 2  # type: ignore[union-attr]
     with pytest.raises(ServiceError, match="length: 11 is not valid; allowed: 0 to 10"):
         await views(room, 11)
+
+
+async def large(room: StudiesRoom, name: str, trials: int, **more: Any) -> str:
+    """A study whose trials have 5,000 characters of parameters each."""
+    uid = await room.add(name, request=request_of(maxJobNum=trials), **more)
+    await room.studies.begin(uid, utc_now())
+    values: dict[str, Value] = {"rate": 0.5, "text": "x" * 5000}
+    made = [Trial(uid, number, f"{uid[:20]}{number}", values, place=(0.5,)) for number in range(1, trials + 1)]
+    for trial in made:
+        assert await room.studies.append(uid, trial.number - 1, [trial], is_exhausted=True)
+    return uid
+
+
+async def test_pages_end_where_trials_are_large(room: StudiesRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    uid = await large(room, "large", 10)
+    study, find = await room.study(uid), FindStudies(Kind.HYPER_SEARCH, room.studies)
+    assert len((await find.view(study)).trials) == 10
+    monkeypatch.setattr(limits, "SHOWN_BYTES", 16_000)
+    # The newest ones, or those from there on.
+    assert numbers(await find.view(study)) == [8, 9, 10]
+    assert numbers(await find.view(study, start=4)) == [5, 6, 7]
+    assert [trial.number for trial in await find.page(study, TrialPage(9, 5))] == [10]
+    assert await find.page(study, TrialPage(10, 5)) == []
+    # One is shown in any case.
+    monkeypatch.setattr(limits, "SHOWN_BYTES", 10)
+    assert numbers(await find.view(study)) == [10]
+
+
+async def test_lists_end_where_trials_are_large(room: StudiesRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    await large(room, "first", 10, uid="a" * 32)
+    await large(room, "second", 3, uid="b" * 32)
+    await filled(room, "small", 5, uid="c" * 32)
+    assert [len(view.trials) for view in (await views(room)).values()] == [10, 3, 5]
+    monkeypatch.setattr(storage, "LISTED_BYTES", 26_500)
+    shown = {name: numbers(view) for name, view in (await views(room)).items()}
+    # Of each as new ones as of the others; the best one, which is an older one, does not count as one of these.
+    assert shown == {"first": [8, 9, 10], "second": [2, 3], "small": [4, 5]}
+    assert (await views(room))["small"].best.number == 2  # type: ignore[union-attr]
+    monkeypatch.setattr(storage, "LISTED_BYTES", 10)
+    assert [numbers(view) for view in (await views(room)).values()] == [[], [], []]
+
+
+async def test_algorithms_are_told_what_they_use_in_pages_that_hold_it(
+    room: StudiesRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = await room.study(await large(room, "large", 10))
+    plan = await read_request(Fields("", study.request), room.algorithms)
+    monkeypatch.setattr(storage, "READ_BYTES", 16_000)
+    places, _, is_newest = await TrialHistory(room.studies, study, plan).since(0)
+    assert ([trial.number for trial in places], is_newest) == (list(range(1, 11)), True)
+    assert {(trial.place, len(trial.values or {})) for trial in places} == {((0.5,), 0)}
+    told: list[Evaluation] = []
+    since, is_newest = 0, False
+    history = TrialHistory(room.studies, study, plan, with_values=True)
+    while not is_newest:
+        page, since, is_newest = await history.since(since)
+        assert 1 <= len(page) <= 3
+        told += page
+    assert [trial.number for trial in told] == list(range(1, 11))
+    assert {len(str((trial.values or {})["text"])) for trial in told} == {5000}
+
+
+class Looking(InThisProcess):
+    """Keeps what the first trial was told to be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    async def ask(self, study: Study, algorithm: str, problem: Problem, history: History, count: int) -> Answer:
+        trials, _, _ = await history.since(0)
+        self.seen += [trial.values for trial in trials if trial.number == 1]
+        return Answer([Suggestion((0.5,), values={"rate": 0.5})])
+
+
+async def test_only_installed_algorithms_are_told_values(room: StudiesRoom) -> None:
+    room.suggestions = looking = Looking()
+    room.restart()
+    await room.algorithms.add(InstalledAlgorithm("Own", "u", "ann", utc_now()))
+    for algorithm, told in (("Random", {}), ("Own", {"rate": 0.5})):
+        await room.to_the_end(await room.add(algorithm, request=request_of(algorithm=algorithm, maxJobNum=2)))
+        assert looking.seen == [told]
+        looking.seen.clear()
 
 
 async def test_a_list_is_three_queries(room: StudiesRoom, database: Database) -> None:

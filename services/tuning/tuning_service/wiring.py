@@ -26,6 +26,7 @@ from tuning_service.storage.plugin_folders import DiskPluginFolders
 from tuning_service.storage.studies import SqlStudies
 from tuning_service.storage.study_folders import DiskStudyFolders
 from tuning_service.suggestions.built_in import BuiltInSuggestions
+from tuning_service.suggestions.importance_process import ImportanceProcesses
 from tuning_service.suggestions.pareto_front import FrontProcesses
 from tuning_service.suggestions.plugin import PluginSuggestions
 from tuning_service.suggestions.plugin_process import PluginLimits, PluginStarter
@@ -76,6 +77,7 @@ def build(settings: ServiceSettings, *, limits: TuningSettings | None = None) ->
                 ),
             )
         ),
+        ImportanceProcesses(),
     )
     follow = FollowTrials(studies, runners, jobs, utc_now)
     run = RunStudies(studies, algorithms, suggestions, follow, jobs, utc_now)

@@ -21,10 +21,13 @@ from tuning_service.storage.tables import StudyRow, TrialRow
 from tuning_service.storage.trial_rows import (
     NOT_LEARNT,
     NOT_SHOWN,
+    ONLY_PLACES,
     by_column,
     read_trials,
     select_trials,
+    shown_size,
     trial_columns,
+    within,
 )
 from tuning_service.usecases.ports import TrialPage
 
@@ -45,6 +48,8 @@ _RESUMED = (
 SHOWN_REQUEST_CHARACTERS = 64 * 1024
 # Names in one query: databases take so many parameters.
 _AT_ONCE = 500
+# Of parameters, in one page of what algorithms are told, unless one change has more; of trials in one list.
+READ_BYTES, LISTED_BYTES = 16 * 1024 * 1024, 4 * 1024 * 1024
 
 
 class SqlStudies:
@@ -110,7 +115,12 @@ class SqlStudies:
             query = query.where(TrialRow.loss.is_not(None)).order_by(TrialRow.loss, TrialRow.number)
         else:
             query = query.order_by(TrialRow.number.desc() if page.newest_first else TrialRow.number)
-        return await self._trials(query.offset(page.start).limit(page.length), left_out)
+        query = query.offset(page.start).limit(page.length)
+        async with self._database.session(read_only=True) as session:
+            if page.most_bytes is not None:
+                sizes = await session.scalars(query.with_only_columns(shown_size()))
+                query = query.limit(within(sizes, page.most_bytes))
+            return await read_trials(session, query, left_out)
 
     async def numbered(self, uid: str, numbers: Sequence[int]) -> Sequence[Trial]:
         found: list[Trial] = []
@@ -121,12 +131,17 @@ class SqlStudies:
 
     async def shown(self, uids: Sequence[str], length: int) -> Mapping[str, Sequence[Trial]]:
         found: dict[str, dict[int, Trial]] = {uid: {} for uid in uids}
-        newest = TrialRow.number > StudyRow.trials - length
+        of_study, is_best = StudyRow.uid == TrialRow.study_uid, TrialRow.number == StudyRow.best
         for start in range(0, len(uids), _AT_ONCE):
             some = StudyRow.uid.in_(uids[start : start + _AT_ONCE])
-            for wanted in (TrialRow.number == StudyRow.best, *([newest] if length else [])):
-                query = select_trials(NOT_SHOWN).join(StudyRow, StudyRow.uid == TrialRow.study_uid)
-                for trial in await self._trials(query.where(some, wanted), NOT_SHOWN):
+            queries = [select_trials(NOT_SHOWN).join(StudyRow, of_study).where(some, is_best)]
+            if length:
+                newest = _newest(some, length)
+                this = sa.and_(newest.c.study_uid == TrialRow.study_uid, newest.c.number == TrialRow.number)
+                has_room = newest.c.together <= LISTED_BYTES
+                queries.append(select_trials(NOT_SHOWN).join(newest, this).where(has_room))
+            for query in queries:
+                for trial in await self._trials(query, NOT_SHOWN):
                     found[trial.study_uid][trial.number] = trial
         return {uid: sorted(trials.values(), key=lambda trial: trial.number) for uid, trials in found.items()}
 
@@ -138,19 +153,24 @@ class SqlStudies:
         async with self._database.session(read_only=True) as session:
             return await read_trials(session, query, left_out)
 
-    async def changed(self, uid: str, since: int, length: int) -> tuple[Sequence[Trial], int, bool]:
+    async def changed(
+        self, uid: str, since: int, length: int, *, with_values: bool = True
+    ) -> tuple[Sequence[Trial], int, bool]:
         of_study = TrialRow.study_uid == uid
         ordered = (TrialRow.change, TrialRow.number)
-        later = sa.select(TrialRow.change).where(of_study, TrialRow.change > since).order_by(*ordered)
+        left_out = NOT_LEARNT if with_values else ONLY_PLACES
+        size = sa.func.length(sa.cast(TrialRow.values, sa.Text)) if with_values else sa.literal(0)
+        later = sa.select(TrialRow.change, size).where(of_study, TrialRow.change > since).order_by(*ordered)
         async with self._database.session(read_only=True) as session:
             newest = await session.scalar(sa.select(StudyRow.change).where(StudyRow.uid == uid)) or 0
-            changes = list(await session.scalars(later.limit(length)))
+            found = (await session.execute(later.limit(length))).all()
+            changes = [change for change, _ in found[: within((size for _, size in found), READ_BYTES)]]
             until = newest
-            if len(changes) == length:
+            if len(changes) == length or len(changes) < len(found):
                 # Whole changes only: the next page begins behind one.
                 until = changes[-1] - 1 if changes[0] < changes[-1] else changes[-1]
             these = sa.and_(of_study, TrialRow.change > since, TrialRow.change <= until)
-            trials = await read_trials(session, select_trials(NOT_LEARNT).where(these).order_by(*ordered), NOT_LEARNT)
+            trials = await read_trials(session, select_trials(left_out).where(these).order_by(*ordered), left_out)
             return trials, until, until >= newest
 
     async def objectives_of(self, uid: str) -> Sequence[tuple[int, Sequence[float]]]:
@@ -311,6 +331,15 @@ def _delete(row: StudyRow, now: datetime) -> None:
             metadata={"kind": _word(Kind(row.kind)), "name": row.name, "status": row.status},
         )
     row.deleted_at, row.is_tended = now, False
+
+
+def _newest(some: sa.ColumnElement[bool], length: int) -> sa.Subquery:
+    """Uids and numbers of the newest `length` trials of some studies, and what each takes `together` with those before
+    it: first the newest one of each study, then the one before it of each, and so on."""
+    age = StudyRow.trials - TrialRow.number
+    together = sa.func.sum(shown_size()).over(order_by=(age, TrialRow.study_uid)).label("together")
+    query = sa.select(TrialRow.study_uid, TrialRow.number, together)
+    return query.join(StudyRow, StudyRow.uid == TrialRow.study_uid).where(some, age < length).subquery()
 
 
 def _cut_off(uid: str) -> sa.ColumnElement[bool]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,9 +16,10 @@ from tuning_service.storage.tables import TrialRow
 
 _JSON = ("values", "place", "notes", "objectives", "metrics", "curve", "earlier_uids")
 _PLAIN = tuple(name for name in Trial.__dataclass_fields__ if name not in _JSON)
-# What only the loop needs, and what algorithms do not see.
+# What only the loop needs, and what algorithms do not see; those that know of places need no values.
 NOT_SHOWN = frozenset({"place", "curve", "earlier_uids"})
 NOT_LEARNT = frozenset({"metrics", "curve"})
+ONLY_PLACES = NOT_LEARNT | {"values"}
 
 
 def select_trials(left_out: frozenset[str] = frozenset()) -> sa.Select[Any]:
@@ -36,6 +38,18 @@ async def read_trials(
     texts = (text or "null" for row in rows for text in row[first : first + len(names)])
     parsed = iter(json.loads(f"[{','.join(texts)}]"))
     return [_trial(dict(zip(_PLAIN, row, strict=False)) | {name: next(parsed) for name in names}) for row in rows]
+
+
+def shown_size() -> sa.ColumnElement[int]:
+    """About how much of a row is shown, in bytes."""
+    columns = (TrialRow.values, TrialRow.metrics, TrialRow.message)
+    return sum((sa.func.length(sa.cast(column, sa.Text)) for column in columns), sa.literal(0))
+
+
+def within(sizes: Iterable[int], most_bytes: int) -> int:
+    """How many of the first have room; one at least, if there is one."""
+    together = itertools.accumulate(sizes)
+    return max(1, sum(1 for _ in itertools.takewhile(lambda total: total <= most_bytes, together)))
 
 
 def trial_columns(trial: Trial) -> dict[str, Any]:
@@ -59,6 +73,7 @@ def by_column(values: Mapping[str, Any]) -> dict[Any, Any]:
 
 def _trial(values: dict[str, Any]) -> Trial:
     values["status"] = TrialStatus(values["status"])
+    values.setdefault("values", {})
     if values.get("place") is not None:
         values["place"] = tuple(values["place"])
     for name in ("objectives", "earlier_uids"):

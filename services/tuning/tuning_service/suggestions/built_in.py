@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tuning_service.domain.evaluation import Answer, Problem
@@ -31,6 +31,7 @@ ASK_SECONDS = 60.0
 IDLE_SECONDS = 300.0
 # Of its own, beside what libraries map: see RLIMIT_DATA.
 MEMORY_BYTES = 4 * 1024**3
+THINK = (sys.executable, "-P", "-m", "tuning_service.worker.suggest")
 LOGGED_LINES = 100
 # What answers shall take, a suggestion without its place, and a coordinate of that, all at most.
 _ANSWER_BYTES, _NOTES_BYTES, _COORDINATE_BYTES = MAX_ANSWER_BYTES * 3 // 4, 1000, 26
@@ -48,7 +49,7 @@ class BuiltInSuggestions:
         ask_seconds: float = ASK_SECONDS,
         idle_seconds: float = IDLE_SECONDS,
         memory_bytes: int = MEMORY_BYTES,
-        command: Sequence[str] = (sys.executable, "-P", "-m", "tuning_service.worker.suggest"),
+        command: Sequence[str] = THINK,
     ) -> None:
         self._most, self._ask_seconds, self._idle_seconds = processes, ask_seconds, idle_seconds
         self._memory_bytes, self._command = memory_bytes, command
@@ -71,13 +72,6 @@ class BuiltInSuggestions:
         answer = await self._shielded({"study": study_uid, "algorithm": algorithm, "count": count}, problem, history)
         return read_answer(answer)
 
-    async def importance(self, study_uid: str, problem: Problem, history: History) -> Mapping[str, float]:
-        """What each parameter explains of the losses so far; empty when there are too few."""
-        # Of the same trials under another name: the places of all of them are read from their values.
-        ask = {"study": f"{study_uid}/importance", "algorithm": "Random", "count": 0, "question": "importance"}
-        found: Mapping[str, float] = (await self._shielded(ask, problem, history))["importance"]
-        return found
-
     async def _shielded(self, ask: dict[str, Any], problem: Problem, history: History) -> dict[str, Any]:
         question = asyncio.create_task(self._ask_twice({**ask, "problem": problem_form(problem)}, history))
         self._asks.add(question)
@@ -89,8 +83,7 @@ class BuiltInSuggestions:
     def forget(self, study_uid: str) -> None:
         """It has ended."""
         for thinker in self._thinkers:
-            for uid in (study_uid, f"{study_uid}/importance"):
-                thinker.known.pop(uid, None)
+            thinker.known.pop(study_uid, None)
 
     async def close(self) -> None:
         """End all processes."""
@@ -131,7 +124,7 @@ class BuiltInSuggestions:
             message = {**ask, "since": since, "until": until, "trials": [evaluation_form(trial) for trial in trials]}
             if not is_newest:
                 # To be told, not asked yet.
-                message |= {"count": 0, "question": ""}
+                message["count"] = 0
             thinker.logged_lines, thinker.is_spoiled = 0, True
             try:
                 answer = await thinker.process.ask(message, self._ask_seconds)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from tuning_service.domain.evaluation import Answer, Problem
 from tuning_service.domain.study import Study
 from tuning_service.suggestions.built_in import BuiltInSuggestions
+from tuning_service.suggestions.importance_process import ImportanceProcesses
 from tuning_service.suggestions.plugin import PluginSuggestions
 from tuning_service.usecases.ports import Algorithms, History, SuggestionError
 
@@ -14,8 +15,15 @@ from tuning_service.usecases.ports import Algorithms, History, SuggestionError
 class Suggestions:
     """`usecases.ports.Suggestions`."""
 
-    def __init__(self, algorithms: Algorithms, built_in: BuiltInSuggestions, plugins: PluginSuggestions) -> None:
+    def __init__(
+        self,
+        algorithms: Algorithms,
+        built_in: BuiltInSuggestions,
+        plugins: PluginSuggestions,
+        importance: ImportanceProcesses,
+    ) -> None:
         self._algorithms, self._built_in, self._plugins = algorithms, built_in, plugins
+        self._importance = importance
 
     async def ask(self, study: Study, algorithm: str, problem: Problem, history: History, count: int) -> Answer:
         if algorithm in self._algorithms.built_in():
@@ -29,7 +37,7 @@ class Suggestions:
         return self._plugins.doing(study_uid)
 
     async def importance(self, study: Study, problem: Problem, history: History) -> Mapping[str, float]:
-        return await self._built_in.importance(study.uid, problem, history)
+        return await self._importance.importance(problem, history)
 
     async def forget(self, study_uid: str) -> None:
         self._built_in.forget(study_uid)

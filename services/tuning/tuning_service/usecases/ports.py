@@ -25,6 +25,8 @@ class TrialPage:
     statuses: Sequence[TrialStatus] = ()
     by_loss: bool = False
     newest_first: bool = False
+    # Fewer than `length` when those take more than about so much.
+    most_bytes: int | None = None
 
 
 class Studies(Protocol):
@@ -62,10 +64,12 @@ class Studies(Protocol):
     async def open_trials(self, uid: str) -> Sequence[Trial]:
         """Those that have not ended, by number."""
 
-    async def changed(self, uid: str, since: int, length: int) -> tuple[Sequence[Trial], int, bool]:
+    async def changed(
+        self, uid: str, since: int, length: int, *, with_values: bool = True
+    ) -> tuple[Sequence[Trial], int, bool]:
         """Trials that an algorithm has to hear of, without metrics and curves, in the order of their changes: those
-        that came or ended after the change `since`, about `length` of them at most; the change up to which they are
-        complete; and whether that is the newest one."""
+        that came or ended after the change `since`, about `length` of them at most, fewer where values are large; the
+        change up to which they are complete; and whether that is the newest one."""
 
     async def objectives_of(self, uid: str) -> Sequence[tuple[int, Sequence[float]]]:
         """Numbers and objectives of all finished trials."""
@@ -135,7 +139,7 @@ class Suggestions(Protocol):
 
     async def importance(self, study: Study, problem: Problem, history: History) -> Mapping[str, float]:
         """What part each parameter has in what all of them explain of the losses, 0 to 1; empty when too few trials
-        have ended. `SuggestionError` when that cannot be said."""
+        have ended. `SuggestionError` when that cannot be said, 503 when it takes too long."""
 
     async def forget(self, study_uid: str) -> None:
         """It has ended: what is kept of it, and runs for it, may go."""

@@ -212,7 +212,9 @@ class RunStudies:
         if parting := self._partings.get(study.uid):
             # It was restarted meanwhile.
             await asyncio.wait({parting})
-        history = TrialHistory(self._studies, study, plan)
+        # Built-in algorithms know trials by their places.
+        is_installed = plan.algorithm not in self._algorithms.built_in()
+        history = TrialHistory(self._studies, study, plan, with_values=is_installed)
         return await self._suggestions.ask(study, plan.algorithm, problem_of(study, plan), history, room)
 
     def _answered(self, study: Study, ask: asyncio.Task[Answer]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import uuid4
 
@@ -31,9 +32,15 @@ from tuning_service.usecases.trials import TrialHistory, problem_of
 # What one answer holds unless something else is asked for, and at most: a study, and a page of trials.
 SHOWN_TRIALS, PAGE_TRIALS = 1000, 100
 MAX_SHOWN_TRIALS = 10_000
+# Fewer when they take more than this, as they do with many or long parameters.
+SHOWN_BYTES = 4 * 1024 * 1024
 # The same of each study in a list, and of all of them.
 LISTED_TRIALS, MAX_LISTED_TRIALS = 100, 1000
+# Of as many studies it is known what their parameters explain.
+KEPT_IMPORTANCES = 100
 WORDS = {Kind.HYPER_SEARCH: "HPO task", Kind.MODEL_TUNING: "tuning"}
+# A study, its last beginning, and how many of its trials have ended: those decide.
+_Moment = tuple[str, datetime | None, int]
 
 
 @dataclass(frozen=True)
@@ -90,9 +97,9 @@ class FindStudies:
         return StudyView(study, trials, best)
 
     async def page(self, study: Study, page: TrialPage) -> Sequence[Trial]:
-        """Some trials, without places, curves and earlier runs."""
+        """Some trials, without places, curves and earlier runs; fewer than asked for when they are large."""
         check_page(page)
-        return await self._studies.page(study.uid, page, is_slim=True)
+        return await self._studies.page(study.uid, replace(page, most_bytes=SHOWN_BYTES), is_slim=True)
 
 
 def check_page(page: TrialPage) -> None:
@@ -105,7 +112,14 @@ def check_page(page: TrialPage) -> None:
 
 def _view(study: Study, trials: Sequence[Trial], length: int) -> StudyView:
     """Of `trials`, which have the best one beside them."""
-    newest = [trial for trial in trials if trial.number > study.counts.trials - length]
+    newest: list[Trial] = []
+    for trial in reversed(trials):
+        # Without a gap from the newest on: there may have been room for some only.
+        is_next = trial.number == newest[-1].number - 1 if newest else trial.number >= study.counts.trials
+        if not is_next or trial.number <= study.counts.trials - length:
+            break
+        newest.append(trial)
+    newest.reverse()
     return StudyView(study, newest, next((trial for trial in trials if trial.number == study.best), None))
 
 
@@ -122,9 +136,30 @@ class Importance:
     ) -> None:
         self._studies, self._algorithms, self._suggestions = studies, algorithms, suggestions
         self._experiment_parameters = experiment_parameters
+        # Those that go on, and the newest that were found.
+        self._searches: OrderedDict[_Moment, asyncio.Task[Sequence[tuple[str, float]]]] = OrderedDict()
 
     async def __call__(self, study: Study) -> Sequence[tuple[str, float]]:
-        """Names and parts, the most important first; 400 while that cannot be said."""
+        """Names and parts, the most important first; 400 while that cannot be said. Who asks while it is being found,
+        or before another trial has ended, gets the same answer."""
+        moment = study.uid, study.resumed_at, study.counts.ended
+        search = self._searches.get(moment)
+        if search is None:
+            search = self._searches[moment] = asyncio.ensure_future(self._find(study))
+            search.add_done_callback(lambda done: self._keep(moment, done))
+        # Another one may wait for it when this caller has gone.
+        return await asyncio.shield(search)
+
+    def _keep(self, moment: _Moment, done: asyncio.Task[Sequence[tuple[str, float]]]) -> None:
+        if done.cancelled() or done.exception():
+            self._searches.pop(moment, None)
+            return
+        self._searches.move_to_end(moment)
+        found = [known for known, search in self._searches.items() if search.done()]
+        for known in found[:-KEPT_IMPORTANCES]:
+            del self._searches[known]
+
+    async def _find(self, study: Study) -> Sequence[tuple[str, float]]:
         names = self._experiment_parameters
         plan = await stored_plan(study.request, self._algorithms, names)
         history = TrialHistory(self._studies, study, plan, by_values=True)

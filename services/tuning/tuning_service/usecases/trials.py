@@ -17,13 +17,19 @@ PAGE = 2_000
 
 
 class TrialHistory:
-    """`ports.History` of one study; `by_values` says where trials lie whose algorithm knows nothing of places."""
+    """`ports.History` of one study; `by_values` says where trials lie whose algorithm knows nothing of places. Values
+    are left out unless it is asked for them."""
 
-    def __init__(self, studies: Studies, study: Study, plan: Plan, *, by_values: bool = False) -> None:
+    def __init__(
+        self, studies: Studies, study: Study, plan: Plan, *, by_values: bool = False, with_values: bool = False
+    ) -> None:
         self._studies, self._study, self._plan, self._by_values = studies, study, plan, by_values
+        self._with_values = with_values or by_values
 
     async def since(self, change: int) -> tuple[Sequence[Evaluation], int, bool]:
-        trials, until, is_newest = await self._studies.changed(self._study.uid, change, PAGE)
+        trials, until, is_newest = await self._studies.changed(
+            self._study.uid, change, PAGE, with_values=self._with_values
+        )
         found = [evaluation_of(trial, self._plan) for trial in trials]
         return [self._placed(one) for one in found] if self._by_values else found, until, is_newest
 
