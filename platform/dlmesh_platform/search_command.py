@@ -49,8 +49,10 @@ def list_searches() -> None:
     """All searches that you may see."""
     is_wide = out.width >= WIDE_COLUMNS
     table = Table("search", "state", "trials", "best", "algorithm", "for", *(["says"] if is_wide else []))
-    for column in table.columns[1:6]:
-        column.no_wrap = True
+    for column in table.columns:
+        # What is typed into other commands, and what is long, is never cut off.
+        column.no_wrap = column.header in ("state", "trials", "best", "for")
+        column.overflow = "fold"
     said = []
     for one in platform_client(home_folder()).get("/hypersearch?length=0"):
         name, says = escape(one["hpoName"]), escape(_first_line(one["statusMessage"]))

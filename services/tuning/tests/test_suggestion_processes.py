@@ -7,11 +7,13 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from thinking_room import HYPERBAND, ODD, PATIENCE_SECONDS, PROBLEM, Table, is_running, thinking, until
 from tuning_service.algorithms.registry import ALGORITHMS, make_algorithm, read_settings
 from tuning_service.domain.evaluation import Answer, Evaluation, Problem, Suggestion, TrialState
@@ -306,3 +308,19 @@ async def test_it_outlives_no_service_that_is_killed() -> None:
         service.kill()
         await service.communicate()
     await until(lambda: not is_running(pid))
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_one_that_died_unasked_is_replaced(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    async def ask_twice() -> None:
+        table = Table()
+        async with thinking() as suggestions:
+            first = await suggestions.ask("study", "Random", PROBLEM, table, 1)
+            (pid,) = suggestions.pids
+            os.kill(pid, signal.SIGKILL)
+            # The loop has seen that its pipe is closed.
+            await until(lambda: not is_running(pid))
+            await asyncio.sleep(0.1)
+            assert await suggestions.ask("study", "Random", PROBLEM, table, 1) == first
+
+    run(ask_twice())

@@ -95,7 +95,8 @@ class LineProcess:
         many = len(message.get("trials", ())) > MANY_TRIALS
         line = await asyncio.to_thread(_line, message) if many else _line(message)
         async with asyncio.timeout(limit_seconds):
-            with contextlib.suppress(ConnectionError):
+            # uvloop says RuntimeError of a pipe that it has found closed.
+            with contextlib.suppress(ConnectionError, RuntimeError):
                 self._process.stdin.write(line)
                 await self._process.stdin.drain()
             try:
