@@ -26,6 +26,8 @@ from tuning_service.usecases.follow_trials import FollowTrials
 from tuning_service.usecases.ports import History, SuggestionError, TrialPage
 from tuning_service.usecases.run_studies import RunStudies
 
+# How long an algorithm may take when a test ends.
+ANSWER_SECONDS = 60.0
 # What the scheduling service takes in one call.
 MAX_AWAITED = 10_000
 RATE = {"name": "rate", "type": "Range", "dataType": "double", "minDbVal": 0.0, "maxDbVal": 1.0}
@@ -184,10 +186,24 @@ class StudiesRoom:
         # Instead of `runner`.
         self.runners: dict[Kind, Any] = {}
         self.clock = utc_now()
-        self.restart()
+        self._killed: list[RunStudies] = []
+        self._begin()
 
     def restart(self) -> None:
-        """The service begins anew."""
+        """The service was killed, and begins anew."""
+        self._killed.append(self.loop)
+        # What it has asked goes on until it is answered: cut off in a transaction it would lose a connection.
+        self.loop.passes._is_closing = True
+        self._begin()
+
+    async def close(self) -> None:
+        """Nothing of the loops goes on."""
+        for loop in [*self._killed, self.loop]:
+            if asks := [ask for _, ask in loop._asks.values()]:
+                await asyncio.wait(asks, timeout=ANSWER_SECONDS)
+            await loop.close()
+
+    def _begin(self) -> None:
         runners = {kind: self.runners.get(kind, self.runner) for kind in Kind}
         follow = FollowTrials(self.studies, runners, self.jobs, self.now)
         self.loop = RunStudies(self.studies, self.algorithms, self.suggestions, follow, self.jobs, self.now)

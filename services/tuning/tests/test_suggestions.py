@@ -17,11 +17,13 @@ from servicekit.reconcile import Next
 from servicekit.times import utc_now
 from studies_room import StudiesRoom, request_of
 from thinking_room import PATIENCE_SECONDS
-from tuning_service.domain.study import Status, Trial
+from tuning_service.domain.study import Status, Study, Trial
 from tuning_service.storage import MIGRATIONS
 from tuning_service.storage.plugin_folders import DiskPluginFolders
 from tuning_service.suggestions.built_in import BuiltInSuggestions
+from tuning_service.suggestions.importance_process import ImportanceProcesses
 from tuning_service.suggestions.plugin import PluginSuggestions
+from tuning_service.suggestions.plugin_process import PluginLimits, PluginStarter
 from tuning_service.suggestions.suggestions import Suggestions
 from tuning_service.usecases.ports import InstalledAlgorithm
 
@@ -31,6 +33,11 @@ RATE = {"name": "rate", "type": "Range", "dataType": "double", "minDbVal": 0.0, 
 RESOURCE = [{"name": "ResourceName", "value": "epochs"}, {"name": "ResourceValue", "value": "9"}]
 
 
+async def nobody_else(_: Study) -> str:
+    """Algorithms run as who runs the tests."""
+    return ""
+
+
 class Room(StudiesRoom):
     """With real processes that think."""
 
@@ -38,12 +45,16 @@ class Room(StudiesRoom):
         super().__init__(database)
         self.folders = DiskPluginFolders(home, [PLUGINS])
         self.built_in = BuiltInSuggestions()
-        self.plugins = PluginSuggestions(home / "tuning", self.folders.folder_of, self.folders.python_of)
-        self.suggestions = Suggestions(self.algorithms, self.built_in, self.plugins)  # type: ignore[assignment]
-        self.restart()
+        self.plugins = PluginSuggestions(
+            PluginStarter(home, self.folders.folder_of, self.folders.python_of, nobody_else, PluginLimits())
+        )
+        self.suggestions = Suggestions(  # type: ignore[assignment]
+            self.algorithms, self.built_in, self.plugins, ImportanceProcesses()
+        )
+        self._begin()
 
-    def restart(self) -> None:
-        super().restart()
+    def _begin(self) -> None:
+        super()._begin()
         step = self.loop.step
 
         async def patient() -> Next:
@@ -81,7 +92,7 @@ async def room(database_url: str, tmp_path: Path) -> AsyncIterator[Room]:
     await database.migrate(MIGRATIONS)
     room = Room(database, tmp_path)
     yield room
-    await room.loop.close()
+    await room.close()
     await room.suggestions.close()  # type: ignore[attr-defined]
     await database.close()
 

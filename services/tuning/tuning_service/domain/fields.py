@@ -126,7 +126,7 @@ class Fields:
             return None
         assert value is not None
         if not 1 <= value <= most:
-            raise invalid(self.place(self.get(*names)[0]), value, f"1 to {most}, or -1 for no limit")
+            raise invalid(self.place(self.get(*names)[0]), value, f"1 to {most}, or -1 (or 0) for no limit")
         return value
 
     def objects(self, name: str) -> list[Fields]:
