@@ -23,10 +23,11 @@ from tuning_service.domain.study import Kind, Status, Study, Trial, TrialStatus
 from tuning_service.storage import MIGRATIONS
 from tuning_service.storage import studies as storage
 from tuning_service.storage.studies import SHOWN_REQUEST_CHARACTERS
+from tuning_service.suggestions.pareto_front import FrontProcesses
 from tuning_service.usecases import studies as limits
 from tuning_service.usecases.ports import History, InstalledAlgorithm, TrialPage
 from tuning_service.usecases.start_hyper_search import read_request
-from tuning_service.usecases.studies import Budget, ChangeStudies, FindStudies, StudyView
+from tuning_service.usecases.studies import Budget, ChangeStudies, FindStudies, ParetoFront, StudyView
 from tuning_service.usecases.trials import TrialHistory
 
 ANN, BOB = Identity("ann"), Identity("bob")
@@ -127,6 +128,20 @@ async def test_pages_end_where_trials_are_large(room: StudiesRoom, monkeypatch: 
     # One is shown in any case.
     monkeypatch.setattr(limits, "SHOWN_BYTES", 10)
     assert numbers(await find.view(study)) == [10]
+
+
+async def test_pages_of_fronts_end_where_trials_are_large(room: StudiesRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    uid = await large(room, "large", 4)
+    trials = await room.trials(uid)
+    for trial in trials:
+        trial.objectives = (1.0,)
+        trial.end(TrialStatus.FINISHED, "", utc_now())
+    await room.studies.save(uid, trials, {trial.number: 1.0 for trial in trials})
+    study, front = await room.study(uid), ParetoFront(room.studies, room.algorithms, FrontProcesses())
+    assert [trial.number for trial in await front(study, TrialPage(1, 10))] == [2, 3, 4]
+    monkeypatch.setattr(limits, "SHOWN_BYTES", 11_000)
+    assert [trial.number for trial in await front(study, TrialPage(1, 10))] == [2, 3]
+    assert await front(study, TrialPage(4, 10)) == []
 
 
 async def test_lists_end_where_trials_are_large(room: StudiesRoom, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from tuning_service.storage.trial_rows import (
     NOT_SHOWN,
     ONLY_PLACES,
     by_column,
+    newest_trials,
     read_trials,
     select_trials,
     shown_size,
@@ -122,6 +123,15 @@ class SqlStudies:
                 query = query.limit(within(sizes, page.most_bytes))
             return await read_trials(session, query, left_out)
 
+    async def first_with_room(self, uid: str, numbers: Sequence[int], most_bytes: int) -> Sequence[int]:
+        sizes: dict[int, int] = {}
+        for start in range(0, len(numbers), _AT_ONCE):
+            some = TrialRow.number.in_(numbers[start : start + _AT_ONCE])
+            query = sa.select(TrialRow.number, shown_size()).where(TrialRow.study_uid == uid, some)
+            async with self._database.session(read_only=True) as session:
+                sizes.update((number, size) for number, size in await session.execute(query))
+        return numbers[: within((sizes.get(number, 0) for number in numbers), most_bytes)]
+
     async def numbered(self, uid: str, numbers: Sequence[int]) -> Sequence[Trial]:
         found: list[Trial] = []
         for start in range(0, len(numbers), _AT_ONCE):
@@ -136,7 +146,7 @@ class SqlStudies:
             some = StudyRow.uid.in_(uids[start : start + _AT_ONCE])
             queries = [select_trials(NOT_SHOWN).join(StudyRow, of_study).where(some, is_best)]
             if length:
-                newest = _newest(some, length)
+                newest = newest_trials(some, length)
                 this = sa.and_(newest.c.study_uid == TrialRow.study_uid, newest.c.number == TrialRow.number)
                 has_room = newest.c.together <= LISTED_BYTES
                 queries.append(select_trials(NOT_SHOWN).join(newest, this).where(has_room))
@@ -331,15 +341,6 @@ def _delete(row: StudyRow, now: datetime) -> None:
             metadata={"kind": _word(Kind(row.kind)), "name": row.name, "status": row.status},
         )
     row.deleted_at, row.is_tended = now, False
-
-
-def _newest(some: sa.ColumnElement[bool], length: int) -> sa.Subquery:
-    """Uids and numbers of the newest `length` trials of some studies, and what each takes `together` with those before
-    it: first the newest one of each study, then the one before it of each, and so on."""
-    age = StudyRow.trials - TrialRow.number
-    together = sa.func.sum(shown_size()).over(order_by=(age, TrialRow.study_uid)).label("together")
-    query = sa.select(TrialRow.study_uid, TrialRow.number, together)
-    return query.join(StudyRow, StudyRow.uid == TrialRow.study_uid).where(some, age < length).subquery()
 
 
 def _cut_off(uid: str) -> sa.ColumnElement[bool]:

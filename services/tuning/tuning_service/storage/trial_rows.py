@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tuning_service.domain.results import MetricRange
 from tuning_service.domain.study import Trial, TrialStatus
-from tuning_service.storage.tables import TrialRow
+from tuning_service.storage.tables import StudyRow, TrialRow
 
 _JSON = ("values", "place", "notes", "objectives", "metrics", "curve", "earlier_uids")
 _PLAIN = tuple(name for name in Trial.__dataclass_fields__ if name not in _JSON)
@@ -44,6 +44,15 @@ def shown_size() -> sa.ColumnElement[int]:
     """About how much of a row is shown, in bytes."""
     columns = (TrialRow.values, TrialRow.metrics, TrialRow.message)
     return sum((sa.func.length(sa.cast(column, sa.Text)) for column in columns), sa.literal(0))
+
+
+def newest_trials(some: sa.ColumnElement[bool], length: int) -> sa.Subquery:
+    """Uids and numbers of the newest `length` trials of some studies, and what each takes `together` with those before
+    it: first the newest one of each study, then the one before it of each, and so on."""
+    age = StudyRow.trials - TrialRow.number
+    together = sa.func.sum(shown_size()).over(order_by=(age, TrialRow.study_uid)).label("together")
+    query = sa.select(TrialRow.study_uid, TrialRow.number, together)
+    return query.join(StudyRow, StudyRow.uid == TrialRow.study_uid).where(some, age < length).subquery()
 
 
 def within(sizes: Iterable[int], most_bytes: int) -> int:

@@ -58,6 +58,9 @@ class Studies(Protocol):
     async def shown(self, uids: Sequence[str], length: int) -> Mapping[str, Sequence[Trial]]:
         """Of each of these studies the newest `length` trials and the best one, slim, by number."""
 
+    async def first_with_room(self, uid: str, numbers: Sequence[int], most_bytes: int) -> Sequence[int]:
+        """The first of these trials, as many as take about so much when they are shown, one at least."""
+
     async def numbered(self, uid: str, numbers: Sequence[int]) -> Sequence[Trial]:
         """The trials with these numbers."""
 

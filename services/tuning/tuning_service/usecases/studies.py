@@ -184,7 +184,8 @@ class ParetoFront:
         self._searches: dict[tuple[str, int], asyncio.Task[Sequence[int]]] = {}
 
     async def __call__(self, study: Study, page: TrialPage) -> Sequence[Trial]:
-        """A page of the first MAX_SHOWN_TRIALS by their objectives, the best first."""
+        """A page of the first MAX_SHOWN_TRIALS by their objectives, the best first; fewer than asked for when they
+        are large."""
         check_page(page)
         # What has ended decides: the same as long as no other trial has.
         key = (study.uid, study.counts.ended)
@@ -194,6 +195,7 @@ class ParetoFront:
             search.add_done_callback(lambda _: self._searches.pop(key, None))
         # Another one may wait for it when this caller has gone.
         numbers = (await asyncio.shield(search))[page.start : page.start + page.length]
+        numbers = await self._studies.first_with_room(study.uid, numbers, SHOWN_BYTES)
         found = {trial.number: trial for trial in await self._studies.numbered(study.uid, numbers)}
         return [found[number] for number in numbers if number in found]
 
