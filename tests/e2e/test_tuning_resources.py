@@ -187,6 +187,7 @@ def test_a_new_model_has_what_its_program_found(admin: Client, model: str) -> No
 @pytest.mark.parametrize(
     ("change", "field", "says"),
     [
+        ({"resDef": {**RESOURCES, "framework": "PyTorchOnElastic"}}, "resDef.framework", "not Elastic"),
         ({"resDef": {**RESOURCES, "syncMode": "ASYNC"}}, "resDef.syncMode", "not Elastic"),
         ({"resDef": {**RESOURCES, "syncMode": "LATER"}}, "resDef.syncMode", "ASYNC"),
         ({"resDef": {**RESOURCES, "initWeightPath": "nothing.pth"}}, "resDef.initWeightPath", "nothing.pth"),

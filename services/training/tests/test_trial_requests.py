@@ -103,14 +103,6 @@ async def test_an_unknown_model_is_not_found(room: Room) -> None:
     assert (await start_refused(room, model_uid="another"))[0] is grpc.StatusCode.NOT_FOUND
 
 
-@pytest.mark.parametrize("framework", ["PyTorchOnElastic", "pytorchonelastic", "edtPyTorch"])
-async def test_an_elastic_trial_of_a_model_that_is_not(room: Room, framework: str) -> None:
-    assert list((await check(room, framework=framework, workers=5, sync_mode="ASYNC")).warnings) == []
-    job = room.jobs.requests[await start(room, framework=framework, workers=5, sync_mode="ASYNC")]
-    told = TrainingSpec.read(job.command[3])
-    assert (job.ranks, job.min_ranks, told.max_workers, told.sync_mode) == (2, 1, 2, "ASYNC")
-
-
 @pytest.mark.parametrize(
     ("asked", "ranks", "warning"),
     [
@@ -135,8 +127,10 @@ async def test_gpus_are_those_of_each_worker(room: Room) -> None:
     room.jobs.group = replace(GROUP, gpus=3)
     assert room.jobs.requests[await start(room, workers=2)].gpus_per_rank == 1
     assert room.jobs.requests[await start(room, gpus=3)].gpus_per_rank == 3
+    room.models.known["digits"] = replace(native := room.models.known["digits"], accelerator="Elastic")
     job = room.jobs.requests[await start(room, gpus=2, workers=2, framework="PyTorchOnElastic")]
     assert (job.ranks, job.gpus_per_rank) == (1, 2)
+    room.models.known["digits"] = native
     code, message = await start_refused(room, gpus=2, workers=2)
     assert (code, message.startswith("resDef.workerNum: 2")) == (grpc.StatusCode.INVALID_ARGUMENT, True)
     code, message = await start_refused(room, gpus=4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from servicekit.errors import Code, ServiceError, invalid
@@ -28,6 +28,7 @@ from training_service.usecases.trial_fields import as_tuning_knows
 MAX_OWNER_CHARACTERS = 256
 MAX_STUDY_CHARACTERS = 128
 FIELD = "hyperParams"
+ITERATIONS = "maxiteration"
 # Names of frameworks that say the accelerator, too.
 _ELASTIC = {"pytorchonelastic": "PyTorch", "edtpytorch": "PyTorch", "edttensorflow": "TensorFlow"}
 
@@ -85,17 +86,24 @@ class PrepareTrial:
         model = await self._model(request)
         framework = request.framework or model.framework
         if base := _ELASTIC.get(framework.casefold()):
-            framework, model = base, replace(model, accelerator="Elastic")
+            if model.accelerator != "Elastic":
+                allowed = f"{model.framework}, because the accelerator of {model.name!r} is not Elastic"
+                raise invalid("resDef.framework", framework, allowed)
+            framework = base
         given, batch_size = dict(request.hyperparameters), request.batch_size
         if BATCH_SIZE in given:
             batch_size = read_batch_size(f"{FIELD}.{BATCH_SIZE}", given.pop(BATCH_SIZE))
         if request.max_iterations:
-            given.setdefault("maxiteration", request.max_iterations)
+            given.setdefault(ITERATIONS, request.max_iterations)
         for value in candidates.get(BATCH_SIZE, ()):
             read_batch_size(f"{FIELD}.{BATCH_SIZE}", value)
         others = {name: values for name, values in candidates.items() if name != BATCH_SIZE}
         settled = await self._models.settle(model.name, given, others, accelerator=model.accelerator, field=FIELD)
         check_user_defined(FIELD, request.user_defined, (*settled.known, BATCH_SIZE))
+        counts_epochs = _counts_epochs(model, settled.values)
+        if counts_epochs:
+            own = [request.hyperparameters[ITERATIONS]] if ITERATIONS in request.hyperparameters else []
+            _check_iterations(model, [*own, *candidates.get(ITERATIONS, ())])
         asked = TrainingRequest(
             # No name that a user may give.
             name=f"trial {trial_id}",
@@ -125,7 +133,7 @@ class PrepareTrial:
         size = len(json.dumps(training.config).encode())
         if size > MAX_CONFIG_BYTES:
             raise invalid(FIELD, f"values of {size} bytes", f"at most {MAX_CONFIG_BYTES} bytes in all")
-        return PreparedTrial(training, _warnings(request, training))
+        return PreparedTrial(training, _warnings(request, training, counts_epochs=counts_epochs))
 
     async def _model(self, request: TrialRequest) -> ModelFacts:
         model = await self._models.get(request.model_name)
@@ -159,8 +167,29 @@ def _check(request: TrialRequest) -> None:
         raise invalid("max_seconds", request.max_seconds, f"0 to {MAX_SECONDS}")
 
 
-def _warnings(request: TrialRequest, training: Training) -> list[str]:
+def _counts_epochs(model: ModelFacts, hyperparameter: Mapping[str, Any]) -> bool:
+    """Whether maxiteration limits nothing: FabricModel trains the epochs that its program says, and only in TensorFlow
+    the parameter module makes epochs of iterations, where none are given."""
+    return model.accelerator == "Elastic" and (model.framework == "PyTorch" or bool(hyperparameter.get("epoch")))
+
+
+def _check_iterations(model: ModelFacts, values: Sequence[Any]) -> None:
+    """400 for a parameter, or the resource of an algorithm, that would make no trial different."""
+    if values:
+        allowed = (
+            f"epoch in its place, as parameter or ResourceName: elastic trainings of {model.name!r} count in epochs"
+        )
+        raise invalid(f"{FIELD}.{ITERATIONS}", values[0], allowed)
+
+
+def _warnings(request: TrialRequest, training: Training, *, counts_epochs: bool) -> list[str]:
     found = []
+    # Published clients cannot leave it out.
+    if request.max_iterations and counts_epochs:
+        found.append(
+            f"resDef.maxiteration: {request.max_iterations} is not used, as elastic trainings of this model count in "
+            "epochs; the hyperparameter epoch limits them"
+        )
     if request.distribute is False and request.workers > 1:
         found.append(f"resDef.workerNum: {request.workers} is not used, as distribute is false; a trial has 1 worker")
     if request.gpus and not training.group.gpus:
