@@ -65,6 +65,13 @@ def found_by(platform: RunningPlatform, trial: Mapping[str, Any]) -> dict[str, A
     return found
 
 
+def iterations_of(platform: RunningPlatform, trial: Mapping[str, Any]) -> int:
+    """How many iterations the program of a trial said it would make."""
+    output = (attempts_of(platform, {"appid": trial["appId"]})[-1] / "rank-0.out").read_text()
+    line = next(line for line in output.splitlines() if line.startswith("Total iterations: "))
+    return int(line.removeprefix("Total iterations: "))
+
+
 def loss_of(trial: Mapping[str, Any]) -> float:
     chosen = values(trial)
     return abs(int(chosen["width"]) - 6) + (chosen["activation"] != "relu") + float(chosen["learningrate"])
@@ -168,6 +175,23 @@ def test_what_is_not_used_is_said(admin: Client, model: str, platform: RunningPl
     assert "resDef.workerNum: 2 is not used, as distribute is false" in said
     (group,) = (one for one in admin.get("/platform/rest/dlmesh/v1/instancegroups") if one["name"] == "local")
     assert ("resDef.gpuNum: local has no GPUs" in said) == (not group.get("gpusPerHost"))
+
+
+def test_trials_of_elastic_models_share_out_epochs(admin: Client, trained: MainJob, platform: RunningPlatform) -> None:
+    with model_named(admin, "elastic", accelerator="Elastic") as path:
+        resources = {**RESOURCES, "framework": "PyTorchOnElastic", "maxiteration": "3"}
+        bands = tuning("bands", RATE, algorithm="Hyperband", maxJobNum=4, resDef=resources, **LOSS)
+        status, message = refused(lambda: admin.post(f"{path}/hypersearch", bands))
+        assert (status, message.startswith("hyperParams.maxiteration: 3")) == (400, True), message
+        epochs = {"ResourceName": "epoch", "ResourceValue": "3", "MinResource": "1"}
+        bands["algoDef"]["algoParams"] = [{"name": name, "value": value} for name, value in epochs.items()]
+        admin.post(f"{path}/hypersearch", bands)
+        detail = ended(admin, f"{path}/hypersearch/bands")
+        assert detail["state"] == "FINISHED", detail["statusMessage"]
+        assert "resDef.maxiteration: 3 is not used" in "\n".join(detail["warnings"])
+        trials = detail["searchGrid"]["experiments"]
+        totals = [iterations_of(platform, trial) for trial in trials]
+        assert totals == [totals[0]] * 3 + [3 * totals[0]]
 
 
 def test_a_new_model_has_what_its_program_found(admin: Client, model: str) -> None:
