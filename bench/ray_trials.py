@@ -1,5 +1,6 @@
-"""Ray Tune running trials that sleep: `python ray_trials.py TRIALS PARALLEL SECONDS` in an environment with Ray.
+"""Ray Tune running trials that sleep: `python ray_trials.py TRIALS PARALLEL SECONDS fresh|reused`, with Ray installed.
 
+Each trial has a process of its own, as when nothing is said to Ray, or one of an earlier trial.
 Prints when each trial began and ended. Meant for a network namespace of its own, whose loopback it brings up.
 """
 
@@ -24,7 +25,7 @@ def bring_up_loopback() -> None:
         fcntl.ioctl(probe, _SET_FLAGS, struct.pack("16sH14s", b"lo", _UP, b""))
 
 
-def main(trials: int, parallel: int, seconds: float) -> None:
+def main(trials: int, parallel: int, seconds: float, *, reuse_actors: bool) -> None:
     bring_up_loopback()
     os.environ |= {
         "RAY_DISABLE_IMPORT_WARNING": "1",
@@ -56,7 +57,11 @@ def main(trials: int, parallel: int, seconds: float) -> None:
             tune.with_resources(trial, {"cpu": 1}),
             param_space={"rate": tune.uniform(0, 1)},
             tune_config=tune.TuneConfig(
-                num_samples=trials, metric="loss", mode="min", max_concurrent_trials=parallel, reuse_actors=True
+                num_samples=trials,
+                metric="loss",
+                mode="min",
+                max_concurrent_trials=parallel,
+                reuse_actors=reuse_actors,
             ),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         )
@@ -69,4 +74,4 @@ def main(trials: int, parallel: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), reuse_actors=sys.argv[4] == "reused")
