@@ -80,6 +80,22 @@ async def test_nothing_is_cut_off_where_all_ended_by_themselves(room: StudiesRoo
         await changes(room).restart(await room.study(uid), Budget())
 
 
+async def test_a_restart_with_less_than_has_run_is_refused_whatever_was_cut_off(room: StudiesRoom) -> None:
+    uid = await room.add(request=request_of(maxJobNum=3, maxParalleJob=2))
+    first, _ = await room.until_running(uid, 2)
+    room.jobs.end(first.uid, "FINISHED")
+    await room.until_running(uid, 2)
+    assert await room.studies.request_stop(uid, room.now(), at_once=False)
+    await room.steps(6)
+    study = await room.study(uid)
+    assert study.counts == Counts(3, finished=1, stopped=2)
+    with pytest.raises(ServiceError, match="maxJobNum: 2 is not valid; allowed: at least the 3 that it has run"):
+        await changes(room).restart(study, Budget(max_trials=2))
+    await changes(room).restart(study, Budget(max_trials=3))
+    study = await room.to_the_end(uid)
+    assert (study.status, study.counts) == (Status.FINISHED, Counts(3, finished=3))
+
+
 async def test_what_has_ended_otherwise_never_runs_again(room: StudiesRoom) -> None:
     """Whatever is written beside it: only what was stopped is cut off."""
     uid = await room.add(request=request_of(maxJobNum=3, maxParalleJob=3))

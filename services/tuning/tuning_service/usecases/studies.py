@@ -248,10 +248,13 @@ class ChangeStudies:
         plan = await read_request(
             Fields("", request), self._algorithms, experiment_parameters=self._experiment_parameters
         )
-        is_full = plan.max_trials is not None and study.counts.trials >= plan.max_trials
-        if is_full and not await self._studies.cut_off(study.uid):
-            allowed = f"more than the {study.counts.trials} that it has run, or -1 for no limit"
-            raise invalid("maxJobNum", plan.max_trials, allowed)
+        begun = study.counts.trials
+        if plan.max_trials is not None and plan.max_trials <= begun:
+            # What a stop cut off is to be run again.
+            is_left = await self._studies.cut_off(study.uid) > 0
+            if plan.max_trials < begun or not is_left:
+                least = "at least" if is_left else "more than"
+                raise invalid("maxJobNum", plan.max_trials, f"{least} the {begun} that it has run, or -1 for no limit")
         if study.status is Status.FINISHED and study.is_exhausted and budget == Budget():
             raise invalid("maxJobNum", "", "a study with something left to try; this one has tried everything")
         if plan.max_seconds is not None and study.seconds(self._now()) >= plan.max_seconds:
