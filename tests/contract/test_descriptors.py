@@ -14,7 +14,19 @@ import pytest
 from dlmesh.models.v1 import models_pb2
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from testkit.contract_surface import BASE, Rule, http_contract, http_rule, methods, pool, rules, schemas, table, type_of
+from testkit.contract_surface import (
+    BASE,
+    NOT_BUILT,
+    Rule,
+    http_contract,
+    http_rule,
+    methods,
+    pool,
+    rules,
+    schemas,
+    table,
+    type_of,
+)
 
 OPERATIONS = {row["operationId"]: row for row in table("operations")}
 EXTRA_OPERATIONS = {row["operationId"]: row for row in table("extra_operations")}
@@ -81,6 +93,10 @@ def schema_pairs() -> dict[tuple[str, str], Descriptor]:
             if inner in schemas() and name in fields and fields[name].message_type is not None:
                 open_pairs.append((inner, fields[name].message_type))
     return pairs
+
+
+def test_no_operation_of_the_reference_waits_to_be_built() -> None:
+    assert {name for name in OPERATIONS if NOT_BUILT in rules()[name].contract.errors} == set()
 
 
 def test_every_operation_of_the_reference_has_a_rule() -> None:

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from dlmesh_platform.client import Client
 from dlmesh_platform.launch import RunningPlatform
-from dlmesh_platform.main_job import MainJob
-from ibm_cloud_sdk_core.api_exception import ApiException
 from ibm_cloud_sdk_core.authenticators import BasicAuthenticator
 from ibm_wmla.wmla_api_v1 import DeepLearningImpactV1, HyperParameter, ImageDetail
 from testkit.platform import held_out
@@ -101,13 +99,3 @@ def test_weight_file_upload(published: DeepLearningImpactV1) -> None:
     weights = io.BytesIO(b"\x00\x01not really weights\xff" * 50_000)
     weights.name = "uploaded.pth"
     assert published.upload_wf(file=weights).get_status_code() == 201
-
-
-def test_what_is_not_built_says_so(published: DeepLearningImpactV1, trained: MainJob) -> None:
-    for call in (
-        lambda: published.start_hpo(file=io.BytesIO(b"x"), data="{}"),
-        lambda: published.get_model_auto_tuning_status("shared"),
-    ):
-        with pytest.raises(ApiException) as refusal:
-            call()
-        assert refusal.value.status_code == 501, refusal.value

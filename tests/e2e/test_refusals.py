@@ -134,17 +134,3 @@ def test_roles(admin: Client, trained: MainJob, new_user: Callable[[str], Client
     ann.wait(lambda: ann.get("/datasets/anns"), seconds=60)
     ann.delete("/datasets/anns")
     assert refusal(ann, "GET", "/datasets/anns")[0] == 404
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", "/hypersearch"),
-        ("GET", "/hypersearch/algorithm"),
-        ("GET", "/models/shared/hypersearch"),
-    ],
-)
-def test_not_built_is_501(admin: Client, trained: MainJob, method: str, path: str) -> None:
-    status, message = refusal(admin, method, path)
-    assert status == 501
-    assert message
