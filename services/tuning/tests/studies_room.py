@@ -25,6 +25,7 @@ from tuning_service.storage.studies import SqlStudies
 from tuning_service.usecases.follow_trials import FollowTrials
 from tuning_service.usecases.ports import History, SuggestionError, TrialPage
 from tuning_service.usecases.run_studies import RunStudies
+from tuning_service.usecases.studies import ChangeStudies
 
 # How long an algorithm may take when a test ends.
 ANSWER_SECONDS = 60.0
@@ -207,6 +208,14 @@ class StudiesRoom:
         runners = {kind: self.runners.get(kind, self.runner) for kind in Kind}
         follow = FollowTrials(self.studies, runners, self.jobs, self.now)
         self.loop = RunStudies(self.studies, self.algorithms, self.suggestions, follow, self.jobs, self.now)
+
+    @property
+    def changes(self) -> ChangeStudies:
+        """What users may do with searches."""
+        nothing = lambda: None  # noqa: E731
+        return ChangeStudies(
+            Kind.HYPER_SEARCH, self.studies, self.algorithms, self.now, wake=nothing, wake_removals=nothing
+        )
 
     def now(self) -> datetime:
         """The present, of which tests decide."""

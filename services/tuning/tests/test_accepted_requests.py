@@ -147,7 +147,7 @@ def test_searches_are_shown(request: dict[str, Any]) -> None:
     study = None
     with contextlib.suppress(ServiceError):
         tree = read_tree("data", json.dumps(request))
-        plan = read_plan(Fields("", tree), facts_of(tree))
+        plan = read_plan(Fields("", tree), facts_of(tree), Kind.HYPER_SEARCH.experiment_parameters)
         study = study_of(request=tree, **outline(Fields("", tree), plan))
     if study is not None:
         trials = trials_of(study, plan)
@@ -163,7 +163,7 @@ def test_tunings_are_shown_and_started(request: dict[str, Any], minutes: float |
         tree = request_tree(ParseDict(request, tuning_pb2.StartModelTuningRequest()))
     with contextlib.suppress(ServiceError):
         tree = completed(tree, facts_of(tree))
-        plan = read_plan(Fields("", tree), facts_of(tree), experiment_parameters="fixedHyperParams")
+        plan = read_plan(Fields("", tree), facts_of(tree), Kind.MODEL_TUNING.experiment_parameters)
         # What cannot be said of resDef is refused while the first trial is checked.
         for name in ("framework", "syncMode"):
             Fields("", tree).object("resDef").text(name, default="")
@@ -203,7 +203,7 @@ def test_trials_run_for_who_started_the_study() -> None:
     ]
     request = {"algoDef": {"algorithm": "Random"}, "hyperParams": parameters, "resDef": {}}
     tree = completed(request, facts_of(request))
-    plan = read_plan(Fields("", tree), facts_of(tree), experiment_parameters="fixedHyperParams")
+    plan = read_plan(Fields("", tree), facts_of(tree), Kind.MODEL_TUNING.experiment_parameters)
     study = study_of(request=tree, kind=Kind.MODEL_TUNING, owner="eve", owner_is_administrator=False)
     first, candidates = _probes(plan)
     spec = _spec(study, first, user_defined_names(tree))

@@ -31,7 +31,7 @@ class Installed:
 def settings_of(algorithm: AlgorithmFacts, given: Mapping[str, str], **more: Any) -> Mapping[str, Any]:
     parameters = [{"name": name, "value": value} for name, value in given.items()]
     tree = {"algoDef": {"algorithm": algorithm.name, "algoParams": parameters, **SETTINGS, **more}}
-    return read_plan(Fields("", {**tree, "hyperParams": [RATE]}), algorithm).settings
+    return read_plan(Fields("", {**tree, "hyperParams": [RATE]}), algorithm, "hyperParams").settings
 
 
 def built_in(name: str) -> BuiltIn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,6 @@ from tuning_service.algorithms.importance import importance
 from tuning_service.algorithms.registry import ALGORITHMS, make_algorithm, read_settings
 from tuning_service.domain.space import Choice, Continuous, DataType, Levels, Place, Space
 from tuning_service.domain.study import Study
-from tuning_service.storage import MIGRATIONS
 from tuning_service.suggestions.importance_process import ImportanceProcesses
 from tuning_service.suggestions.suggestions import Suggestions
 from tuning_service.usecases import studies as limits
@@ -147,14 +146,6 @@ async def test_the_same_question_is_thought_about_once(database: Database, monke
         with pytest.raises(ServiceError, match="at least 8 finished trials"):
             await ask(few)
         assert suggestions.questions == asked
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url, "tuning")
-    await database.migrate(MIGRATIONS)
-    yield database
-    await database.close()
 
 
 def text_of(values: Mapping[str, Any]) -> str:

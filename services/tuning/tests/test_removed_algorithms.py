@@ -12,7 +12,6 @@ from servicekit.times import utc_now
 from studies_room import InThisProcess, StudiesRoom, request_of
 from tuning_service.domain.evaluation import Answer, Problem, Suggestion
 from tuning_service.domain.study import Kind, Status, Study, TrialStatus
-from tuning_service.storage import MIGRATIONS
 from tuning_service.storage.plugin_folders import DiskPluginFolders
 from tuning_service.usecases.algorithms import ManageAlgorithms
 from tuning_service.usecases.ports import History, InstalledAlgorithm, TrialPage
@@ -33,16 +32,13 @@ class NoFronts:
 
 
 @pytest.fixture
-async def room(database_url: str) -> AsyncIterator[StudiesRoom]:
-    database = Database(database_url, "tuning")
-    await database.migrate(MIGRATIONS)
+async def room(database: Database) -> AsyncIterator[StudiesRoom]:
     made = StudiesRoom(database)
     made.suggestions = PlayedPlugin()
     made.restart()
     await made.algorithms.add(InstalledAlgorithm("mine", "u", "Admin", utc_now()))
     yield made
     await made.loop.close()
-    await database.close()
 
 
 async def test_its_trials_are_stopped_whatever_was_restarted_since(room: StudiesRoom) -> None:

@@ -13,7 +13,6 @@ from dlmesh.scheduling.v1 import trials_pb2_grpc as programs_grpc
 from dlmesh.training.v1 import trials_pb2_grpc as trainings_grpc
 from servicekit import channels as channels_module
 from servicekit.channels import Channels
-from servicekit.database import Database
 from servicekit.errors import Code, ServiceError
 from servicekit.job_client import JobsClient
 from servicekit.server import Application
@@ -24,7 +23,6 @@ from tuning_service.clients.trials import ExecTrials
 from tuning_service.domain.plan import Objective, Plan
 from tuning_service.domain.space import Space
 from tuning_service.domain.study import Kind, Status, Trial
-from tuning_service.storage import MIGRATIONS
 
 LIMIT_SECONDS = 240
 WAITING = "waiting: another service of the platform has not answered within 0.2 s"
@@ -67,16 +65,6 @@ async def channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
         found = Channels(settings_for("tuning", tmp_path, peers={"scheduling": address, "training": address}))
         yield found
         await found.close()
-
-
-@pytest.fixture
-async def room(database_url: str) -> AsyncIterator[StudiesRoom]:
-    database = Database(database_url, "tuning")
-    await database.migrate(MIGRATIONS)
-    made = StudiesRoom(database)
-    yield made
-    await made.loop.close()
-    await database.close()
 
 
 @pytest.mark.parametrize("make", [ExecTrials, TrainingTrials])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -20,38 +20,22 @@ from tuning_service.domain.fields import Fields
 from tuning_service.domain.plan import outline
 from tuning_service.domain.space import Value
 from tuning_service.domain.study import Kind, Status, Study, Trial, TrialStatus
-from tuning_service.storage import MIGRATIONS
 from tuning_service.storage import studies as storage
 from tuning_service.storage.studies import SHOWN_REQUEST_CHARACTERS
 from tuning_service.suggestions.pareto_front import FrontProcesses
 from tuning_service.usecases import studies as limits
 from tuning_service.usecases.ports import History, InstalledAlgorithm, TrialPage
 from tuning_service.usecases.start_hyper_search import read_request
-from tuning_service.usecases.studies import Budget, ChangeStudies, FindStudies, ParetoFront, StudyView
+from tuning_service.usecases.studies import Budget, FindStudies, ParetoFront, StudyView
 from tuning_service.usecases.trials import TrialHistory
 
 ANN, BOB = Identity("ann"), Identity("bob")
 
 
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url, "tuning")
-    await database.migrate(MIGRATIONS)
-    yield database
-    await database.close()
-
-
-@pytest.fixture
-async def room(database: Database) -> AsyncIterator[StudiesRoom]:
-    made = StudiesRoom(database)
-    yield made
-    await made.loop.close()
-
-
 async def filled(room: StudiesRoom, name: str, trials: int, **more: Any) -> str:
     """A study with so many finished trials, the second of which is the best."""
     request = more.pop("request", request_of(maxJobNum=trials))
-    plan = await read_request(Fields("", request), room.algorithms)
+    plan = await read_request(Fields("", request), room.algorithms, Kind.HYPER_SEARCH)
     uid = await room.add(name, request=request, **more, **outline(Fields("", request), plan))
     await room.studies.begin(uid, utc_now())
     made = [Trial(uid, number, f"{uid[:20]}{number}", {"rate": 0.5}) for number in range(1, trials + 1)]
@@ -67,11 +51,6 @@ async def ended(room: StudiesRoom, uid: str) -> None:
     study = await room.study(uid)
     study.end(Status.FINISHED, "", utc_now())
     assert await room.studies.end(study)
-
-
-def changes(room: StudiesRoom) -> ChangeStudies:
-    nothing = lambda: None  # noqa: E731
-    return ChangeStudies(Kind.HYPER_SEARCH, room.studies, room.algorithms, utc_now, wake=nothing, wake_removals=nothing)
 
 
 async def views(room: StudiesRoom, length: int | None = None) -> Mapping[str, StudyView]:
@@ -162,7 +141,7 @@ async def test_algorithms_are_told_what_they_use_in_pages_that_hold_it(
     room: StudiesRoom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = await room.study(await large(room, "large", 10))
-    plan = await read_request(Fields("", study.request), room.algorithms)
+    plan = await read_request(Fields("", study.request), room.algorithms, Kind.HYPER_SEARCH)
     monkeypatch.setattr(storage, "READ_BYTES", 16_000)
     places, _, is_newest = await TrialHistory(room.studies, study, plan).since(0)
     assert ([trial.number for trial in places], is_newest) == (list(range(1, 11)), True)
@@ -258,7 +237,7 @@ async def test_passes_read_a_request_once(room: StudiesRoom) -> None:
 async def test_a_restart_changes_what_lists_and_passes_know(room: StudiesRoom) -> None:
     uid = await room.add(request=request_of(maxJobNum=2))
     await room.to_the_end(uid)
-    await changes(room).restart(await room.study(uid), Budget(max_trials=5))
+    await room.changes.restart(await room.study(uid), Budget(max_trials=5))
     assert (await room.study(uid)).most_trials == 5
     study = await room.to_the_end(uid)
     assert (study.counts.finished, study.status_message) == (5, "maxJobNum is reached")
@@ -271,7 +250,7 @@ async def test_a_restart_with_nothing_to_do_is_refused(room: StudiesRoom) -> Non
     study.counts.stopped = 1
     study.end(Status.FINISHED, "", utc_now())
     with pytest.raises(ServiceError, match="more than the 3 that it has run") as caught:
-        await changes(room).restart(study, Budget())
+        await room.changes.restart(study, Budget())
     assert caught.value.metadata["field"] == "maxJobNum"
 
 
@@ -282,12 +261,12 @@ async def test_all_are_deleted_or_none(room: StudiesRoom) -> None:
         await ended(room, uid)
     with acting_as(ANN):
         with pytest.raises(ServiceError, match="HPO task 'second' runs; stop it first") as caught:
-            await changes(room).delete_all()
+            await room.changes.delete_all()
         assert caught.value.code is Code.ABORTED
         assert len(await views(room)) == 3
         assert await room.studies.deleted() == []
         await ended(room, second)
-        await changes(room).delete_all()
+        await room.changes.delete_all()
     assert await views(room) == {}
     assert {uid for uid, _ in await room.studies.deleted()} == {first, second, third}
     assert await room.studies.get(of_bob) is not None

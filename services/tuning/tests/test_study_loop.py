@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,30 +13,8 @@ from servicekit.database import Database
 from servicekit.errors import Code, ServiceError
 from servicekit.jobs import RankOutcome
 from studies_room import StudiesRoom, loss_of_rate, request_of
-from tuning_service.domain.study import Kind, Status, Trial, TrialStatus
-from tuning_service.storage import MIGRATIONS
-from tuning_service.usecases.studies import Budget, ChangeStudies
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url, "tuning")
-    await database.migrate(MIGRATIONS)
-    yield database
-    await database.close()
-
-
-@pytest.fixture
-async def room(database: Database) -> AsyncIterator[StudiesRoom]:
-    made = StudiesRoom(database)
-    yield made
-    await made.loop.close()
-
-
-def changes(room: StudiesRoom) -> ChangeStudies:
-    return ChangeStudies(
-        Kind.HYPER_SEARCH, room.studies, room.algorithms, room.now, wake=lambda: None, wake_removals=lambda: None
-    )
+from tuning_service.domain.study import Status, Trial, TrialStatus
+from tuning_service.usecases.studies import Budget
 
 
 async def test_a_search_runs_its_trials_and_keeps_the_best(room: StudiesRoom) -> None:
@@ -210,7 +188,7 @@ async def test_a_stop_ends_trials_and_a_restart_runs_them_again(room: StudiesRoo
     assert (study.status, study.counts.stopped, study.counts.finished) == (Status.STOPPED, 2, 1)
     assert not await room.studies.tended()
     room.passes(1000)
-    await changes(room).restart(study, Budget())
+    await room.changes.restart(study, Budget())
     study = await room.to_the_end(uid)
     assert (study.status, study.counts.trials, study.counts.finished) == (Status.FINISHED, 4, 4)
     again = (await room.trials(uid))[1]
@@ -228,7 +206,7 @@ async def test_a_stop_by_force_is_at_once_and_trials_end_afterwards(room: Studie
     assert (await room.study(uid)).status is Status.STOPPED
     await room.steps(2)
     with pytest.raises(ServiceError, match="being stopped"):
-        await changes(room).restart(await room.study(uid), Budget())
+        await room.changes.restart(await room.study(uid), Budget())
     room.jobs.is_away = False
     await room.steps(4)
     assert room.jobs.stopped == [running.uid]
@@ -240,10 +218,10 @@ async def test_a_finished_search_goes_on_with_a_larger_budget(room: StudiesRoom)
     uid = await room.add(request=request_of(maxJobNum=3))
     study = await room.to_the_end(uid)
     with pytest.raises(ServiceError) as caught:
-        await changes(room).restart(study, Budget())
+        await room.changes.restart(study, Budget())
     assert caught.value.metadata["field"] == "maxJobNum"
     before = await room.trials(uid)
-    await changes(room).restart(study, Budget(max_trials=5))
+    await room.changes.restart(study, Budget(max_trials=5))
     study = await room.to_the_end(uid)
     assert (study.status, study.counts.finished) == (Status.FINISHED, 5)
     assert (await room.trials(uid))[:3] == before
@@ -253,7 +231,7 @@ async def test_what_runs_cannot_be_restarted_or_deleted(room: StudiesRoom) -> No
     uid = await room.add()
     await room.until_running(uid, 1)
     study = await room.study(uid)
-    for refused in (changes(room).restart(study, Budget()), changes(room).delete(study)):
+    for refused in (room.changes.restart(study, Budget()), room.changes.delete(study)):
         with pytest.raises(ServiceError) as caught:
             await refused
         assert caught.value.code is Code.ABORTED
@@ -330,7 +308,7 @@ async def test_an_algorithm_that_breaks_fails_its_study_only(room: StudiesRoom) 
     room.suggestions.error = ""
     assert (await room.to_the_end(other)).status is Status.FINISHED
     # It was mended: the search goes on, whatever this process remembers of before.
-    await changes(room).restart(await room.study(uid), Budget())
+    await room.changes.restart(await room.study(uid), Budget())
     assert (await room.to_the_end(uid)).counts.finished == 5
 
 
@@ -508,7 +486,7 @@ async def test_the_name_of_a_deleted_search_is_free(room: StudiesRoom) -> None:
     with pytest.raises(ServiceError) as caught:
         await room.add()
     assert caught.value.code is Code.ALREADY_EXISTS
-    await changes(room).delete(await room.to_the_end(uid))
+    await room.changes.delete(await room.to_the_end(uid))
     assert await room.studies.get(uid) is None
     assert [one for one, _ in await room.studies.deleted()] == [uid]
     await room.add()

@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
-from servicekit.database import Database
 from studies_room import StudiesRoom, request_of
-from tuning_service.storage import MIGRATIONS
 from tuning_service.usecases.run_studies import RunStudies
-
-
-@pytest.fixture
-async def room(database_url: str) -> AsyncIterator[StudiesRoom]:
-    database = Database(database_url, "tuning")
-    await database.migrate(MIGRATIONS)
-    made = StudiesRoom(database)
-    yield made
-    await made.loop.close()
-    await database.close()
 
 
 async def test_it_says_what_its_algorithm_is_at(room: StudiesRoom) -> None:

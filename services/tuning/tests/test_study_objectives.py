@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -21,7 +21,6 @@ from tuning_service.domain.fields import Fields
 from tuning_service.domain.pareto import front
 from tuning_service.domain.plan import Plan
 from tuning_service.domain.study import Kind, Trial, TrialStatus
-from tuning_service.storage import MIGRATIONS
 from tuning_service.suggestions.pareto_front import FrontProcesses
 from tuning_service.usecases.ports import TrialPage
 from tuning_service.usecases.start_hyper_search import read_request
@@ -32,16 +31,8 @@ from tuning_service.worker.pareto_front import front as front_of_many
 ANN, BOB = Identity("ann"), Identity("bob")
 
 
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url, "tuning")
-    await database.migrate(MIGRATIONS)
-    yield database
-    await database.close()
-
-
 async def plan_of(room: StudiesRoom, request: Mapping[str, Any]) -> Plan:
-    return await read_request(Fields("", request), room.algorithms)
+    return await read_request(Fields("", request), room.algorithms, Kind.HYPER_SEARCH)
 
 
 async def known_from(room: StudiesRoom, request: Mapping[str, Any], user: Identity = ANN) -> list[Finding]:

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from servicekit.database import Database
 from servicekit.errors import Code, ServiceError
 from servicekit.reconcile import Next, ReconcileLoop
 from studies_room import StudiesRoom, request_of
 from tuning_service.domain.study import Kind, Status, Trial, TrialStatus
-from tuning_service.storage import MIGRATIONS
 from tuning_service.usecases.passes import STUDIES_AT_ONCE, Passes
 from tuning_service.usecases.studies import Budget, ChangeStudies
 
 LIMIT_SECONDS = 240
-
-
-@pytest.fixture
-async def room(database_url: str) -> AsyncIterator[StudiesRoom]:
-    database = Database(database_url, "tuning")
-    await database.migrate(MIGRATIONS)
-    made = StudiesRoom(database)
-    yield made
-    await made.loop.close()
-    await database.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-from servicekit.database import Database
 from servicekit.errors import ServiceError, not_found
 from studies_room import PlayedRunner, StudiesRoom, request_of
 from tuning_service.domain.study import Kind, Status, Trial, TrialStatus
-from tuning_service.storage import MIGRATIONS
 from tuning_service.storage.study_folders import DiskStudyFolders
 from tuning_service.usecases.ports import TrialPage
 from tuning_service.usecases.remove_orphans import RemoveOrphans
 from tuning_service.usecases.remove_studies import TRIALS_AT_ONCE, RemoveStudies
-
-
-@pytest.fixture
-async def room(database_url: str) -> AsyncIterator[StudiesRoom]:
-    database = Database(database_url, "tuning")
-    await database.migrate(MIGRATIONS)
-    made = StudiesRoom(database)
-    yield made
-    await made.loop.close()
-    await database.close()
 
 
 class PlayedModels:

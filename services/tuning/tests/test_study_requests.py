@@ -26,7 +26,7 @@ def plan_of(*parameters: Mapping[str, Any], more: Mapping[str, Any] | None = Non
     tree = {name: value for name, value in tree.items() if value is not None}
     found = registry.find(tree["algoDef"]["algorithm"])
     assert found is not None
-    return read_plan(Fields("", tree), BuiltIn(*found))
+    return read_plan(Fields("", tree), BuiltIn(*found), "hyperParams")
 
 
 def refusal(*parameters: Mapping[str, Any], more: Mapping[str, Any] | None = None, **algorithm: Any) -> tuple[str, str]:
@@ -279,7 +279,7 @@ def test_powers_end_where_whole_numbers_do() -> None:
 
 def test_what_a_plugin_calls_a_resource_is_its_own() -> None:
     tree = {"algoDef": ALGORITHM | {"algoParams": RESOURCE[:1]}, "hyperParams": [RATE]}
-    assert read_plan(Fields("", tree), PluginFacts("mine")).resource_name == ""
+    assert read_plan(Fields("", tree), PluginFacts("mine"), "hyperParams").resource_name == ""
 
 
 JUNK = st.recursive(
@@ -312,7 +312,7 @@ def test_junk_is_refused_or_read(parameter: dict[str, Any], algorithm: dict[str,
     found = registry.find("Random")
     assert found is not None
     try:
-        plan = read_plan(Fields("", json.loads(json.dumps(tree))), BuiltIn(*found))
+        plan = read_plan(Fields("", json.loads(json.dumps(tree))), BuiltIn(*found), "hyperParams")
     except ServiceError as error:
         field = error.metadata["field"]
     else:

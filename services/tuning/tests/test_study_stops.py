@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -15,32 +15,10 @@ from tuning_service.algorithms.history import History
 from tuning_service.algorithms.rungs import best_of
 from tuning_service.domain.evaluation import TrialState
 from tuning_service.domain.space import Continuous, Space
-from tuning_service.domain.study import STOPPED_WITH_STUDY, Counts, Kind, Status, TrialStatus
-from tuning_service.storage import MIGRATIONS
+from tuning_service.domain.study import STOPPED_WITH_STUDY, Counts, Status, TrialStatus
 from tuning_service.usecases.stored_plans import stored_plan
-from tuning_service.usecases.studies import Budget, ChangeStudies
+from tuning_service.usecases.studies import Budget
 from tuning_service.usecases.trials import TrialHistory
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url, "tuning")
-    await database.migrate(MIGRATIONS)
-    yield database
-    await database.close()
-
-
-@pytest.fixture
-async def room(database: Database) -> AsyncIterator[StudiesRoom]:
-    made = StudiesRoom(database)
-    yield made
-    await made.loop.close()
-
-
-def changes(room: StudiesRoom) -> ChangeStudies:
-    return ChangeStudies(
-        Kind.HYPER_SEARCH, room.studies, room.algorithms, room.now, wake=lambda: None, wake_removals=lambda: None
-    )
 
 
 @pytest.mark.parametrize(("state", "status"), [("FINISHED", TrialStatus.FINISHED), ("ERROR", TrialStatus.FAILED)])
@@ -60,7 +38,7 @@ async def test_a_trial_that_ends_by_itself_when_its_study_is_stopped_keeps_its_r
     assert ends == [(TrialStatus.FINISHED, ""), (status, ""), (TrialStatus.STOPPED, STOPPED_WITH_STUDY)]
     failed = int(state == "ERROR")
     assert study.counts == Counts(3, finished=2 - failed, failed=failed, stopped=1)
-    await changes(room).restart(study, Budget())
+    await room.changes.restart(study, Budget())
     after = await room.study(uid)
     assert (after.counts, after.best) == (Counts(3, finished=2 - failed, failed=failed, stopped=0), study.best)
     study = await room.to_the_end(uid)
@@ -77,7 +55,7 @@ async def test_nothing_is_cut_off_where_all_ended_by_themselves(room: StudiesRoo
     await room.steps(4)
     assert (await room.studies.cut_off(uid), (await room.study(uid)).counts.finished) == (0, 1)
     with pytest.raises(ServiceError, match="maxJobNum: 1 is not valid; allowed: more than the 1 that it has run"):
-        await changes(room).restart(await room.study(uid), Budget())
+        await room.changes.restart(await room.study(uid), Budget())
 
 
 async def test_a_restart_with_less_than_has_run_is_refused_whatever_was_cut_off(room: StudiesRoom) -> None:
@@ -90,8 +68,8 @@ async def test_a_restart_with_less_than_has_run_is_refused_whatever_was_cut_off(
     study = await room.study(uid)
     assert study.counts == Counts(3, finished=1, stopped=2)
     with pytest.raises(ServiceError, match="maxJobNum: 2 is not valid; allowed: at least the 3 that it has run"):
-        await changes(room).restart(study, Budget(max_trials=2))
-    await changes(room).restart(study, Budget(max_trials=3))
+        await room.changes.restart(study, Budget(max_trials=2))
+    await room.changes.restart(study, Budget(max_trials=3))
     study = await room.to_the_end(uid)
     assert (study.status, study.counts) == (Status.FINISHED, Counts(3, finished=3))
 
@@ -142,7 +120,7 @@ async def test_what_has_no_hope_has_failed_with_what_it_reached(database: Databa
     await room.steps(3)
     assert room.jobs.stopped == [fifth.uid]
     study = await room.study(uid)
-    plan = await stored_plan(study.request, room.algorithms, "hyperParams")
+    plan = await stored_plan(study, room.algorithms)
     known, _, is_newest = await TrialHistory(room.studies, study, plan).since(0)
     # One that ended by itself counts as what it came to.
     expected = {

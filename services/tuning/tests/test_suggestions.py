@@ -18,7 +18,6 @@ from servicekit.times import utc_now
 from studies_room import StudiesRoom, request_of
 from thinking_room import PATIENCE_SECONDS
 from tuning_service.domain.study import Status, Study, Trial
-from tuning_service.storage import MIGRATIONS
 from tuning_service.storage.plugin_folders import DiskPluginFolders
 from tuning_service.suggestions.built_in import BuiltInSuggestions
 from tuning_service.suggestions.importance_process import ImportanceProcesses
@@ -87,14 +86,11 @@ class Room(StudiesRoom):
 
 
 @pytest.fixture
-async def room(database_url: str, tmp_path: Path) -> AsyncIterator[Room]:
-    database = Database(database_url, "tuning")
-    await database.migrate(MIGRATIONS)
+async def room(database: Database, tmp_path: Path) -> AsyncIterator[Room]:
     room = Room(database, tmp_path)
     yield room
     await room.close()
     await room.suggestions.close()  # type: ignore[attr-defined]
-    await database.close()
 
 
 def seen(trials: Sequence[Trial]) -> list[tuple[Any, ...]]:

@@ -17,7 +17,6 @@ from testkit.services import collect
 from tuning_service.api.model_tuning_servicer import ModelTuningServicer
 from tuning_service.domain.plan import Plan
 from tuning_service.domain.study import Kind, Study
-from tuning_service.storage import MIGRATIONS
 from tuning_service.suggestions.pareto_front import FrontProcesses
 from tuning_service.usecases.studies import PAGE_TRIALS, ChangeStudies, FindStudies, Importance, ParetoFront
 from tuning_service.usecases.tunings import CheckedPlan, StartTuning, UseResult
@@ -48,26 +47,23 @@ def two_losses(values: Mapping[str, Any]) -> str:
 
 
 @pytest.fixture
-async def room(database_url: str) -> AsyncIterator[StudiesRoom]:
-    database = Database(database_url, "tuning")
-    await database.migrate(MIGRATIONS)
+async def room(database: Database) -> AsyncIterator[StudiesRoom]:
     made = StudiesRoom(database, two_losses)
     yield made
     await made.loop.close()
-    await database.close()
 
 
 def servicer_of(room: StudiesRoom) -> ModelTuningServicer:
     nothing = lambda: None  # noqa: E731
-    names, kind = "fixedHyperParams", Kind.MODEL_TUNING
+    kind = Kind.MODEL_TUNING
     models, trainings = PlayedModels(), PlayedTrainings()
     return ModelTuningServicer(
         StartTuning(room.studies, room.algorithms, trainings, utc_now, nothing),  # type: ignore[arg-type]
         FindStudies(kind, room.studies),
         ChangeStudies(kind, room.studies, room.algorithms, utc_now, wake=nothing, wake_removals=nothing),
         UseResult(room.studies, trainings, models),  # type: ignore[arg-type]
-        ParetoFront(room.studies, room.algorithms, FrontProcesses(), experiment_parameters=names),
-        Importance(room.studies, room.algorithms, room.suggestions, experiment_parameters=names),
+        ParetoFront(room.studies, room.algorithms, FrontProcesses()),
+        Importance(room.studies, room.algorithms, room.suggestions),
         models,  # type: ignore[arg-type]
         utc_now,
     )

@@ -36,7 +36,7 @@ from tuning_service.usecases.follow_trials import FollowTrials
 from tuning_service.usecases.ports import Runner
 from tuning_service.usecases.remove_orphans import RemoveOrphans
 from tuning_service.usecases.remove_studies import RemoveStudies
-from tuning_service.usecases.run_studies import EXPERIMENT_PARAMETERS, RunStudies
+from tuning_service.usecases.run_studies import RunStudies
 from tuning_service.usecases.start_hyper_search import StartHyperSearch
 from tuning_service.usecases.studies import ChangeStudies, FindStudies, Importance, ParetoFront
 from tuning_service.usecases.tunings import StartTuning, UseResult
@@ -101,24 +101,18 @@ def build(settings: ServiceSettings, *, limits: TuningSettings | None = None) ->
             utc_now,
             wake=loop.wake,
             wake_removals=removals.wake,
-            experiment_parameters=EXPERIMENT_PARAMETERS[kind],
         )
 
-    fronts = FrontProcesses()
-
-    def front_and_importance(kind: Kind) -> tuple[ParetoFront, Importance]:
-        names = EXPERIMENT_PARAMETERS[kind]
-        return (
-            ParetoFront(studies, algorithms, fronts, experiment_parameters=names),
-            Importance(studies, algorithms, suggestions, experiment_parameters=names),
-        )
+    front = ParetoFront(studies, algorithms, FrontProcesses())
+    importance = Importance(studies, algorithms, suggestions)
 
     hyper_searches = HyperSearchServicer(
         StartHyperSearch(studies, algorithms, programs, folders, utc_now, loop.wake),
         FindStudies(Kind.HYPER_SEARCH, studies),
         changes(Kind.HYPER_SEARCH),
         ManageAlgorithms(algorithms, studies, plugins, utc_now),
-        *front_and_importance(Kind.HYPER_SEARCH),
+        front,
+        importance,
         utc_now,
         folders.spool,
         max_upload_bytes=limits.max_upload_bytes,
@@ -128,7 +122,8 @@ def build(settings: ServiceSettings, *, limits: TuningSettings | None = None) ->
         FindStudies(Kind.MODEL_TUNING, studies),
         changes(Kind.MODEL_TUNING),
         UseResult(studies, trainings, models),
-        *front_and_importance(Kind.MODEL_TUNING),
+        front,
+        importance,
         models,
         utc_now,
     )

@@ -118,7 +118,7 @@ def algorithm_parameters(tree: Fields, *, with_hyperband_eta: bool = True) -> di
     return found
 
 
-def read_plan(tree: Fields, algorithm: AlgorithmFacts, *, experiment_parameters: str = "hyperParams") -> Plan:
+def read_plan(tree: Fields, algorithm: AlgorithmFacts, experiment_parameters: str) -> Plan:
     """The whole request but for what runs; 400 naming what is wrong."""
     settings_tree = tree.object("algoDef")
     settings = algorithm.read_settings(algorithm_parameters(tree, with_hyperband_eta=algorithm.needs_resource))

@@ -59,6 +59,16 @@ class Kind(StrEnum):
     HYPER_SEARCH = "hyper_search"
     MODEL_TUNING = "model_tuning"
 
+    @property
+    def word(self) -> str:
+        """What people call such a study."""
+        return "HPO task" if self is Kind.HYPER_SEARCH else "tuning"
+
+    @property
+    def experiment_parameters(self) -> str:
+        """How its request calls the parameters of an experiment."""
+        return "hyperParams" if self is Kind.HYPER_SEARCH else "fixedHyperParams"
+
 
 @dataclass
 class Counts:

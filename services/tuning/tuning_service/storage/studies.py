@@ -64,7 +64,7 @@ class SqlStudies:
             async with self._database.session() as session:
                 session.add(StudyRow(**_study_columns(study), change=0, is_tended=True))
         except IntegrityError as error:
-            raise already_exists(_word(study.kind), study.name) from error
+            raise already_exists(study.kind.word, study.name) from error
 
     async def find(self, kind: Kind, model_uid: str, name: str) -> Study | None:
         found = await self._select(StudyRow.kind == str(kind), StudyRow.model_uid == model_uid, StudyRow.name == name)
@@ -250,16 +250,16 @@ class SqlStudies:
         async with self._database.session() as session:
             row = await _locked(session, study.uid)
             if row is None:
-                raise not_found(_word(study.kind), study.name)
+                raise not_found(study.kind.word, study.name)
             query = select_trials().where(_cut_off(study.uid))
             open_ones = sa.select(sa.func.count()).where(
                 TrialRow.study_uid == study.uid, TrialRow.status.not_in(_ENDED)
             )
             if row.status not in _FINAL:
-                raise conflict(f"{_word(study.kind)} {study.name!r} is {row.status}", reason="IN_USE")
+                raise conflict(f"{study.kind.word} {study.name!r} is {row.status}", reason="IN_USE")
             if await session.scalar(open_ones):
                 raise conflict(
-                    f"trials of {_word(study.kind)} {study.name!r} are being stopped; try again in a moment",
+                    f"trials of {study.kind.word} {study.name!r} are being stopped; try again in a moment",
                     reason="IN_USE",
                 )
             row.change += 1
@@ -336,9 +336,9 @@ def _delete(row: StudyRow, now: datetime) -> None:
     if row.status not in _FINAL:
         doing = "is being stopped; try again in a moment" if row.stop_requested else "runs; stop it first"
         raise conflict(
-            f"{_word(Kind(row.kind))} {row.name!r} {doing}",
+            f"{Kind(row.kind).word} {row.name!r} {doing}",
             reason="IN_USE",
-            metadata={"kind": _word(Kind(row.kind)), "name": row.name, "status": row.status},
+            metadata={"kind": Kind(row.kind).word, "name": row.name, "status": row.status},
         )
     row.deleted_at, row.is_tended = now, False
 
@@ -376,11 +376,6 @@ async def _save_trial(session: AsyncSession, study: StudyRow, trial: Trial, loss
     elif loss == study.best_loss and trial.number < study.best:
         # Of equally good ones the first by number, as in pages: which of two that run at once ends first is chance.
         study.best = trial.number
-
-
-def _word(kind: Kind) -> str:
-    """What people call it."""
-    return "HPO task" if kind is Kind.HYPER_SEARCH else "tuning"
 
 
 def _study_columns(study: Study) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tuning_service.suggestions.process import (
     LineProcess,
     ProcessEndedError,
     WrongAnswerError,
-    clean_environment,
+    programs_environment,
 )
 from tuning_service.usecases.ports import History, SuggestionError
 
@@ -35,8 +35,6 @@ THINK = (sys.executable, "-P", "-m", "tuning_service.worker.suggest")
 LOGGED_LINES = 100
 # What answers shall take, a suggestion without its place, and a coordinate of that, all at most.
 _ANSWER_BYTES, _NOTES_BYTES, _COORDINATE_BYTES = MAX_ANSWER_BYTES * 3 // 4, 1000, 26
-# More threads than cores would only wait for each other.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 class BuiltInSuggestions:
@@ -142,7 +140,7 @@ class BuiltInSuggestions:
         return await LineProcess.start(
             [*self._command, str(os.getpid()), str(self._memory_bytes)],
             sink=thinker.log_output,
-            environment={**clean_environment(os.environ, more=("PYTHONPATH",)), **ONE_THREAD},
+            environment=programs_environment(),
         )
 
     async def _acquire(self, study_uid: str) -> _Thinker:

@@ -23,6 +23,9 @@ MANY_TRIALS = 2000
 # Neither passwords and settings of the platform nor those of its database.
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 
+# More threads than cores would only wait for each other.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 Sink = Callable[[bytes], Awaitable[None]]
 
 
@@ -41,6 +44,11 @@ class WrongAnswerError(Exception):
 def clean_environment(environ: Mapping[str, str], *, more: Sequence[str] = ()) -> dict[str, str]:
     """What a process that runs others' code sees of ours."""
     return {name: environ[name] for name in (*INHERITED, *more) if name in environ}
+
+
+def programs_environment() -> dict[str, str]:
+    """What processes of our own programs see."""
+    return {**clean_environment(os.environ, more=("PYTHONPATH",)), **_ONE_THREAD}
 
 
 class LineProcess:

@@ -16,7 +16,6 @@ from servicekit.threads import in_thread
 from tuning_service.domain.fields import Fields
 from tuning_service.usecases.ports import Algorithms, InstalledAlgorithm, PluginFolders, Studies
 from tuning_service.usecases.start_hyper_search import Upload
-from tuning_service.usecases.studies import WORDS
 
 RESERVED = frozenset({"install"})
 BUILD_IN, USER_PLUGIN = "BUILD_IN", "USER_PLUGIN"
@@ -110,4 +109,4 @@ class ManageAlgorithms:
             # One that was stopped by force may have trials that run on for a while.
             if study.algorithm == name and (not study.status.is_final or study.counts.open):
                 what = "whose trials are being stopped" if study.status.is_final else "which runs"
-                raise in_use("algorithm", name, f"{WORDS[study.kind]} {study.name!r}, {what}")
+                raise in_use("algorithm", name, f"{study.kind.word} {study.name!r}, {what}")

@@ -14,7 +14,7 @@ from servicekit.reconcile import Next
 from tuning_service.domain.evaluation import Answer
 from tuning_service.domain.plan import Plan
 from tuning_service.domain.stopping import outcome, reason_to_end
-from tuning_service.domain.study import Kind, Status, Study, Trial, TrialStatus
+from tuning_service.domain.study import Status, Study, Trial, TrialStatus
 from tuning_service.usecases.follow_trials import Followed, FollowTrials
 from tuning_service.usecases.passes import Passes
 from tuning_service.usecases.ports import Algorithms, Jobs, Studies, SuggestionError, Suggestions
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 # Most answers come within milliseconds: a pass waits for those.
 PROMPT_SECONDS = 0.05
 _SHOWN_FAILURES = 50
-# By kind: how a request calls the parameters of an experiment.
-EXPERIMENT_PARAMETERS = {Kind.HYPER_SEARCH: "hyperParams", Kind.MODEL_TUNING: "fixedHyperParams"}
 
 
 class RunStudies:
@@ -140,9 +138,7 @@ class RunStudies:
             whole = await self._studies.get(study.uid)
             if whole is None:
                 raise not_found("study", study.name)
-            names = EXPERIMENT_PARAMETERS[study.kind]
-            plan = await stored_plan(whole.request, self._algorithms, names)
-            known = self._plans[study.uid] = (whole, plan)
+            known = self._plans[study.uid] = (whole, await stored_plan(whole, self._algorithms))
         study.request, study.known = known[0].request, known[0].known
         return known[1]
 

@@ -63,7 +63,7 @@ class StartHyperSearch:
         owner = current_identity().user
         name = fields.text("hpoName", default=made_name(owner))
         check_name("hpoName", name, RESERVED)
-        plan = await read_request(fields, self._algorithms)
+        plan = await read_request(fields, self._algorithms, Kind.HYPER_SEARCH)
         known = await findings(plan, Kind.HYPER_SEARCH, "", self._studies)
         _check_program(fields)
         if await self._studies.find(Kind.HYPER_SEARCH, "", name):
@@ -104,9 +104,9 @@ class StartHyperSearch:
         return study
 
 
-async def read_request(fields: Fields, algorithms: Algorithms, *, experiment_parameters: str = "hyperParams") -> Plan:
+async def read_request(fields: Fields, algorithms: Algorithms, kind: Kind) -> Plan:
     """The plan of a request; 400, which lists the known algorithms when it names none of them."""
-    return read_plan(fields, await find_algorithm(fields, algorithms), experiment_parameters=experiment_parameters)
+    return read_plan(fields, await find_algorithm(fields, algorithms), kind.experiment_parameters)
 
 
 async def find_algorithm(fields: Fields, algorithms: Algorithms) -> AlgorithmFacts:

@@ -38,7 +38,6 @@ SHOWN_BYTES = 4 * 1024 * 1024
 LISTED_TRIALS, MAX_LISTED_TRIALS = 100, 1000
 # Of as many studies it is known what their parameters explain.
 KEPT_IMPORTANCES = 100
-WORDS = {Kind.HYPER_SEARCH: "HPO task", Kind.MODEL_TUNING: "tuning"}
 # A study, its last beginning, and how many of its trials have ended: those decide.
 _Moment = tuple[str, datetime | None, int]
 
@@ -70,8 +69,8 @@ class FindStudies:
         """One study."""
         study = await self._studies.find(self._kind, model_uid, name)
         if study is None:
-            raise not_found(WORDS[self._kind], name)
-        current_identity().require_access(WORDS[self._kind], name, study.owner)
+            raise not_found(self._kind.word, name)
+        current_identity().require_access(self._kind.word, name, study.owner)
         return study
 
     async def views(self, *, model_uid: str = "", length: int | None = None) -> Sequence[StudyView]:
@@ -131,11 +130,8 @@ class Importance:
         studies: Studies,
         algorithms: Algorithms,
         suggestions: Suggestions,
-        *,
-        experiment_parameters: str = "hyperParams",
     ) -> None:
         self._studies, self._algorithms, self._suggestions = studies, algorithms, suggestions
-        self._experiment_parameters = experiment_parameters
         # Those that go on, and the newest that were found.
         self._searches: OrderedDict[_Moment, asyncio.Task[Sequence[tuple[str, float]]]] = OrderedDict()
 
@@ -160,8 +156,7 @@ class Importance:
             del self._searches[known]
 
     async def _find(self, study: Study) -> Sequence[tuple[str, float]]:
-        names = self._experiment_parameters
-        plan = await stored_plan(study.request, self._algorithms, names)
+        plan = await stored_plan(study, self._algorithms)
         history = TrialHistory(self._studies, study, plan, by_values=True)
         try:
             found = await self._suggestions.importance(study, problem_of(study, plan), history)
@@ -176,11 +171,8 @@ class ParetoFront:
     """The trials of a study that none is better than in all objectives. Who asks while it is being found waits for the
     same answer."""
 
-    def __init__(
-        self, studies: Studies, algorithms: Algorithms, fronts: Fronts, *, experiment_parameters: str = "hyperParams"
-    ) -> None:
+    def __init__(self, studies: Studies, algorithms: Algorithms, fronts: Fronts) -> None:
         self._studies, self._algorithms, self._fronts = studies, algorithms, fronts
-        self._experiment_parameters = experiment_parameters
         self._searches: dict[tuple[str, int], asyncio.Task[Sequence[int]]] = {}
 
     async def __call__(self, study: Study, page: TrialPage) -> Sequence[Trial]:
@@ -200,8 +192,7 @@ class ParetoFront:
         return [found[number] for number in numbers if number in found]
 
     async def _find(self, study: Study) -> Sequence[int]:
-        names = self._experiment_parameters
-        plan = await stored_plan(study.request, self._algorithms, names)
+        plan = await stored_plan(study, self._algorithms)
         objectives = await self._studies.objectives_of(study.uid)
         if len(plan.objectives) > 2:
             losses = await asyncio.to_thread(_losses, objectives, plan)
@@ -228,11 +219,9 @@ class ChangeStudies:
         *,
         wake: Wake,
         wake_removals: Wake,
-        experiment_parameters: str = "hyperParams",
     ) -> None:
         self._kind, self._studies, self._algorithms, self._now = kind, studies, algorithms, now
         self._wake, self._wake_removals = wake, wake_removals
-        self._experiment_parameters = experiment_parameters
 
     async def stop(self, study: Study, *, at_once: bool) -> None:
         """Order the end of its trials, and its own after them or, `at_once`, now. 400 when it has ended."""
@@ -243,11 +232,9 @@ class ChangeStudies:
     async def restart(self, study: Study, budget: Budget) -> None:
         """Go on, with another budget if one is given; 409 while it runs, 400 when nothing would be left to do."""
         if not study.status.is_final:
-            raise conflict(f"{WORDS[self._kind]} {study.name!r} is {study.status}", reason="IN_USE")
+            raise conflict(f"{self._kind.word} {study.name!r} is {study.status}", reason="IN_USE")
         request = _with_budget(study, budget)
-        plan = await read_request(
-            Fields("", request), self._algorithms, experiment_parameters=self._experiment_parameters
-        )
+        plan = await read_request(Fields("", request), self._algorithms, self._kind)
         begun = study.counts.trials
         if plan.max_trials is not None and plan.max_trials <= begun:
             # What a stop cut off is to be run again.

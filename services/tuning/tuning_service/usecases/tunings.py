@@ -18,7 +18,6 @@ from tuning_service.domain.space import Value
 from tuning_service.domain.study import Kind, Study, Trial
 from tuning_service.domain.tuning import completed, user_defined_names
 from tuning_service.usecases.ports import Algorithms, Studies, Wake
-from tuning_service.usecases.run_studies import EXPERIMENT_PARAMETERS
 from tuning_service.usecases.start_hyper_search import (
     find_algorithm,
     made_name,
@@ -93,8 +92,7 @@ class StartTuning:
         fields = Fields("", tree)
         name = check_name("hpoName", fields.text("hpoName", default=made_name(identity.user)))
         request = completed(tree, await find_algorithm(fields, self._algorithms))
-        names = EXPERIMENT_PARAMETERS[Kind.MODEL_TUNING]
-        plan = await read_request(Fields("", request), self._algorithms, experiment_parameters=names)
+        plan = await read_request(Fields("", request), self._algorithms, Kind.MODEL_TUNING)
         study = Study(
             uid=uuid4().hex,
             name=name,
