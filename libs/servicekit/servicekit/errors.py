@@ -115,11 +115,6 @@ def unauthenticated(message: str) -> ServiceError:
     return ServiceError(Code.UNAUTHENTICATED, "UNAUTHENTICATED", message)
 
 
-def not_built(what: str) -> ServiceError:
-    """501: documented, but this version does not do it."""
-    return ServiceError(Code.UNIMPLEMENTED, "NOT_BUILT", f"{what} is not built in this version of dlmesh")
-
-
 def out_of_range(field: str, value: object, allowed: str) -> ServiceError:
     """416: a page that lies outside the list."""
     return ServiceError(

@@ -17,7 +17,7 @@ from models_service.clients.datasets import DatasetsClient
 from models_service.clients.scheduling import InstanceGroupsClient
 from models_service.usecases.ports import InstanceGroup
 from servicekit.channels import Channels
-from servicekit.errors import Code, ServiceError, invalid, not_built, not_found
+from servicekit.errors import Code, ServiceError, invalid, not_found
 from servicekit.identity import Identity, acting_as, current_identity
 from servicekit.server import Application
 from testkit.services import ALICE, BOB, running, settings_for
@@ -72,7 +72,7 @@ class PlayedRuns(
     ) -> AsyncIterator[tuning_pb2.TuningDetail]:
         current_identity().require_service()
         if not self.has_tunings:
-            raise not_built("model tuning")
+            raise ServiceError(Code.UNIMPLEMENTED, "UNIMPLEMENTED", "of another version")
         if request.model_name == "never":
             raise not_found("model", request.model_name)
         # Only their states are asked for.
@@ -162,12 +162,11 @@ async def test_trials_of_tunings_are_found(channels: Channels, runs: PlayedRuns)
         assert await ActivityClient(channels).of_model("digits") == "a trial of tuning 's'"
 
 
-async def test_what_a_peer_does_not_serve_runs_nothing(channels: Channels, runs: PlayedRuns) -> None:
+async def test_a_peer_that_cannot_say_what_runs_is_no_licence_to_delete(channels: Channels, runs: PlayedRuns) -> None:
     runs.has_tunings = False
-    with acting_as(Identity.service("models")):
-        assert await ActivityClient(channels).of_model("digits") is None
-        runs.statuses["training"] = "RUNNING"
-        assert await ActivityClient(channels).of_model("digits") == "training 't'"
+    with acting_as(Identity.service("models")), pytest.raises(ServiceError) as refusal:
+        await ActivityClient(channels).of_model("digits")
+    assert refusal.value.code is Code.UNIMPLEMENTED
 
 
 async def test_a_model_that_a_peer_never_heard_of_is_not_in_use(channels: Channels) -> None:

@@ -38,8 +38,8 @@ class ActivityClient:
                     patience_seconds=self._patience_seconds,
                 )
             except ServiceError as error:
-                # A peer that never heard of the model, or of such runs, has nothing of it running.
-                if error.code not in (Code.NOT_FOUND, Code.UNIMPLEMENTED):
+                # A peer that never heard of the model has nothing of it running.
+                if error.code is not Code.NOT_FOUND:
                     raise
             else:
                 if found is not None:
