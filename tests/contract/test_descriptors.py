@@ -33,6 +33,7 @@ EXTRA_OPERATIONS = {row["operationId"]: row for row in table("extra_operations")
 EMPTY, TEXT, STRUCT = "google.protobuf.Empty", "google.protobuf.StringValue", "google.protobuf.Struct"
 HTTP_BODY = "google.api.HttpBody"
 INTERNAL_SERVICES = {
+    "dlmesh.inference.v1.AdmissionService",
     "dlmesh.models.v1.HyperparameterService",
     "dlmesh.models.v1.ModelCopyService",
     "dlmesh.scheduling.v1.JobService",
@@ -42,6 +43,8 @@ INTERNAL_SERVICES = {
     "dlmesh.training.v1.TrainingTrialService",
     "envoy.service.auth.v3.Authorization",
 }
+# Public, but streams both ways, which no path of REST can carry.
+GRPC_ONLY_SERVICES = {"dlmesh.inference.v1.KernelStreamService"}
 # The reference says nothing; we answer with the task (data/operations.tsv keeps the reference's word).
 RETURNS_INSTEAD = {"execsPost": "ExecDetails"}
 # Sent as chunks, because the same operation may answer JSON, text or a zip.
@@ -50,6 +53,7 @@ SENT_AS_CHUNKS = {"LogDetails": "dlmesh.scheduling.v1.ExecLog", "ResultDetails":
 RESERVED = {
     # Executors are called by numbers.
     "/platform/rest/conductor/v1/instances/{}/applications/{}": {"logs"},
+    f"{BASE}/edimodels": {"new"},
     f"{BASE}/execs": {"frameworks"},
     f"{BASE}/hypersearch": {"algorithm"},
     f"{BASE}/hypersearch/algorithm": {"install"},
@@ -57,6 +61,8 @@ RESERVED = {
     f"{BASE}/models": {"files", "weightfile"},
     f"{BASE}/modeltemplates": {"files"},
 }
+# wmla-facts.md section 8
+KERNEL_WORDS = {"task_pipe_size"}
 # 64-bit integers are printed as JSON strings, which the reference's numbers are not.
 SAME_TYPE = {"int64": "double"}
 
@@ -230,7 +236,7 @@ def test_no_query_parameter_is_named_like_a_variable_of_a_path() -> None:
 
 def test_public_methods_have_a_rule_and_a_contract_and_internal_ones_neither() -> None:
     for method in methods():
-        public = method.containing_service.full_name not in INTERNAL_SERVICES
+        public = method.containing_service.full_name not in INTERNAL_SERVICES | GRPC_ONLY_SERVICES
         assert (http_rule(method).WhichOneof("pattern") is not None) == public, method.full_name
         assert bool(http_contract(method).operation_id) == public, method.full_name
 
@@ -278,6 +284,7 @@ def all_fields() -> Iterator[FieldDescriptor]:
 def test_field_names_are_snake_case_and_json_names_are_only_for_the_reference() -> None:
     reference = {field for fields in schemas().values() for field in fields}
     reference |= {row["parameter"] for row in table("queries")} | {"csrftoken", "builtin"}
+    reference |= {row["field"] for row in table("kernel_schemas")} | KERNEL_WORDS
     # programming-model.md section 1
     reference |= {"gpuslots", "gpumemused.total", "gpudevutil.total"}
     for field in all_fields():
