@@ -27,7 +27,7 @@ from dlmesh.datasets.v1 import datasets_pb2, datasets_pb2_grpc
 from dlmesh.models.v1 import models_pb2_grpc
 from gateway_service.envoy.surface import PublicSurface
 from google.protobuf import descriptor_pb2, empty_pb2, wrappers_pb2
-from servicekit.errors import in_use, not_found, out_of_range
+from servicekit.errors import in_use, not_found, out_of_range, timed_out, too_large, too_many
 from servicekit.identity import current_identity, job_token
 from servicekit.server import Application
 from servicekit.settings import DEFAULT_PORTS, ServiceSettings
@@ -75,6 +75,9 @@ def raise_for(name: str) -> None:
         "missing": not_found("dataset", "missing"),
         "used": in_use("dataset", "used", "model m"),
         "range": out_of_range("start", 9, "0 to 3"),
+        "large": too_large("body", "9 bytes", "at most 8 bytes"),
+        "full": too_many("8 tasks wait, which is the most", retry_after_seconds=7),
+        "slow": timed_out("the task ran longer than 1 s"),
     }
     if name in refusals:
         raise refusals[name]
@@ -411,6 +414,18 @@ def test_errors_of_a_service(platform: Platform) -> None:
     body = assert_error(client.get(platform.url(f"{API}/datasets/broken")), 500, 13)
     assert "secret" not in json.dumps(body)
     assert_error(client.get(platform.url(f"{API}/modeltemplates")), 501, 12)
+
+
+def test_what_is_too_much_says_whether_to_come_again(platform: Platform) -> None:
+    client = platform.client()
+    for verb in (client.get, client.delete):
+        later = verb(platform.url(f"{API}/datasets/full"))
+        assert_error(later, 429, 8)
+        assert later.headers["Retry-After"] == "7"
+        never = verb(platform.url(f"{API}/datasets/large"))
+        assert_error(never, 413, 8)
+        assert "Retry-After" not in never.headers
+        assert_error(verb(platform.url(f"{API}/datasets/slow")), 504, 4)
 
 
 @pytest.mark.parametrize("text", ['{"name":', '{"name": {}}', "[1]", "nonsense"])

@@ -18,7 +18,7 @@ class Code(IntEnum):
     NOT_FOUND = 5  # 404
     ALREADY_EXISTS = 6  # 409
     PERMISSION_DENIED = 7  # 403
-    RESOURCE_EXHAUSTED = 8  # 429
+    RESOURCE_EXHAUSTED = 8  # 429: try again later; 413, through http_code
     ABORTED = 10  # 409: in use, or not possible in the present state
     OUT_OF_RANGE = 11  # 416, through http_code
     UNIMPLEMENTED = 12  # 501
@@ -31,7 +31,7 @@ class ServiceError(Exception):
     """A refusal that the caller can act on.
 
     `message` is a sentence for a person, `reason` an UPPER_SNAKE word for a program, `metadata` its parameters.
-    `http_code` overrides the HTTP status that belongs to `code`.
+    `http_code` overrides the HTTP status that belongs to `code`; `retry_after_seconds` is the answer's `Retry-After`.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class ServiceError(Exception):
         message: str,
         metadata: Mapping[str, str] | None = None,
         http_code: int | None = None,
+        retry_after_seconds: int | None = None,
     ) -> None:
         # File names need not be UTF-8, what is sent must be.
         self.message = sendable(message)
@@ -49,6 +50,7 @@ class ServiceError(Exception):
         self.reason = reason
         self.metadata = {name: sendable(value) for name, value in (metadata or {}).items()}
         self.http_code = http_code
+        self.retry_after_seconds = retry_after_seconds
 
 
 def sendable(text: str) -> str:
@@ -124,6 +126,27 @@ def out_of_range(field: str, value: object, allowed: str) -> ServiceError:
         {"field": field, "value": str(value), "allowed": allowed},
         http_code=416,
     )
+
+
+def too_large(field: str, size: object, allowed: str) -> ServiceError:
+    """413: what `field` holds is larger than ever taken; `size` says how much that is, `allowed` what is taken."""
+    return ServiceError(
+        Code.RESOURCE_EXHAUSTED,
+        "TOO_LARGE",
+        f"{field}: {size} is too large; allowed: {allowed}",
+        {"field": field, "value": str(size), "allowed": allowed},
+        http_code=413,
+    )
+
+
+def too_many(message: str, *, retry_after_seconds: int = 1, metadata: Mapping[str, str] | None = None) -> ServiceError:
+    """429: there is no room now; `message` says of what there is too much, and how much there may be."""
+    return ServiceError(Code.RESOURCE_EXHAUSTED, "TOO_MANY", message, metadata, retry_after_seconds=retry_after_seconds)
+
+
+def timed_out(message: str, *, metadata: Mapping[str, str] | None = None) -> ServiceError:
+    """504: it was begun and took longer than it may; `message` names what and its time."""
+    return ServiceError(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", message, metadata)
 
 
 def _shorten(value: object, limit: int = 200) -> str:

@@ -24,6 +24,8 @@ audit = logging.getLogger("dlmesh.audit")
 
 HTTP_CODE_HEADER = "x-http-code"
 HTTP_EMPTY_HEADER = "x-http-empty"
+# As HTTP calls it: the gateway lets it through as it is.
+RETRY_AFTER_HEADER = "retry-after"
 OPEN_SERVICES = (
     "grpc.health.v1.Health",
     "grpc.reflection.v1alpha.ServerReflection",
@@ -209,6 +211,8 @@ async def _refuse(context: grpc.aio.ServicerContext, error: ServiceError) -> Non
     trailing: list[tuple[str, Any]] = [(STATUS_DETAILS_KEY, status.SerializeToString())]
     if error.http_code is not None:
         trailing.append((HTTP_CODE_HEADER, str(error.http_code)))
+    if error.retry_after_seconds is not None:
+        trailing.append((RETRY_AFTER_HEADER, str(error.retry_after_seconds)))
     await context.abort(_GRPC_CODES[error.code], error.message, tuple(trailing))
 
 
