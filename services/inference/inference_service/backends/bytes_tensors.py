@@ -47,8 +47,8 @@ def mend() -> None:
     )
     size = _TABLE_LENGTH * ctypes.sizeof(ctypes.c_void_p)
     table = (ctypes.c_void_p * _TABLE_LENGTH)()
-    ctypes.memmove(table, address(module._ARRAY_API, None), size)  # type: ignore[attr-defined]
-    original = function(table[_NEW_FROM_DESCR])
+    ctypes.memmove(table, address(module._ARRAY_API, None), size)
+    original = function(table[_NEW_FROM_DESCR] or 0)
 
     def new_from_descr(subtype: Any, descr: Any, nd: int, dims: Any, strides: Any, *rest: Any) -> Any:
         global _strides_were_wrong
@@ -61,7 +61,7 @@ def mend() -> None:
     changed = function(new_from_descr)
     table[_NEW_FROM_DESCR] = ctypes.cast(changed, ctypes.c_void_p).value
     _kept.extend((table, original, changed))
-    module._ARRAY_API = capsule(ctypes.cast(table, ctypes.c_void_p), None, None)  # type: ignore[attr-defined]
+    module._ARRAY_API = capsule(ctypes.cast(table, ctypes.c_void_p), None, None)
     pb_utils.serialize_byte_tensor = functools.partial(_serialize, pb_utils.serialize_byte_tensor)
 
 
