@@ -19,8 +19,9 @@ from inference_service.clients.peers import CatalogClient, TrainingsClient
 from inference_service.clients.triton import NoTriton, TritonClient
 from inference_service.settings import TritonSettings
 from inference_service.storage import MIGRATIONS
+from inference_service.storage.model_rows import SqlInferenceModels
 from inference_service.storage.repository import DiskRepository
-from inference_service.storage.rows import SqlInferenceModels, SqlPredictions
+from inference_service.storage.rows import SqlPredictions
 from inference_service.storage.workspace import DiskWorkspace
 from inference_service.triton.server import TritonServer, read_grpc_address, write_addresses
 from inference_service.usecases.create_model import CreateInferenceModel

@@ -60,7 +60,7 @@ class FakeCatalog:
         if model.name in self.known:
             raise already_exists("model", model.name)
         owner = current_identity().user
-        self.add(model.name, owner, type="Inference", weights_folder=model.checkpoints_path)
+        self.add(model.name, owner, type="Inference", weights_folder=model.versions[0].checkpoints_path)
         self.descriptions[model.name] = description
 
     async def describe(self, name: str, description: str) -> None:

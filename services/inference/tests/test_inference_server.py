@@ -337,9 +337,9 @@ async def test_predictions_wait_for_their_model_and_say_so(room: Room) -> None:
 
     async def waiting() -> Any:
         message = (await room.prediction()).status_message
-        return message if "LOADING" in message else None
+        return message if "Triton does not answer" in message else None
 
-    assert "Triton does not answer" in await until(waiting)
+    assert "LOADING" in await until(waiting)
     assert room.jobs.submissions == 0
     room.server.is_away = False
     await room.submitted()

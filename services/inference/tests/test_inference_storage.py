@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from inference_service.domain.models import ModelState
 from inference_service.domain.predictions import Prediction, Sample, Status
 from inference_service.storage import MIGRATIONS
-from inference_service.storage.rows import SqlInferenceModels, SqlPredictions
+from inference_service.storage.model_rows import SqlInferenceModels
+from inference_service.storage.rows import SqlPredictions
 from inference_service.storage.tables import Base
-from servicekit.database import Database
+from servicekit.database import Database, UtcDateTime
 from servicekit.errors import Code, ServiceError
 from servicekit.jobs import InstanceGroup
 from servicekit.times import utc_now
@@ -50,8 +54,8 @@ async def test_a_model_comes_back_as_it_was(database: Database) -> None:
     with pytest.raises(ServiceError) as caught:
         await models.add(make_model("online", Path(), Path(), uid="other"))
     assert caught.value.code is Code.ALREADY_EXISTS
-    model.exported()
-    await models.save(model)
+    model.versions[0].exported()
+    await models.save_version(model.uid, model.versions[0])
     # A request that still has the model as it was when it wrote the row.
     stale = make_model("online", Path(), Path(), catalog_uid="listed")
     await models.note_listed(stale)
@@ -59,6 +63,75 @@ async def test_a_model_comes_back_as_it_was(database: Database) -> None:
     assert (found.state, found.catalog_uid) == (ModelState.LOADING, "listed")
     await models.delete(model.uid)
     assert await models.all() == []
+
+
+async def test_versions_of_a_model(database: Database) -> None:
+    models = SqlInferenceModels(database)
+    model = make_model("online", Path("/code"), Path("/checkpoints"))
+    await models.add(model)
+    await models.add(make_model("other", Path(), Path()))
+    second = replace(model.versions[0], training_name="second", percentage=0)
+    assert (await models.add_version(model.uid, second)).number == 2
+    # The loop's state and a user's shares do not overwrite each other.
+    found = await models.find("online")
+    assert found is not None
+    for version in found.versions:
+        version.state = ModelState.READY
+        await models.save_version(model.uid, version)
+    stale = replace(model, versions=[replace(version) for version in found.versions])
+    stale.versions[0].percentage, stale.versions[1].percentage = 10, 90
+    stale.versions[1].state = ModelState.EXPORTING
+    await models.save_traffic(stale)
+    found = await SqlInferenceModels(database).find("online")
+    assert found is not None
+    assert [(each.number, each.training_name, each.percentage, each.state) for each in found.versions] == [
+        (1, "first", 10, "READY"),
+        (2, "second", 90, "READY"),
+    ]
+    assert found.main_version == 2
+    # A number is never given twice, and what was read is the reader's own.
+    await models.delete_version(model.uid, 2)
+    assert (await models.add_version(model.uid, second)).number == 3
+    found.versions.clear()
+    again = await models.find("online")
+    assert again is not None
+    assert [each.number for each in again.versions] == [1, 3]
+    other = await models.find("other")
+    assert other is not None
+    assert (other.last_version, len(other.versions)) == (1, 1)
+    with pytest.raises(ServiceError) as caught:
+        await models.add_version("gone", second)
+    assert caught.value.code is Code.NOT_FOUND
+    now = utc_now()
+    await models.note_used(model.uid, now)
+    again = await models.find("online")
+    assert again is not None
+    assert again.last_used_at == now
+    await models.delete(model.uid)
+    await models.add(model)
+    again = await models.find("online")
+    assert again is not None
+    assert len(again.versions) == 1, "versions go with their model"
+
+
+async def test_models_of_the_first_tables_are_version_1_with_all_traffic(database_url: str, tmp_path: Path) -> None:
+    first = tmp_path / "migrations"
+    shutil.copytree(MIGRATIONS, first, ignore=shutil.ignore_patterns("20261127*", "__pycache__"))
+    database = Database(database_url, "inference")
+    await database.migrate(first)
+    async with database.session() as session:
+        values = "'u', 'online', 'alice', 'digits', 'first', 'PyTorch', 't', 'd', 'local', '/code', '/weights'"
+        columns = "uid, name, owner, source_model, training_name, framework, template_name, dataset_name, "
+        columns += "instance_group, code_path, checkpoints_path, created_at, state, status_message, catalog_uid"
+        written = f"INSERT INTO inference_models ({columns}) VALUES ({values}, :now, 'READY', '', 'c')"
+        await session.execute(sa.text(written).bindparams(sa.bindparam("now", utc_now(), UtcDateTime)))
+    await database.migrate(MIGRATIONS)
+    [model] = await SqlInferenceModels(database).all()
+    [version] = model.versions
+    assert (model.name, model.catalog_uid, model.last_version, model.last_used_at) == ("online", "c", 1, None)
+    assert (version.number, version.percentage, version.state) == (1, 100, ModelState.READY)
+    assert (version.source_model, version.code_path, version.checkpoints_path) == ("digits", "/code", "/weights")
+    await database.close()
 
 
 async def test_predictions(database: Database) -> None:

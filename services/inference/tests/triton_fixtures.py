@@ -17,7 +17,7 @@ import pytest
 import requests
 import torch
 from inference_service.clients.triton import TritonClient
-from inference_service.domain.models import InferenceModel
+from inference_service.domain.models import InferenceModel, ModelVersion
 from inference_service.storage.repository import DiskRepository
 from inference_service.triton.installation import Ports, find_installation
 from inference_service.triton.server import PORTS, SHARED_MEMORY, is_free, publish_addresses, read_grpc_address
@@ -64,22 +64,29 @@ def expected(checkpoints: Path, inputs: Any) -> Any:
         return torch.softmax(network(torch.from_numpy(inputs)), 1).numpy()
 
 
-def make_model(name: str, code: Path, checkpoints: Path, **changes: Any) -> InferenceModel:
+def make_model(name: str, code: Path, checkpoints: Path, number: int = 1, **changes: Any) -> InferenceModel:
+    """With one version; `changes` are of it or of the model."""
+    version = {
+        "source_model": "digits",
+        "training_name": "first",
+        "framework": "PyTorch",
+        "code_path": str(code),
+        "checkpoints_path": str(checkpoints),
+        "created_at": utc_now(),
+    }
+    of_version = {key: value for key, value in changes.items() if key in version}
     values = {
         "uid": f"uid-{name}",
         "name": name,
         "owner": "alice",
         "source_model": "digits",
-        "training_name": "first",
-        "framework": "PyTorch",
         "template_name": "template",
         "dataset_name": "digits",
         "instance_group": "local",
-        "code_path": str(code),
-        "checkpoints_path": str(checkpoints),
-        "created_at": utc_now(),
+        "created_at": version["created_at"],
+        "versions": [ModelVersion(number, percentage=100, **(version | of_version))],  # type: ignore[arg-type]
     }
-    return InferenceModel(**(values | changes))
+    return InferenceModel(**(values | {key: value for key, value in changes.items() if key not in version}))
 
 
 class ServedHome:

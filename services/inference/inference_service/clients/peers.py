@@ -50,7 +50,7 @@ class CatalogClient:
             dataset=model.dataset_name,
             instance_group=model.instance_group,
             type="Inference",
-            weights_folder=model.checkpoints_path,
+            weights_folder=model.versions[0].checkpoints_path,
         )
         await call_peer(lambda: self._stub.CreateModel(request))
 

@@ -1,11 +1,13 @@
-"""Triton's model repository: `inference/repository/<name>/`, each entry whole or not there."""
+"""Triton's model repository: `inference/repository/<name>/<version>/`, each version whole or not there."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from inference_service.backends.base import ExportError, Serving, Source
 from inference_service.backends.registry import BACKENDS, make_backend
@@ -14,6 +16,11 @@ from inference_service.usecases.ports import ExportRefusedError
 
 # Which inference model an entry belongs to: a later one of the same name is exported anew.
 OWNER_FILE = ".dlmesh-uid"
+CONFIG_FILE = "config.pbtxt"
+LABELS_FILE = "labels.txt"
+POLICY = "version_policy {{ specific {{ versions: [ {} ] }} }}\n"
+# What clients of all versions of a model rely on.
+INTERFACE_KEYS = ("task", "labels", "channels", "height", "width")
 
 
 class DiskRepository:
@@ -34,43 +41,119 @@ class DiskRepository:
     async def lacks(self, checkpoints_path: str) -> Sequence[str]:
         return await asyncio.to_thread(Serving.lacks, Path(checkpoints_path) / "serving.json")
 
-    async def publish(self, model: InferenceModel) -> None:
+    async def publish(self, model: InferenceModel, number: int = 1) -> None:
         try:
-            await asyncio.to_thread(self._publish, model)
+            await asyncio.to_thread(self._publish, model, number)
         except ExportError as error:
             raise ExportRefusedError(str(error)) from error
 
+    async def offer(self, name: str, numbers: Sequence[int]) -> None:
+        await asyncio.to_thread(self._offer, self._root / name, numbers)
+
+    async def differs(self, name: str, checkpoints_path: str) -> str:
+        return await asyncio.to_thread(self._differs, self._root / name, Path(checkpoints_path))
+
+    async def keep(self, name: str, numbers: Sequence[int]) -> None:
+        await asyncio.to_thread(self._keep, self._root / name, numbers)
+
     async def remove(self, name: str) -> None:
-        await asyncio.to_thread(self._remove, name)
+        await asyncio.to_thread(self._remove, self._root / name)
 
     async def entries(self) -> set[str]:
         return {folder.name for folder in self._root.iterdir()} if self._root.is_dir() else set()
 
-    def _publish(self, model: InferenceModel) -> None:
+    def _publish(self, model: InferenceModel, number: int) -> None:
         entry = self._root / model.name
-        if entry.is_dir():
-            if (entry / OWNER_FILE).is_file() and (entry / OWNER_FILE).read_text() == model.uid:
-                return
-            self._remove(model.name)
+        owner = entry / OWNER_FILE
+        if entry.is_dir() and not (owner.is_file() and owner.read_text() == model.uid):
+            self._remove(entry)
+        if (entry / str(number)).is_dir():
+            return
+        version = model.version(number)
         draft = self._drafts / model.uid
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        source = Source(model.name, Path(model.code_path), Path(model.checkpoints_path))
+        source = Source(model.name, Path(version.code_path), Path(version.checkpoints_path))
         try:
-            make_backend(model.framework).write(source, draft)
+            make_backend(version.framework).write(source, draft)
+            # Of its own for each version: the entry's is that of the newest which Triton shall load.
+            shutil.copy2(draft / CONFIG_FILE, draft / "1" / CONFIG_FILE)
+            if entry.is_dir():
+                _require_same_interface(draft, entry)
+                (draft / "1").rename(entry / str(number))
+                return
+            if number != 1:
+                (draft / "1").rename(draft / str(number))
+            self._offer(draft, [number])
             (draft / OWNER_FILE).write_text(model.uid)
             self._root.mkdir(parents=True, exist_ok=True)
             draft.rename(entry)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
-    def _remove(self, name: str) -> None:
-        entry = self._root / name
-        if not entry.exists():
+    def _offer(self, entry: Path, numbers: Sequence[int]) -> None:
+        own = entry / str(max(numbers)) / CONFIG_FILE
+        lines = (own if own.is_file() else entry / CONFIG_FILE).read_text().splitlines(keepends=True)
+        text = "".join(line for line in lines if not line.startswith("version_policy"))
+        text += POLICY.format(", ".join(str(number) for number in sorted(numbers)))
+        if (entry / CONFIG_FILE).read_text() != text:
+            draft = entry / f".{CONFIG_FILE}.draft"
+            draft.write_text(text)
+            draft.replace(entry / CONFIG_FILE)
+
+    def _differs(self, entry: Path, checkpoints: Path) -> str:
+        versions = sorted(int(folder.name) for folder in entry.glob("[0-9]*")) if entry.is_dir() else []
+        if not versions:
+            return ""
+        served = _interface(entry / str(versions[-1]) / "bundle" / "serving.json")
+        trained = _interface(checkpoints / "serving.json")
+        return "; ".join(
+            f"{key} is {json.dumps(trained.get(key))[:200]}, that of the model {json.dumps(served.get(key))[:200]}"
+            for key in INTERFACE_KEYS
+            if served.get(key) != trained.get(key)
+        )
+
+    def _keep(self, entry: Path, numbers: Sequence[int]) -> None:
+        if not entry.is_dir():
             return
-        # Renamed first: a half-removed entry must not be taken for a model.
+        for folder in entry.glob("[0-9]*"):
+            if int(folder.name) not in numbers:
+                self._remove(folder)
+
+    def _remove(self, folder: Path) -> None:
+        if not folder.exists():
+            return
+        # Renamed first: half of an entry or of a version must not be taken for one.
         self._drafts.mkdir(parents=True, exist_ok=True)
-        gone = self._drafts / f"{name}.removed"
+        gone = self._drafts / f"{folder.parent.name}-{folder.name}.removed"
         shutil.rmtree(gone, ignore_errors=True)
-        entry.rename(gone)
+        folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def _interface(file: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _require_same_interface(draft: Path, entry: Path) -> None:
+    """ExportError when clients of the entry would be surprised by what the draft takes and answers."""
+    ours, theirs = _tensors(draft / CONFIG_FILE), _tensors(entry / CONFIG_FILE)
+    if ours != theirs:
+        raise ExportError(f"it takes and answers {ours}, the other versions of the model {theirs}")
+    if (draft / LABELS_FILE).is_file() and (draft / LABELS_FILE).read_text() != (entry / LABELS_FILE).read_text():
+        raise ExportError("its labels are not those of the other versions of the model, or in another order")
+
+
+def _tensors(file: Path) -> str:
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+
+    config = text_format.Parse(file.read_text(), ModelConfig())
+    return ", ".join(
+        f"{each.name} {DataType.Name(each.data_type).removeprefix('TYPE_')} {list(each.dims)}"
+        for each in (*config.input, *config.output)
+    )

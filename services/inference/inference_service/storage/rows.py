@@ -1,4 +1,4 @@
-"""Repositories: the fields of the domain objects are the columns of the tables."""
+"""Repository of predictions: the fields of the domain objects are the columns of the table."""
 
 from __future__ import annotations
 
@@ -11,58 +11,10 @@ from servicekit.errors import already_exists
 from servicekit.jobs import InstanceGroup
 from sqlalchemy.exc import IntegrityError
 
-from inference_service.domain.models import InferenceModel, ModelState
 from inference_service.domain.predictions import Prediction, Sample, Status
-from inference_service.storage.tables import InferenceModelRow, PredictionRow
+from inference_service.storage.tables import PredictionRow
 
 _FINAL = [str(status) for status in Status if status.is_final]
-
-
-class SqlInferenceModels:
-    """`ports.InferenceModels`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def add(self, model: InferenceModel) -> None:
-        try:
-            async with self._database.session() as session:
-                session.add(InferenceModelRow(**asdict(model) | {"state": str(model.state)}))
-        except IntegrityError as error:
-            raise already_exists("inference model", model.name) from error
-
-    async def find(self, name: str) -> InferenceModel | None:
-        found = await self._select(InferenceModelRow.name == name)
-        return found[0] if found else None
-
-    async def all(self) -> list[InferenceModel]:
-        return await self._select()
-
-    async def save(self, model: InferenceModel) -> None:
-        await self._update(
-            model.uid, state=str(model.state), status_message=model.status_message, catalog_uid=model.catalog_uid
-        )
-
-    async def note_listed(self, model: InferenceModel) -> None:
-        await self._update(model.uid, catalog_uid=model.catalog_uid)
-
-    async def delete(self, uid: str) -> None:
-        async with self._database.session() as session:
-            await session.execute(sa.delete(InferenceModelRow).where(InferenceModelRow.uid == uid))
-
-    async def _update(self, uid: str, **values: Any) -> None:
-        async with self._database.session() as session:
-            await session.execute(sa.update(InferenceModelRow).where(InferenceModelRow.uid == uid).values(**values))
-
-    async def _select(self, *conditions: sa.ColumnElement[bool]) -> list[InferenceModel]:
-        query = (
-            sa.select(InferenceModelRow)
-            .where(*conditions)
-            .order_by(InferenceModelRow.created_at, InferenceModelRow.uid)
-        )
-        async with self._database.session(read_only=True) as session:
-            rows = [_values(InferenceModel, row) for row in await session.scalars(query)]
-        return [InferenceModel(**values | {"state": ModelState(values["state"])}) for values in rows]
 
 
 class SqlPredictions:

@@ -23,17 +23,31 @@ class InferenceModelRow(Base):
     name: Mapped[str] = mapped_column(sa.String(128), unique=True)
     owner: Mapped[str] = mapped_column(sa.String(256))
     source_model: Mapped[str] = mapped_column(sa.String(128))
-    training_name: Mapped[str] = mapped_column(sa.String(128))
-    framework: Mapped[str] = mapped_column(sa.String(64))
     template_name: Mapped[str] = mapped_column(sa.String(128))
     dataset_name: Mapped[str] = mapped_column(sa.String(128))
     instance_group: Mapped[str] = mapped_column(sa.String(128))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    catalog_uid: Mapped[str] = mapped_column(sa.String(64))
+    last_version: Mapped[int] = mapped_column(sa.Integer)
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class ModelVersionRow(Base):
+    """One version of an inference model."""
+
+    __tablename__ = "model_versions"
+
+    model_uid: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    number: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=False)
+    source_model: Mapped[str] = mapped_column(sa.String(128))
+    training_name: Mapped[str] = mapped_column(sa.String(128))
+    framework: Mapped[str] = mapped_column(sa.String(64))
     code_path: Mapped[str] = mapped_column(sa.Text)
     checkpoints_path: Mapped[str] = mapped_column(sa.Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     state: Mapped[str] = mapped_column(sa.String(16))
     status_message: Mapped[str] = mapped_column(sa.Text)
-    catalog_uid: Mapped[str] = mapped_column(sa.String(64))
+    percentage: Mapped[int] = mapped_column(sa.Integer)
 
 
 class PredictionRow(Base):

@@ -11,8 +11,16 @@ from servicekit.identity import Identity, acting_as, current_identity
 from servicekit.names import check_name
 from servicekit.times import utc_now
 
-from inference_service.domain.models import RESERVED_NAMES, InferenceModel
-from inference_service.usecases.ports import Catalog, InferenceModels, ModelServer, Repository, Trainings
+from inference_service.domain.models import ALL_PERCENT, RESERVED_NAMES, InferenceModel, ModelVersion
+from inference_service.usecases.ports import (
+    Catalog,
+    InferenceModels,
+    ModelFacts,
+    ModelServer,
+    Repository,
+    TrainingFacts,
+    Trainings,
+)
 
 
 @dataclass(frozen=True)
@@ -62,14 +70,11 @@ class CreateInferenceModel:
             name=name,
             owner=current_identity().user,
             source_model=source.name,
-            training_name=training.name,
-            framework=source.framework,
             template_name=source.template_name,
             dataset_name=source.dataset,
             instance_group=source.instance_group,
-            code_path=training.code_path,
-            checkpoints_path=training.checkpoints_path,
             created_at=utc_now(),
+            versions=[make_version(1, source, training, percentage=ALL_PERCENT)],
         )
         former = await self._models.find(name)
         if former is not None and former.catalog_uid:
@@ -88,22 +93,37 @@ class CreateInferenceModel:
         return model
 
 
+def make_version(number: int, source: ModelFacts, training: TrainingFacts, percentage: int = 0) -> ModelVersion:
+    """What is frozen of a training."""
+    return ModelVersion(
+        number=number,
+        source_model=source.name,
+        training_name=training.name,
+        framework=source.framework,
+        code_path=training.code_path,
+        checkpoints_path=training.checkpoints_path,
+        created_at=utc_now(),
+        percentage=percentage,
+    )
+
+
 async def ensure_listed(catalog: Catalog, model: InferenceModel) -> None:
     """Make the model of type Inference that GET /models shows, unless it is there; 409 when the name is another's."""
     if model.catalog_uid:
         return
+    first = model.versions[0]
     # What the owner may see was checked when it was asked for; the loop has no request to take rights from.
     with acting_as(Identity(user=model.owner, is_admin=True)):
         listed = await catalog.find(model.name)
         if listed is None:
             try:
-                await catalog.create_inference(model, f"Serves training {model.training_name} of {model.source_model}")
+                await catalog.create_inference(model, f"Serves training {first.training_name} of {model.source_model}")
             except ServiceError as error:
                 # The request and the loop may both be here: whoever comes second finds what the first one made.
                 if error.code is not Code.ALREADY_EXISTS:
                     raise
             listed = await catalog.get(model.name)
-    ours = (model.owner, "Inference", model.checkpoints_path)
+    ours = (model.owner, "Inference", first.checkpoints_path)
     if (listed.owner, listed.type, listed.weights_folder) != ours:
         raise already_exists("model", model.name)
     model.catalog_uid = listed.uid

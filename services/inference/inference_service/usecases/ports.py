@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
 
-from inference_service.domain.models import InferenceModel
+from inference_service.domain.models import InferenceModel, ModelVersion
 from inference_service.domain.predictions import Prediction, Sample, SampleResult
 
 
@@ -115,8 +116,17 @@ class ModelServer(Protocol):
 class Repository(Protocol):
     """The model repository on disk."""
 
-    async def publish(self, model: InferenceModel) -> None:
-        """Put the model's entry there, whole or not at all; repeatable. ExportRefusedError when it cannot be made."""
+    async def publish(self, model: InferenceModel, number: int = 1) -> None:
+        """Put a version there, whole or not at all; repeatable. ExportRefusedError when it cannot be made."""
+
+    async def offer(self, name: str, numbers: Sequence[int]) -> None:
+        """Say which of the versions that are there Triton shall serve after its next load; whole and repeatable."""
+
+    async def differs(self, name: str, checkpoints_path: str) -> str:
+        """In what a training takes other inputs or answers other labels than the model; nothing when it is alike."""
+
+    async def keep(self, name: str, numbers: Sequence[int]) -> None:
+        """Remove all versions but these; unknown is fine."""
 
     async def remove(self, name: str) -> None:
         """Remove the entry; unknown is fine."""
@@ -140,7 +150,7 @@ class ExportRefusedError(Exception):
 
 
 class InferenceModels(Protocol):
-    """Stored inference models. Each call is one transaction."""
+    """Stored inference models, read from memory until something was written. Each write is one transaction."""
 
     async def add(self, model: InferenceModel) -> None:
         """409 when the name is taken."""
@@ -151,14 +161,26 @@ class InferenceModels(Protocol):
     async def all(self) -> list[InferenceModel]:
         """All, oldest first."""
 
-    async def save(self, model: InferenceModel) -> None:
-        """Write state, message and catalog uid."""
-
     async def note_listed(self, model: InferenceModel) -> None:
-        """Write the catalog uid only: the loop may have moved the state on."""
+        """Write the catalog uid."""
+
+    async def note_used(self, uid: str, at: datetime) -> None:
+        """Write when it was last asked for."""
+
+    async def add_version(self, uid: str, version: ModelVersion) -> ModelVersion:
+        """Add it under the next number, which it gets whatever it had; 404 when the model is gone."""
+
+    async def save_version(self, uid: str, version: ModelVersion) -> None:
+        """Write its state and message only: a request may have changed its share."""
+
+    async def save_traffic(self, model: InferenceModel) -> None:
+        """Write the shares of its versions only: the loop may have moved their states on."""
+
+    async def delete_version(self, uid: str, number: int) -> None:
+        """Remove the row."""
 
     async def delete(self, uid: str) -> None:
-        """Remove the row."""
+        """Remove the row and those of its versions."""
 
 
 class Predictions(Protocol):

@@ -10,7 +10,7 @@ from servicekit.errors import Code, ServiceError
 from servicekit.identity import Identity, acting_as
 from servicekit.reconcile import Next
 
-from inference_service.domain.models import InferenceModel, ModelState
+from inference_service.domain.models import InferenceModel, ModelState, ModelVersion
 from inference_service.usecases.create_model import ensure_listed
 from inference_service.usecases.ports import (
     Catalog,
@@ -42,11 +42,13 @@ class ServeModels:
 
     async def __call__(self) -> Next:
         models = [model for model in await self._models.all() if model.state is not ModelState.FAILED]
-        exported = [model for model in models if model.state is ModelState.EXPORTING and await self._export(model)]
-        if exported:
+        versions = [(model, version) for model in models for version in model.versions]
+        exporting = [pair for pair in versions if pair[1].state is ModelState.EXPORTING]
+        if [version for model, version in exporting if await self._export(model, version)]:
             return Next.AT_ONCE
-        await self._keep_loaded([model for model in models if model.state in (ModelState.LOADING, ModelState.READY)])
-        return Next.LATER if all(model.state is ModelState.READY for model in models) else Next.SOON
+        await self._keep_loaded([model for model in models if model.state is not ModelState.EXPORTING])
+        is_settled = all(version.state in (ModelState.READY, ModelState.FAILED) for _, version in versions)
+        return Next.LATER if is_settled else Next.SOON
 
     async def _keep_loaded(self, waiting: Sequence[InferenceModel]) -> None:
         if not waiting:
@@ -54,48 +56,55 @@ class ServeModels:
         try:
             loaded = await self._server.loaded()
             for model in waiting:
-                if model.state is ModelState.LOADING or model.name not in loaded:
+                if _loading(model) or model.name not in loaded:
                     await self._load(model)
             if time.monotonic() - self._looked_at > HEALTH_SECONDS:
                 await self._revive([model for model in waiting if model.name in loaded])
         except ServerAwayError as error:
             for model in waiting:
-                if model.state is ModelState.LOADING and model.status_message != str(error):
-                    model.status_message = str(error)
-                    await self._models.save(model)
+                version = _loading(model)
+                if version is not None and version.status_message != str(error):
+                    version.status_message = str(error)
+                    await self._models.save_version(model.uid, version)
 
-    async def _export(self, model: InferenceModel) -> bool:
+    async def _export(self, model: InferenceModel, version: ModelVersion) -> bool:
+        is_listed = bool(model.catalog_uid)
         try:
             await ensure_listed(self._catalog, model)
-            await self._repository.publish(model)
+            if not is_listed:
+                await self._models.note_listed(model)
+            await self._repository.publish(model, version.number)
         except ServiceError as error:
             if error.code is Code.UNAVAILABLE:
                 return False
-            await self._fail(model, error.message)
+            await self._fail(model, version, error.message)
         except (ExportRefusedError, OSError) as error:
-            await self._fail(model, f"cannot export training {model.training_name}: {error}")
+            await self._fail(model, version, f"cannot export training {version.training_name}: {error}")
         else:
-            model.exported()
-            await self._models.save(model)
+            version.exported()
+            await self._models.save_version(model.uid, version)
         return True
 
     async def _load(self, model: InferenceModel) -> None:
+        version = _loading(model)
+        suspect = version or model.versions[-1]
         try:
+            await self._repository.offer(model.name, [*model.ready_versions, *([version.number] if version else [])])
             await self._server.load(model.name)
             await self._server.probe(model.name)
         except LoadRefusedError as error:
-            await self._fail(model, f"Triton cannot serve it: {error}")
+            await self._fail(model, suspect, f"Triton cannot serve it: {error}")
             return
         except ServerAwayError as error:
             self._crashes[model.uid] = self._crashes.get(model.uid, 0) + 1
             if self._crashes[model.uid] < MAX_CRASHES:
                 raise
-            await self._fail(model, f"Triton ended {MAX_CRASHES} times while loading it: {error}")
+            await self._fail(model, suspect, f"Triton ended {MAX_CRASHES} times while loading it: {error}")
             return
         self._crashes.pop(model.uid, None)
-        if model.state is ModelState.LOADING:
-            model.served()
-            await self._models.save(model)
+        if version is not None:
+            version.served()
+            await self._models.save_version(model.uid, version)
         log.info("Triton serves %s", model.name)
 
     async def _revive(self, models: Sequence[InferenceModel]) -> None:
@@ -105,18 +114,22 @@ class ServeModels:
                 await self._load(model)
         self._looked_at = time.monotonic()
 
-    async def _fail(self, model: InferenceModel, message: str) -> None:
-        log.warning("inference model %s failed: %s", model.name, message)
-        model.fail(message)
-        await self._models.save(model)
-        if not model.catalog_uid:
+    async def _fail(self, model: InferenceModel, version: ModelVersion, message: str) -> None:
+        log.warning("version %d of inference model %s failed: %s", version.number, model.name, message)
+        version.fail(message)
+        await self._models.save_version(model.uid, version)
+        if not model.catalog_uid or model.state is not ModelState.FAILED:
             return
         try:
-            # Inference models have no detail of their own; GET /models/{name} is where people look.
+            # GET /models/{name} is where people look who know nothing of versions.
             with acting_as(Identity(user=model.owner, is_admin=True)):
                 await self._catalog.describe(model.name, f"FAILED: {message}"[:2000])
         except ServiceError as error:
             log.warning("cannot note the failure of %s: %s", model.name, error.message)
+
+
+def _loading(model: InferenceModel) -> ModelVersion | None:
+    return next((version for version in model.versions if version.state is ModelState.LOADING), None)
 
 
 class RemoveDeleted:
