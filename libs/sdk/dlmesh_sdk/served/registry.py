@@ -1,0 +1,73 @@
+"""Tasks by their names in serving.json, and the models that are served for them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dlmesh_sdk.served.base import Facts, Served
+from dlmesh_sdk.served.program import load_program
+
+TASKS = {
+    "classification": "dlmesh_sdk.served.classification:ServedClassification",
+    "detection": "dlmesh_sdk.served.detection:ServedDetection",
+    "vector": "dlmesh_sdk.served.vector:ServedVector",
+    "comparison": "dlmesh_sdk.served.comparison:ServedComparison",
+    "tabular": "dlmesh_sdk.served.tabular:ServedTabular",
+    "text": "dlmesh_sdk.served.text:ServedText",
+}
+
+
+def load(bundle: str | Path) -> Served:
+    """The model of a bundle, its program imported; ValueError or what the program raises when it cannot be."""
+    folder = Path(bundle)
+    serving = json.loads((folder / "serving.json").read_text(encoding="utf-8"))
+    return make(serving, load_program(folder))
+
+
+def make(serving: Mapping[str, Any], program: Any) -> Served:
+    """The model of a serving.json and a program: a module, or whatever has its functions."""
+    served: Served = task_of(serving)(serving, program)
+    return served
+
+
+def describe(serving: Mapping[str, Any]) -> Facts:
+    """The task and the tensors; ValueError says what is missing or wrong."""
+    if missing := lacks(serving):
+        raise ValueError(f"it has no {', '.join(missing)}")
+    try:
+        facts: Facts = task_of(serving).facts(serving)
+    except (KeyError, TypeError) as error:
+        raise ValueError(repr(error)) from error
+    if any(side == 0 or side < -1 for tensor in facts.inputs + facts.outputs for side in tensor.shape):
+        raise ValueError("it names no labels or an empty input")
+    return facts
+
+
+def lacks(serving: Mapping[str, Any]) -> list[str]:
+    """Which fields that its task needs serving.json does not have."""
+    return [name for name in task_of(serving).needs if name not in serving]
+
+
+def task_of(serving: Mapping[str, Any]) -> type[Served]:
+    """The class of its task; ValueError lists the known tasks."""
+    name = str(serving.get("task") or _guessed(serving))
+    if name not in TASKS:
+        raise ValueError(f"task: {name!r} is not known; allowed: {', '.join(TASKS)}")
+    module, _, kind = TASKS[name].partition(":")
+    task: type[Served] = getattr(importlib.import_module(module), kind)
+    return task
+
+
+def _guessed(serving: Mapping[str, Any]) -> str:
+    """Of trainings from before serving.json named its task."""
+    encoding = serving.get("encoding")
+    if isinstance(encoding, Mapping):
+        return "text" if "words" in encoding else "tabular"
+    if "length" in serving:
+        return "vector"
+    is_detection = "labels" in serving and not {"channels", "height", "width"} & serving.keys()
+    return "detection" if is_detection and len(serving["labels"]) else "classification"
