@@ -8,10 +8,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from servicekit.archives import ArchiveLimits, checked_parts, unpack
+from servicekit.archives import ArchiveLimits, unpack
 from servicekit.errors import ServiceError, invalid, renamed
 from servicekit.folders import copy_file, remove_folder, sync_folder
 from servicekit.paths import DataRoots, check_length
+from servicekit.plain_folders import copy_plain_folder
 
 from tuning_service.usecases.ports import InstalledAlgorithm
 
@@ -21,8 +22,6 @@ LIMITS = ArchiveLimits(members=10_000, size_bytes=1024**3, depth=20)
 ORPHAN_SECONDS = 24 * 3600.0
 _DRAFT, _OLD = ".draft-", ".old-"
 _LEFT_OUT = "__pycache__"
-_COPY_BYTES = 1024 * 1024
-_READ_PLAIN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class DiskPluginFolders:
@@ -80,7 +79,7 @@ class DiskPluginFolders:
             if upload is not None:
                 self._unpack(upload, draft / "files", "file", upload.name)
             elif source.is_dir():
-                self._copy(source, draft / "files")
+                copy_plain_folder(source, draft / "files", self._limits, "path", left_out=(_LEFT_OUT,))
             else:
                 self._unpack(self._copied(source, draft / "archive"), draft / "files", "path", algorithm.path)
             self._with_program(draft / "files", "file" if upload else "path").rename(self.folder_of(algorithm))
@@ -135,29 +134,6 @@ class DiskPluginFolders:
         copy_file(source, target)
         return target
 
-    def _copy(self, source: Path, target: Path) -> None:
-        """Copy a folder of plain files, durable but for its name; 400 naming what is something else."""
-        members = size = 0
-        for path, names, files, descriptor in os.fwalk(source):
-            names[:] = [name for name in names if name != _LEFT_OUT]
-            folder = target / Path(path).relative_to(source)
-            folder.mkdir()
-            for name in [*names, *files]:
-                shown = str(Path(path, name).relative_to(source))
-                checked_parts(shown, self._limits)
-                mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
-                members += 1
-                if members > self._limits.members:
-                    raise invalid("path", str(source), f"at most {self._limits.members} files and folders")
-                if stat.S_ISDIR(mode):
-                    continue
-                if not stat.S_ISREG(mode):
-                    raise invalid("path", shown, "a folder of plain files, without links")
-                size = _copy_at(name, descriptor, folder / name, size, self._limits.size_bytes, str(source))
-        for folder in sorted((path for path in target.rglob("*") if path.is_dir()), reverse=True):
-            sync_folder(folder)
-        sync_folder(target)
-
     def _with_program(self, files: Path, field: str) -> Path:
         """The folder that has the program: this one, or the only one in it."""
         top = [path for path in files.iterdir() if not path.name.startswith((".", "__MACOSX"))]
@@ -166,19 +142,3 @@ class DiskPluginFolders:
                 return folder
         names = ", ".join(sorted(path.name for path in top)[:10]) or "nothing"
         raise invalid(field, f"({names})", f"a folder or a tar with {PROGRAM} at its top")
-
-
-def _copy_at(name: str, folder: int, target: Path, copied: int, most: int, shown: str) -> int:
-    """Copy the plain file `name` of an open folder; how many bytes were copied with it, `copied` being those before.
-    400 when that is more than `most`."""
-    with os.fdopen(os.open(name, _READ_PLAIN, dir_fd=folder), "rb") as reader, target.open("xb") as writer:
-        if not stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
-            raise invalid("path", name, "a folder of plain files, without links")
-        while chunk := reader.read(_COPY_BYTES):
-            copied += len(chunk)
-            if copied > most:
-                raise invalid("path", shown, f"at most {most} bytes in all")
-            writer.write(chunk)
-        writer.flush()
-        os.fsync(writer.fileno())
-    return copied
