@@ -6,15 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from inference_service.backends.registry import BACKENDS, make_backend
+from google.protobuf import text_format
+from inference_service.backends.registry import BACKENDS, make_backends
 from inference_service.storage.repository import DiskRepository
 from inference_service.usecases.ports import ExportRefusedError
 from triton_fixtures import LABELS, make_model, write_training
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 
 @pytest.mark.parametrize("framework", BACKENDS)
 def test_every_listed_backend_can_be_made(framework: str) -> None:
-    assert make_backend(framework).__class__.__doc__
+    assert all(backend.__class__.__doc__ for backend in make_backends(framework))
 
 
 async def test_an_entry_has_all_that_triton_needs(tmp_path: Path) -> None:
@@ -29,6 +31,7 @@ async def test_an_entry_has_all_that_triton_needs(tmp_path: Path) -> None:
     assert 'name: "tiny-online"' in config
     assert "dims: [ 1, 4, 6 ]" in config
     assert "dims: [ 3 ]" in config
+    assert text_format.Parse(config, ModelConfig()).input[1].name == "ITEM"
     assert (entry / "labels.txt").read_text().split() == LABELS
     assert "class TritonPythonModel" in (entry / "1" / "model.py").read_text()
     files = {str(path.relative_to(entry / "1" / "bundle")) for path in (entry / "1" / "bundle").rglob("*")}

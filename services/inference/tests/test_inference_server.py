@@ -235,13 +235,13 @@ async def test_only_finished_trainings_of_known_frameworks_are_served(room: Room
     assert (code, "PyTorch" in words) == (grpc.StatusCode.INVALID_ARGUMENT, True)
 
 
-async def test_what_does_not_classify_pictures_is_refused_at_once(room: Room) -> None:
+async def test_what_cannot_be_served_is_refused_at_once(room: Room) -> None:
     serving = Path(room.trainings.training.checkpoints_path) / "serving.json"
-    serving.write_text(json.dumps({"labels": ["yes", "no"], "encoding": {"column": "text"}}))
+    serving.write_text(json.dumps({"labels": ["yes", "no"], "channels": 1}))
     assert await refused(room.create()) == (
         grpc.StatusCode.INVALID_ARGUMENT,
-        "trainName: 'first' is not valid; allowed: a training that classifies pictures; "
-        "the serving.json of this one has no channels, height, width",
+        "trainName: 'first' is not valid; allowed: a training that can be served; of this one: "
+        "serving.json of the training is not usable: it has no height, width",
     )
     assert set(room.catalog.known) == {"digits"}
 
@@ -360,9 +360,9 @@ async def test_a_model_that_fails_fails_its_predictions_with_tritons_words(room:
 
 
 async def test_a_training_that_cannot_be_exported_fails(room: Room) -> None:
-    (Path(room.trainings.training.checkpoints_path) / "serving.json").unlink()
     room.catalog.lists_nothing = True
     await room.create()
+    (Path(room.trainings.training.checkpoints_path) / "serving.json").unlink()
     await room.start()
     room.catalog.lists_nothing = False
     assert "serving.json" in (await room.settled("FAILED")).status_message

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlmesh_sdk import served
+
+SERVING_FILE = "serving.json"
+# More would be no description of a model.
+MAX_SERVING_BYTES = 64 * 1024 * 1024
+
 
 class ExportError(Exception):
     """The training cannot be served; the text says what is missing."""
@@ -22,49 +28,47 @@ class Source:
     checkpoints: Path
 
 
-@dataclass(frozen=True)
-class Serving:
-    """What serving.json says: the input's shape and the labels in the order of the outputs."""
-
-    labels: list[str]
-    channels: int
-    height: int
-    width: int
-
-    @classmethod
-    def lacks(cls, file: Path) -> list[str]:
-        """Which of its fields the file does not have: those of other models than classifiers of pictures."""
-        try:
-            known = json.loads(file.read_text())
-        except (OSError, ValueError):
-            return []
-        return [field for field in cls.__dataclass_fields__ if field not in known] if isinstance(known, dict) else []
-
-    @classmethod
-    def read(cls, file: Path) -> Serving:
-        """ExportError when it is missing or does not say all."""
-        try:
-            known: dict[str, Any] = json.loads(file.read_text())
-            sides = {side: int(known[side]) for side in ("channels", "height", "width")}
-            labels = [str(label) for label in known["labels"]]
-        except FileNotFoundError as error:
-            raise ExportError(f"the training wrote no {file.name} into --train_dir") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise ExportError(f"{file.name} of the training is not usable: {error!r}") from error
-        if not labels or min(sides.values()) < 1:
-            raise ExportError(f"{file.name} of the training names no labels or an empty input")
-        return cls(labels, **sides)
-
-
 class Backend(ABC):
     """Writes entries of the model repository.
 
-    Contract: `write` fills the empty folder `entry` with `config.pbtxt` and version `1/`; input `INPUT__0` is FP32
-    [channels, height, width] as the model's own `preprocess` makes it, output `OUTPUT__0` FP32 [labels] are
-    probabilities; Triton batches. The bundle with the model's program, weights and serving.json is `1/bundle`. It
-    reads the source only, raises ExportError when something is missing, and imports no deep-learning framework.
+    Contract: `write` fills the empty folder `entry` with `config.pbtxt` and version `1/`, whose `bundle/` has the
+    model's program, weights and serving.json. Triton batches. Models of a known task take their tensors, or the
+    optional input `ITEM`, BYTES [1], a sample as it is (an encoded picture, a row as a JSON object, a text), which they
+    answer with `RESULT`, BYTES [1], the result of `dlmesh_sdk.served.Served.results` as JSON without its sampleId.
+    All other models have ITEM and RESULT alone. What the model is probed with is in the configuration
+    (`triton.probes`). A backend reads the source only, raises ExportError when something is missing, and imports no
+    deep-learning framework.
     """
 
     @abstractmethod
+    def refusal(self, source: Source) -> str:
+        """Why it cannot serve this training, in one line; empty when it can."""
+
+    @abstractmethod
     def write(self, source: Source, entry: Path) -> None:
-        """Fill `entry`."""
+        """Fill `entry`; ExportError when there is a refusal."""
+
+
+def read_serving(checkpoints: Path) -> dict[str, Any]:
+    """serving.json of a training; ExportError when it is missing or is no JSON object."""
+    file = checkpoints / SERVING_FILE
+    try:
+        if not file.is_file():
+            raise ExportError(f"the training wrote no {SERVING_FILE} into --train_dir")
+        if file.stat().st_size > MAX_SERVING_BYTES:
+            raise ExportError(f"{SERVING_FILE} of the training has more than {MAX_SERVING_BYTES} bytes")
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(f"{SERVING_FILE} of the training is not usable: {error!r}") from error
+    if not isinstance(known, dict):
+        raise ExportError(f"{SERVING_FILE} of the training is not usable: a JSON object is needed")
+    return known
+
+
+def read_facts(checkpoints: Path) -> served.Facts:
+    """Task, labels and tensors by serving.json; ExportError says what is missing."""
+    serving = read_serving(checkpoints)
+    try:
+        return served.describe(serving)
+    except (ValueError, AttributeError) as error:
+        raise ExportError(f"{SERVING_FILE} of the training is not usable: {error}") from error

@@ -1,20 +1,26 @@
-"""Serves a PyTorch bundle in Triton's Python backend. Copied into the model repository, so it imports nothing of ours.
+"""Serves a PyTorch bundle in Triton's Python backend. Copied into the model repository.
 
-Tensors pass as DLPack only: the server's Python stub predates numpy 2 and would, silently, answer zeros through numpy.
+What Triton batched is answered with one forward pass. Tensors pass as DLPack only: the server's Python stub predates
+numpy 2 and would, silently, answer zeros through numpy.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from importlib import util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import bytes_tensors  # type: ignore[import-not-found]
 import torch
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
+from dlmesh_sdk import served
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils import dlpack
+
+bytes_tensors.mend()
+
+Batch = dict[str, torch.Tensor]
 
 
 class TritonPythonModel:
@@ -24,41 +30,85 @@ class TritonPythonModel:
         """Build the model and load its weights; what is raised here is what the load is refused with."""
         torch.set_num_threads(1)
         bundle = Path(args["model_repository"], args["model_version"], "bundle")
-        serving = json.loads((bundle / "serving.json").read_text())
         use_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
         self.device = torch.device(f"cuda:{args['model_instance_device_id']}" if use_gpu else "cpu")
-        shape = {side: serving[side] for side in ("channels", "height", "width")}
-        model = load_program(bundle, args["model_name"]).build_model(len(serving["labels"]), **shape)
+        self.served = served.load(bundle)
+        self.tensors = served.describe(self.served.serving).inputs
+        module = self.served.build_model()
         weights = torch.load(bundle / "model_epoch_final.pth", map_location="cpu", weights_only=True)
-        model.load_state_dict(weights)
-        self.model = model.to(self.device).eval()
+        module.load_state_dict(weights)
+        self.module = module.to(self.device).eval()
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer the requests that Triton batched with one forward pass."""
+        """An answer to each request, or the words of its own failure: others of its batch are answered."""
+        answers: dict[int, Any] = {}
+        for answer in (self._answer_tensors, self._answer_items):
+            is_items = answer == self._answer_items
+            chosen = {
+                number: request
+                for number, request in enumerate(requests)
+                if ("ITEM" in {tensor.name() for tensor in request.inputs()}) is is_items
+            }
+            answers |= zip(chosen, self._each_answered(answer, list(chosen.values())), strict=True)
+        return [answers[number] for number in range(len(requests))]
+
+    def _each_answered(self, answer: Any, requests: list[Any]) -> list[Any]:
         try:
-            inputs = [
-                dlpack.from_dlpack(pb_utils.get_input_tensor_by_name(request, "INPUT__0").to_dlpack())
-                for request in requests
-            ]
-            with torch.inference_mode():
-                outputs = torch.softmax(self.model(torch.cat(inputs).to(self.device)).float(), 1).cpu()
+            found: list[Any] = answer(requests) if requests else []
+            return found
         except Exception as error:
+            if len(requests) > 1:
+                return [self._each_answered(answer, [request])[0] for request in requests]
             refusal = pb_utils.TritonError(f"{type(error).__name__}: {error}")
-            return [pb_utils.InferenceResponse(error=refusal) for _ in requests]
+            return [pb_utils.InferenceResponse(error=refusal)]
+
+    def _answer_tensors(self, requests: Sequence[Any]) -> list[Any]:
+        parts = [self._tensors_of(request) for request in requests]
+        outputs = self._forward({name: _joined([part[name] for part in parts]) for name in parts[0]})
+        counts = [len(next(iter(part.values()))) for part in parts]
+        pieces = {name: output.split(counts) for name, output in outputs.items()}
         return [
             # Each answer owns its memory: Triton may still read it when the others are gone.
-            pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack("OUTPUT__0", piece.clone())])
-            for piece in outputs.split([len(each) for each in inputs])
+            pb_utils.InferenceResponse(
+                [pb_utils.Tensor.from_dlpack(name, each[number].clone()) for name, each in pieces.items()]
+            )
+            for number in range(len(requests))
         ]
 
+    def _tensors_of(self, request: Any) -> Batch:
+        given = {tensor.name(): tensor for tensor in request.inputs()}
+        if missing := [tensor.name for tensor in self.tensors if tensor.name not in given]:
+            raise ValueError(f"input {missing[0]} is missing: needed are ITEM alone, or {_names(self.tensors)}")
+        return {tensor.name: dlpack.from_dlpack(given[tensor.name].to_dlpack()) for tensor in self.tensors}
 
-def load_program(bundle: Path, name: str) -> ModuleType:
-    """The bundle's model.py, under a name of its own: every bundle has a file called so, and so is this one."""
-    sys.path.insert(0, str(bundle))
-    specification = util.spec_from_file_location(f"dlmesh_bundle_{name}", bundle / "model.py")
-    if specification is None or specification.loader is None:
-        raise ImportError(f"{bundle / 'model.py'} is not a Python file")
-    program = util.module_from_spec(specification)
-    sys.modules[specification.name] = program
-    specification.loader.exec_module(program)
-    return program
+    def _answer_items(self, requests: Sequence[Any]) -> list[Any]:
+        contents = [bytes_tensors.read(request, "ITEM") for request in requests]
+        flat = [content for each in contents for content in each]
+        encoded = self.served.encode([self.served.item(content, str(place)) for place, content in enumerate(flat)])
+        inputs = {name: torch.from_numpy(array) for name, array in encoded.inputs.items()}
+        outputs = {name: tensor.numpy() for name, tensor in self._forward(inputs).items()} if inputs else {}
+        results = iter(self.served.results(encoded, outputs))
+        return [
+            pb_utils.InferenceResponse([bytes_tensors.make("RESULT", [_text(next(results)) for _ in each])])
+            for each in contents
+        ]
+
+    def _forward(self, inputs: Batch) -> Batch:
+        with torch.inference_mode():
+            on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+            return self.served.forward(self.module, on_device)
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of several requests; rows of tokens are filled up to the longest."""
+    if len({tensor.shape[1:] for tensor in tensors}) == 1:
+        return torch.cat(list(tensors))
+    return pad_sequence([row for tensor in tensors for row in tensor], batch_first=True)
+
+
+def _names(tensors: Sequence[served.Tensor]) -> str:
+    return ", ".join(tensor.name for tensor in tensors)
+
+
+def _text(result: Mapping[str, Any]) -> bytes:
+    return json.dumps({name: value for name, value in result.items() if name != "sampleId"}, allow_nan=False).encode()

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from inference_service.domain.models import TritonUnavailableError
+from inference_service.triton.probes import PARAMETER, probe_arrays, probe_complaint
 from inference_service.usecases.ports import LoadRefusedError, ServerAwayError
 
 Result = TypeVar("Result")
@@ -41,18 +42,19 @@ class TritonClient:
         await self._call(lambda client: client.unload_model(name, client_timeout=CALL_SECONDS))
 
     async def probe(self, name: str) -> None:
-        import numpy
         from tritonclient.grpc import InferInput
+        from tritonclient.utils import np_to_triton_dtype
 
-        metadata = await self._call(lambda client: client.get_model_metadata(name, client_timeout=CALL_SECONDS))
-        shape = [1, *metadata.inputs[0].shape[1:]]
-        zeros = InferInput(metadata.inputs[0].name, shape, "FP32")
-        zeros.set_data_from_numpy(numpy.zeros(shape, numpy.float32))
-        answer = await self._call(lambda client: client.infer(name, [zeros], client_timeout=PROBE_SECONDS))
-        values = answer.as_numpy(metadata.outputs[0].name)
-        # The values and not the shape: a server that mistakes its numpy answers zeros of the right shape.
-        if not numpy.isfinite(values).all() or abs(float(values.sum()) - 1.0) > 1e-3:
-            raise LoadRefusedError(f"its probabilities for an empty image are {values.ravel()[:5].tolist()}...")
+        probe = await self._call(lambda client: client.get_model_config(name, client_timeout=CALL_SECONDS))
+        text = probe.config.parameters[PARAMETER].string_value
+        inputs = []
+        for input_name, array in probe_arrays(text).items():
+            inputs.append(InferInput(input_name, list(array.shape), np_to_triton_dtype(array.dtype)))
+            inputs[-1].set_data_from_numpy(array)
+        answer = await self._call(lambda client: client.infer(name, inputs, client_timeout=PROBE_SECONDS))
+        outputs = {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
+        if complaint := probe_complaint(text, outputs):
+            raise LoadRefusedError(complaint)
 
     async def has_died(self, name: str) -> bool:
         try:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inference_service.backends.base import ExportError, Serving, Source
-from inference_service.backends.registry import BACKENDS, make_backend
+from inference_service.backends.base import ExportError, Source
+from inference_service.backends.registry import BACKENDS, choose_backend
 from inference_service.domain.models import InferenceModel
 from inference_service.usecases.ports import ExportRefusedError
 
@@ -38,8 +38,13 @@ class DiskRepository:
     def supports(self, framework: str) -> bool:
         return framework in BACKENDS
 
-    async def lacks(self, checkpoints_path: str) -> Sequence[str]:
-        return await asyncio.to_thread(Serving.lacks, Path(checkpoints_path) / "serving.json")
+    async def refusal(self, framework: str, code_path: str, checkpoints_path: str) -> str:
+        source = Source("", Path(code_path), Path(checkpoints_path))
+        try:
+            await asyncio.to_thread(choose_backend, framework, source)
+        except ExportError as error:
+            return str(error)
+        return ""
 
     async def publish(self, model: InferenceModel, number: int = 1) -> None:
         try:
@@ -75,7 +80,7 @@ class DiskRepository:
         draft.mkdir(parents=True)
         source = Source(model.name, Path(version.code_path), Path(version.checkpoints_path))
         try:
-            make_backend(version.framework).write(source, draft)
+            choose_backend(version.framework, source).write(source, draft)
             # Of its own for each version: the entry's is that of the newest which Triton shall load.
             shutil.copy2(draft / CONFIG_FILE, draft / "1" / CONFIG_FILE)
             if entry.is_dir():

@@ -59,9 +59,9 @@ class CreateInferenceModel:
             raise invalid("trainName", training.name, f"a FINISHED training; this one is {training.status}")
         if not self._repository.supports(source.framework):
             raise invalid("modelName", source.name, f"a model of {', '.join(self._repository.frameworks)}")
-        if lacking := await self._repository.lacks(training.checkpoints_path):
-            allowed = f"a training that classifies pictures; the serving.json of this one has no {', '.join(lacking)}"
-            raise invalid("trainName", training.name, allowed)
+        paths = (training.code_path, training.checkpoints_path)
+        if reason := await self._repository.refusal(source.framework, *paths):
+            raise invalid("trainName", training.name, f"a training that can be served; of this one: {reason}")
         name = request.name or f"{source.name}-{training.name}"
         check_name("inferenceModelName", name, RESERVED_NAMES)
         self._server.require()

@@ -1,0 +1,72 @@
+"""What a model is asked before it is called ready, as a parameter of its Triton configuration.
+
+`{"inputs": {name: [datatype, shape]}, "item": base64 text, "probabilities": bool}`. Zeros of these shapes are sent, or
+else the item as ITEM. Every output must be finite, the rows of OUTPUT__0 add up to 1 where they are probabilities, and
+RESULT holds a result that is no error. Not the shapes but the values tell: a server that mistakes its numpy answers
+zeros of the right shape.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from dlmesh_sdk import served
+
+PARAMETER = "probe"
+# Where the model takes any number.
+ANY = 32
+DATATYPES = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64}
+
+
+def probe_of(facts: served.Facts) -> str:
+    """The parameter's text, for a model with tensors."""
+    inputs = {
+        tensor.name: [tensor.datatype, [1, *(ANY if side < 0 else side for side in tensor.shape)]]
+        for tensor in facts.inputs
+    }
+    return json.dumps({"inputs": inputs, "probabilities": facts.probabilities})
+
+
+def probe_with_item(item: bytes) -> str:
+    """The parameter's text, for a model that has ITEM alone."""
+    return json.dumps({"inputs": {}, "item": base64.b64encode(item).decode(), "probabilities": False})
+
+
+def probe_arrays(text: str) -> dict[str, np.ndarray[Any, Any]]:
+    """What to send, by input name."""
+    probe = json.loads(text)
+    if "item" in probe:
+        return {"ITEM": np.array([[base64.b64decode(probe["item"])]], np.object_)}
+    return {name: np.zeros(shape, DATATYPES[datatype]) for name, (datatype, shape) in probe["inputs"].items()}
+
+
+def probe_complaint(text: str, outputs: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """What is wrong with the answer; empty when nothing is."""
+    for name, values in outputs.items():
+        wrong = _result_complaint(values) if values.dtype == np.object_ else not np.isfinite(values).all()
+        if wrong:
+            return f"its {name} for an empty input is {wrong if isinstance(wrong, str) else _shown(values)}"
+    if not outputs:
+        return "it answers nothing to an empty input"
+    if json.loads(text)["probabilities"] and (np.abs(outputs["OUTPUT__0"].sum(-1) - 1.0) > 1e-3).any():
+        return f"its probabilities for an empty input are {_shown(outputs['OUTPUT__0'])}"
+    return ""
+
+
+def _result_complaint(values: np.ndarray[Any, Any]) -> str:
+    try:
+        for value in values.ravel():
+            result = json.loads(value)
+            if not isinstance(result, dict) or "error" in result:
+                return str(result)[:500]
+    except ValueError as error:
+        return f"no JSON: {error}"
+    return "" if values.size else "empty"
+
+
+def _shown(values: np.ndarray[Any, Any]) -> str:
+    return f"{values.ravel()[:5].tolist()}..."
