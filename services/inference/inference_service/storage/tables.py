@@ -72,3 +72,27 @@ class PredictionRow(Base):
     accepted: Mapped[bool] = mapped_column(sa.Boolean)
     stop_requested: Mapped[bool] = mapped_column(sa.Boolean)
     best: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+
+
+class KernelModelRow(Base):
+    """One model with a kernel; pairs and the profile as `KernelProfile.as_json` makes them."""
+
+    __tablename__ = "kernel_models"
+
+    uid: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(128), unique=True)
+    owner: Mapped[str] = mapped_column(sa.String(256))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    kernel_path: Mapped[str] = mapped_column(sa.Text)
+    weights: Mapped[str] = mapped_column(sa.Text)
+    type: Mapped[str] = mapped_column(sa.Text)
+    tag: Mapped[str] = mapped_column(sa.Text)
+    runtime: Mapped[str] = mapped_column(sa.Text)
+    schema_version: Mapped[str] = mapped_column(sa.Text)
+    attributes: Mapped[list[Any]] = mapped_column(sa.JSON)
+    environments: Mapped[list[Any]] = mapped_column(sa.JSON)
+    size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    profile: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    state: Mapped[str] = mapped_column(sa.String(16))
+    status_message: Mapped[str] = mapped_column(sa.Text)
