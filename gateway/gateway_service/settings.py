@@ -17,6 +17,8 @@ class GatewaySettings:
 
     `credential_cache_seconds` bounds how long a revoked credential is still accepted by Envoy. `envoy_admin_port` is
     None (no admin interface) unless asked for: its configuration dump shows the platform's secret to every local user.
+    Of requests to Triton `max_inference_bytes` bounds the size, `max_inference_requests` how many are under way at a
+    time, and `inference_timeout_seconds` how long each may take.
     """
 
     service: ServiceSettings = field(metadata=SHOWN_ELSEWHERE)
@@ -27,6 +29,9 @@ class GatewaySettings:
     access_log: str = "/dev/stdout"
     credential_cache_seconds: float = 30.0
     session_seconds: float = 8 * 3600.0
+    max_inference_bytes: int = 64 * 1024 * 1024
+    max_inference_requests: int = 1024
+    inference_timeout_seconds: float = 60.0
     admin_user: str = "Admin"
     admin_password: str | None = field(default=None, metadata=SECRET)
 
@@ -48,6 +53,9 @@ class GatewaySettings:
             access_log=environ.get("DLMESH_ACCESS_LOG") or "/dev/stdout",
             credential_cache_seconds=_number(environ, "DLMESH_CREDENTIAL_CACHE_SECONDS", 30.0),
             session_seconds=_number(environ, "DLMESH_SESSION_SECONDS", 8 * 3600.0),
+            max_inference_bytes=int(_number(environ, "DLMESH_MAX_INFERENCE_BYTES", 64 * 1024 * 1024)),
+            max_inference_requests=int(_number(environ, "DLMESH_MAX_INFERENCE_REQUESTS", 1024)),
+            inference_timeout_seconds=_number(environ, "DLMESH_INFERENCE_TIMEOUT_SECONDS", 60.0),
             admin_user=environ.get("DLMESH_ADMIN_USER") or "Admin",
             admin_password=environ.get("DLMESH_ADMIN_PASSWORD") or None,
         )

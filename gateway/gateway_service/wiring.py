@@ -13,6 +13,7 @@ from dlmesh.gateway.v1.gateway_pb2_grpc import (
 )
 from servicekit.channels import Channels
 from servicekit.database import Database
+from servicekit.reconcile import ReconcileLoop
 from servicekit.server import Application
 from servicekit.settings import ServiceSettings
 from servicekit.times import utc_now
@@ -24,6 +25,7 @@ from gateway_service.api.sessions import SessionServicer
 from gateway_service.api.users import UserServicer
 from gateway_service.clients.health import GrpcHealthProbe
 from gateway_service.clients.settings import GrpcSettings
+from gateway_service.envoy.endpoints import TritonEndpoints
 from gateway_service.settings import GatewaySettings
 from gateway_service.storage.accounts import DatabaseAccounts
 from gateway_service.usecases.authenticate import Authenticator, VerifiedPasswords
@@ -79,6 +81,7 @@ def build(settings: ServiceSettings, gateway: GatewaySettings | None = None) -> 
             ),
             (add_UserServiceServicer_to_server, UserServicer(users), "dlmesh.gateway.v1.UserService"),
         ],
+        loops=[ReconcileLoop("triton endpoints", TritonEndpoints(settings.home).step, later_seconds=0.25)],
         databases=[database],
         channels=[channels],
         startup=[prepare],

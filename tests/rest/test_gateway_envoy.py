@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
-import psutil
 import pytest
 import requests
 from dlmesh.datasets.v1 import datasets_pb2, datasets_pb2_grpc
 from dlmesh.models.v1 import models_pb2_grpc
+from gateway_room import (
+    ADMIN,
+    CACHE_SECONDS,
+    PASSWORD,
+    Peers,
+    Platform,
+    assert_error,
+    basic_header,
+    grpc_basic,
+    running_platform,
+    serves,
+    wait_until,
+)
 from gateway_service.envoy.surface import PublicSurface
 from google.protobuf import descriptor_pb2, empty_pb2, wrappers_pb2
 from servicekit.errors import in_use, not_found, out_of_range, timed_out, too_large, too_many
 from servicekit.identity import current_identity, job_token
-from servicekit.server import Application
 from servicekit.settings import DEFAULT_PORTS, ServiceSettings
 
 API = "/platform/rest/deeplearning/v1"
 LOGON = "/platform/rest/conductor/v1/auth/logon"
 USERS = "/platform/rest/dlmesh/v1/users"
-PASSWORD = "a good password"
-ADMIN = ("Admin", PASSWORD)
-CACHE_SECONDS = 1.0
 DATABASE_PASSWORD = "of/the/database"
 
 
@@ -103,20 +102,14 @@ class Models(models_pb2_grpc.ModelServiceServicer):
         return empty_pb2.Empty()
 
 
-class Backend:
-    """One server in a thread that stands for the six other services."""
+class Backend(Peers):
+    """Datasets and models; other services do not answer."""
 
     def __init__(self, settings: ServiceSettings) -> None:
-        self._settings = settings
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
         self.datasets, self.models = Datasets(), Models()
-
-    def start(self) -> None:
-        self._application = Application(
-            name="backend",
-            servicers=[
+        super().__init__(
+            settings,
+            [
                 (
                     datasets_pb2_grpc.add_DatasetServiceServicer_to_server,
                     self.datasets,
@@ -125,123 +118,15 @@ class Backend:
                 (models_pb2_grpc.add_ModelServiceServicer_to_server, self.models, "dlmesh.models.v1.ModelService"),
             ],
         )
-        asyncio.run_coroutine_threadsafe(self._application.start(self._settings), self._loop).result(10)
-
-    def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._application.stop(), self._loop).result(10)
-
-    def close(self) -> None:
-        self.stop()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-@dataclass
-class Platform:
-    """Where everything is."""
-
-    home: Path
-    port: int
-    admin_port: int
-    secret: str
-    backend: Backend
-    envoy: psutil.Process
-    gateway: subprocess.Popen[bytes]
-    start_gateway: Callable[[], subprocess.Popen[bytes]]
-    sessions: list[requests.Session] = field(default_factory=list)
-
-    def client(self, user: tuple[str, str] | None = ADMIN) -> requests.Session:
-        """A new connection."""
-        session = requests.Session()
-        session.auth = user
-        session.trust_env = False
-        self.sessions.append(session)
-        return session
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
-
-    def counter(self, name: str) -> int:
-        """One of Envoy's counters."""
-        text = requests.get(f"http://127.0.0.1:{self.admin_port}/stats?filter=^{re.escape(name)}$", timeout=5).text
-        return int(text.rpartition(":")[2])
-
-
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    home = tmp_path_factory.mktemp("gateway")
-    http_port, admin_port, gateway_port, backend_port = free_ports(4)
-    addresses = {f"DLMESH_{name.upper()}_ADDRESS": f"127.0.0.1:{backend_port}" for name in DEFAULT_PORTS}
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": os.pathsep.join(part for part in sys.path if part),
-        "DLMESH_HOME": str(home),
-        "DLMESH_HTTP_PORT": str(http_port),
-        "DLMESH_ENVOY_ADMIN_PORT": str(admin_port),
-        "DLMESH_ADMIN_PASSWORD": PASSWORD,
-        "DLMESH_CREDENTIAL_CACHE_SECONDS": str(CACHE_SECONDS),
-        **addresses,
-        "DLMESH_GATEWAY_ADDRESS": f"127.0.0.1:{gateway_port}",
-    }
     database_url = f"postgresql://dlmesh:{DATABASE_PASSWORD}@127.0.0.1:1/dlmesh?sslpassword={DATABASE_PASSWORD}"
-    backend = Backend(
-        ServiceSettings.from_environment("datasets", {**environment, "DLMESH_DATABASE_URL": database_url})
-    )
-    backend.start()
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def start(module: str) -> subprocess.Popen[bytes]:
-        with (home / "out").open("ab") as out:
-            process = subprocess.Popen([sys.executable, "-P", "-m", module], env=environment, stdout=out, stderr=out)
-        processes.append(process)
-        return process
-
-    envoy = psutil.Process(start("gateway_service.envoy").pid)
-    gateway = start("gateway_service")
-    running = Platform(
-        home,
-        http_port,
-        admin_port,
-        (home / "secret").read_text(),
-        backend,
-        envoy,
-        gateway,
-        lambda: start("gateway_service"),
-    )
-    try:
-        wait_until(lambda: serves(running), 30, lambda: (home / "out").read_text())
+    with running_platform(
+        tmp_path_factory.mktemp("gateway"), Backend, peers_environment={"DLMESH_DATABASE_URL": database_url}
+    ) as running:
         yield running
-    finally:
-        for session in running.sessions:
-            session.close()
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        for process in processes:
-            process.wait(10)
-        backend.close()
-
-
-def serves(platform: Platform) -> bool:
-    try:
-        return requests.get(platform.url("/healthz"), timeout=5).status_code == 200
-    except requests.ConnectionError:
-        return False
-
-
-def wait_until(condition: Callable[[], bool], seconds: float, explain: Callable[[], str] = str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.05)
 
 
 def rest_calls() -> list[tuple[str, str]]:
@@ -276,15 +161,6 @@ def raw_get(platform: Platform, path: str, headers: dict[str, str] | None = None
         return answer.status, answer.read()
     finally:
         connection.close()
-
-
-def assert_error(answer: requests.Response, status: int, code: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/json"
-    body = answer.json()
-    assert body["code"] == code
-    assert body["message"]
-    return body
 
 
 # -- who may pass
@@ -513,14 +389,6 @@ def test_upload_is_streamed(platform: Platform) -> None:
 
 
 # -- gRPC through the same port
-
-
-def basic_header(user: str, password: str) -> dict[str, str]:
-    return {"authorization": requests.auth._basic_auth_str(user, password)}
-
-
-def grpc_basic(user: str, password: str) -> tuple[tuple[str, str], ...]:
-    return tuple(basic_header(user, password).items())
 
 
 def test_grpc_clients_use_the_same_port(platform: Platform) -> None:

