@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from servicekit.errors import Code, ServiceError
+from servicekit.output_file import OutputFile
 from workerkit.confinement import hiding
 
 from tuning_service.domain.study import Study
-from tuning_service.suggestions.output_file import OutputFile
 from tuning_service.suggestions.process import LineProcess, ProcessEndedError, WrongAnswerError, clean_environment
 from tuning_service.usecases.ports import InstalledAlgorithm, SuggestionError
 
