@@ -166,7 +166,9 @@ def test_profiles_out_of_range_name_the_field(field: str, profile: KernelProfile
     assert caught.value.metadata["field"] == field
 
 
-@pytest.mark.parametrize("text", ["ncpus", "ncpus=0", "mem=-1", "mem=1e3", "ncpus=2,ncpus_limit=1", "mem=1,mem=2", "x=1"])
+@pytest.mark.parametrize(
+    "text", ["ncpus", "ncpus=0", "mem=-1", "mem=1e3", "ncpus=2,ncpus_limit=1", "mem=1,mem=2", "x=1"]
+)
 def test_resources_that_make_no_sense(text: str) -> None:
     with pytest.raises(ServiceError, match="resreq"):
         read_limits("resreq", text)

@@ -1,0 +1,170 @@
+"""The RPCs of models with a kernel: each translates and calls one use case."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+from dlmesh.inference.v1 import kernels_pb2, kernels_pb2_grpc
+from google.api.httpbody_pb2 import HttpBody
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.wrappers_pb2 import StringValue
+from servicekit.errors import too_large
+from servicekit.multipart import receive_multipart
+
+from inference_service.api import kernel_mapping, kernel_profile_mapping
+from inference_service.usecases.ask_kernels import AskKernels
+from inference_service.usecases.change_kernel_model import ChangeKernelModel
+from inference_service.usecases.kernel_models import KernelModelQueries, StartStopKernels
+from inference_service.usecases.ports import Upload
+from inference_service.usecases.publish_kernel_model import PublishKernelModel
+from inference_service.usecases.stream_kernel_tasks import StreamedTask, StreamKernelTasks
+
+Context: TypeAlias = grpc.aio.ServicerContext
+# The gateway gives up on a request that is no stream after a minute; the caller is to be told why.
+TRIAL_SECONDS = 55.0
+
+
+class KernelModelServicer(kernels_pb2_grpc.KernelModelServiceServicer):
+    """/edimodels and /dlim/v1/inference; `run_as` is who kernels run as."""
+
+    def __init__(
+        self,
+        publish: PublishKernelModel,
+        change: ChangeKernelModel,
+        queries: KernelModelQueries,
+        start_stop: StartStopKernels,
+        ask: AskKernels,
+        addresses: kernel_mapping.Addresses,
+        *,
+        run_as: str,
+        max_model_bytes: int,
+    ) -> None:
+        self._publish, self._change, self._queries = publish, change, queries
+        self._start_stop, self._ask, self._addresses = start_stop, ask, addresses
+        self._run_as, self._max_model_bytes = run_as, max_model_bytes
+
+    async def ListKernelModels(
+        self, request: kernels_pb2.ListKernelModelsRequest, context: Context
+    ) -> AsyncIterator[kernels_pb2.KernelModel]:
+        for model in await self._queries.list_visible():
+            yield kernel_mapping.model_detail(model, self._addresses)
+
+    async def RegisterKernelModel(self, request: kernels_pb2.RegisterKernelModelRequest, context: Context) -> Empty:
+        await self._publish.from_folder(kernel_mapping.publish_request(request))
+        return Empty()
+
+    async def PublishKernelModel(self, request: kernels_pb2.PublishKernelModelRequest, context: Context) -> Empty:
+        await self._publish.from_folder(kernel_mapping.publish_request(request.model, request.model_name))
+        return Empty()
+
+    async def UploadKernelModel(
+        self, requests: AsyncIterator[kernels_pb2.UploadKernelModelRequest], context: Context
+    ) -> Empty:
+        try:
+            first = await anext(requests)
+        except StopAsyncIteration:
+            first = kernels_pb2.UploadKernelModelRequest()
+
+        async def receive(spool: Path) -> Sequence[Upload]:
+            bounded = _bounded(first, requests, self._max_model_bytes)
+            parts = await receive_multipart(bounded, lambda request: request.body, spool)
+            return await asyncio.to_thread(kernel_mapping.uploads, parts, spool)
+
+        await self._publish.from_upload(first.name, receive)
+        return Empty()
+
+    async def GetKernelModel(
+        self, request: kernels_pb2.GetKernelModelRequest, context: Context
+    ) -> kernels_pb2.KernelModel:
+        return kernel_mapping.model_detail(await self._queries.get(request.name), self._addresses)
+
+    async def UpdateKernelModel(self, request: kernels_pb2.UpdateKernelModelRequest, context: Context) -> Empty:
+        await self._change.update(
+            request.name, lambda model: kernel_mapping.changes(request.model, model, self._addresses)
+        )
+        return Empty()
+
+    async def DeleteKernelModel(self, request: kernels_pb2.DeleteKernelModelRequest, context: Context) -> Empty:
+        await self._change.delete(request.name)
+        return Empty()
+
+    async def GetKernelModelReadme(
+        self, request: kernels_pb2.GetKernelModelReadmeRequest, context: Context
+    ) -> kernels_pb2.KernelModelReadme:
+        return kernels_pb2.KernelModelReadme(readme=await self._queries.readme(request.name))
+
+    async def GetKernelProfile(
+        self, request: kernels_pb2.GetKernelProfileRequest, context: Context
+    ) -> kernels_pb2.KernelProfile:
+        model = await self._queries.get(request.name)
+        return kernel_profile_mapping.profile_detail(model, self._addresses.of_files(model), self._run_as)
+
+    async def UpdateKernelProfile(self, request: kernels_pb2.UpdateKernelProfileRequest, context: Context) -> Empty:
+        await self._change.update_profile(
+            request.name,
+            lambda model: kernel_profile_mapping.changed_profile(
+                request.profile, model, self._addresses.of_files(model), self._run_as
+            ),
+        )
+        return Empty()
+
+    async def StartKernelModel(self, request: kernels_pb2.StartKernelModelRequest, context: Context) -> Empty:
+        await self._start_stop.start(request.name)
+        return Empty()
+
+    async def StopKernelModel(self, request: kernels_pb2.StopKernelModelRequest, context: Context) -> Empty:
+        await self._start_stop.stop(request.name)
+        return Empty()
+
+    async def GetKernelInstances(
+        self, request: kernels_pb2.GetKernelInstancesRequest, context: Context
+    ) -> kernels_pb2.KernelInstances:
+        return kernel_mapping.instances(*await self._queries.statistics(request.name))
+
+    async def TestKernelModel(
+        self, request: kernels_pb2.TestKernelModelRequest, context: Context
+    ) -> kernels_pb2.TestKernelModelResponse:
+        await self._ask.model(request.name)
+        text = kernel_mapping.trial_input(request)
+        output = await self._ask(request.name, text, session_id=request.user, most_seconds=TRIAL_SECONDS)
+        return kernel_mapping.trial_answer(request.name, output)
+
+    async def GetKernelStream(self, request: kernels_pb2.GetKernelStreamRequest, context: Context) -> StringValue:
+        await self._queries.get(request.name)
+        return StringValue(value=f"grpc://{self._addresses.public_address}{kernel_mapping.STREAM_METHOD}")
+
+    async def InvokeKernelModel(self, request: kernels_pb2.InvokeKernelModelRequest, context: Context) -> HttpBody:
+        return kernel_mapping.task_output(await self._ask(request.name, kernel_mapping.task_input(request.body)))
+
+
+class KernelStreamServicer(kernels_pb2_grpc.KernelStreamServiceServicer):
+    """Tasks in streams."""
+
+    def __init__(self, stream: StreamKernelTasks) -> None:
+        self._stream = stream
+
+    async def StreamKernelTasks(
+        self, requests: AsyncIterator[kernels_pb2.StreamKernelTasksRequest], context: Context
+    ) -> AsyncIterator[kernels_pb2.StreamKernelTasksResponse]:
+        async for answer in self._stream(_tasks(requests)):
+            yield kernels_pb2.StreamKernelTasksResponse(id=answer.id, output=answer.output, error=answer.error)
+
+
+async def _tasks(requests: AsyncIterator[kernels_pb2.StreamKernelTasksRequest]) -> AsyncIterator[StreamedTask]:
+    async for request in requests:
+        yield StreamedTask(request.id, request.input, request.name, request.session_id)
+
+
+async def _bounded(first: Any, others: AsyncIterator[Any], most: int) -> AsyncIterator[Any]:
+    """413 as soon as more has come."""
+    received = len(first.body.data)
+    yield first
+    async for request in others:
+        received += len(request.body.data)
+        if received > most:
+            raise too_large("body", f"more than {most} bytes", f"at most {most} bytes")
+        yield request

@@ -1,0 +1,82 @@
+"""Make models with a kernel true: pools for what is started, none for what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from servicekit.reconcile import Next
+
+from inference_service.domain.kernel_models import KernelModel, KernelState
+from inference_service.domain.kernel_pools import KernelPools, PoolPhase
+from inference_service.usecases.kernel_ports import KernelFolders, KernelModels
+from inference_service.usecases.started_kernels import StartedKernels
+
+log = logging.getLogger(__name__)
+
+
+class RunKernels:
+    """One pass over all models; safe to be killed anywhere and to repeat. Pools end with this process."""
+
+    def __init__(
+        self,
+        models: KernelModels,
+        folders: KernelFolders,
+        pools: KernelPools,
+        started: StartedKernels,
+        execution_user: str = "",
+    ) -> None:
+        self._models, self._folders, self._pools, self._started = models, folders, pools, started
+        self._execution_user = execution_user
+        self._drains: dict[str, asyncio.Task[None]] = {}
+
+    async def __call__(self) -> Next:
+        models = await self._models.all()
+        for model in models:
+            try:
+                await (self._keep_running(model) if model.state.runs else self._keep_ended(model))
+            except Exception:
+                # One model must not keep the others from running.
+                log.exception("%s: not seen to", model.name)
+        self._started.set(model for model in models if model.state is KernelState.STARTED)
+        self._drains = {uid: task for uid, task in self._drains.items() if not task.done()}
+        moves = (KernelState.STARTING, KernelState.STOPPING)
+        return Next.SOON if self._drains or any(model.state in moves for model in models) else Next.LATER
+
+    async def _keep_running(self, model: KernelModel) -> None:
+        if model.uid in self._drains:
+            # It was started again while the last pool ends.
+            return
+        await self._pools.ensure(model.launch(self._folders.folder(model.uid), self._execution_user))
+        pool, before = self._pools.state(model.uid), model.state
+        if pool.phase is PoolPhase.FAILED:
+            log.warning("kernels of %s cannot run: %s", model.name, pool.reason)
+            model.fail(pool.reason)
+            if await self._models.move(model, before):
+                self._drain(model.uid)
+        elif pool.phase is PoolPhase.READY and before is KernelState.STARTING:
+            model.started()
+            if await self._models.move(model, before):
+                log.info("%s takes tasks", model.name)
+
+    async def _keep_ended(self, model: KernelModel) -> None:
+        if self._pools.state(model.uid).phase is not PoolPhase.ABSENT:
+            self._drain(model.uid)
+        elif model.uid not in self._drains and model.state is KernelState.STOPPING:
+            model.stopped()
+            await self._models.move(model, KernelState.STOPPING)
+
+    def _drain(self, uid: str) -> None:
+        if uid not in self._drains:
+            self._drains[uid] = asyncio.create_task(self._pools.drain(uid))
+
+
+class RemoveStrayKernels:
+    """One pass that removes what kills have left on disk of models that were never published, or were deleted."""
+
+    def __init__(self, models: KernelModels, folders: KernelFolders) -> None:
+        self._models, self._folders = models, folders
+
+    async def __call__(self) -> Next:
+        await self._folders.remove_strays({model.uid for model in await self._models.all()})
+        return Next.LATER
