@@ -7,7 +7,13 @@ import importlib
 from inference_service.backends.base import Backend, ExportError, Source
 
 BACKENDS = {
-    "PyTorch": ("inference_service.backends.torch_python:TorchPythonBackend",),
+    "PyTorch": (
+        "inference_service.backends.torch_python:TorchPythonBackend",
+        "inference_service.backends.program:ProgramBackend",
+    ),
+    # Its nets are torch modules, by the model.py of the template.
+    "Caffe": ("inference_service.backends.torch_python:TorchPythonBackend",),
+    "TensorFlow": ("inference_service.backends.program:TensorFlowProgramBackend",),
 }
 
 

@@ -1,0 +1,173 @@
+"""Programs that have only an inference.py, as those of the original platform: run as they are, for what was batched."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+from servicekit.archives import ArchiveLimits
+from servicekit.plain_folders import copy_plain_folder
+
+from inference_service.backends.base import SERVING_FILE, Backend, ExportError, Source
+from inference_service.backends.entries import CONFIG, ITEM, MAX_BATCH_SIZE, RESULT
+from inference_service.triton.probes import PARAMETER, probe_with_item
+
+PROGRAM, TABLE = "inference.py", "data.csv"
+# Instead of a serving.json, by which models of known tasks are told from these.
+DESCRIPTION = "program.json"
+RUNNER = "program_runner.py"
+MODULES = ("bytes_tensors.py", "program_host.py", "program_results.py", "program_runs.py")
+# A run that takes longer is ended.
+RUN_SECONDS = 120
+LIMITS = ArchiveLimits(size_bytes=64 * 1024**3, members=100_000)
+MAX_LABEL_BYTES = 16 * 1024**2
+MAX_PARAMETER_BYTES = 16 * 1024**2
+EXAMPLE_SECONDS = 120
+# Checkpoints to go on from, and what elastic trainings go on with.
+_RESUMPTION_FOLDERS = frozenset({"steps", "__pycache__"})
+_SUPERSEDED = re.compile(r"model_epoch_\d+\.\w+|.*optimizer_state.*")
+_FINAL = re.compile(r"model_epoch_final\.\w+")
+
+
+class ProgramBackend(Backend):
+    """Needs inference.py, and whatever that looks for in the folder of checkpoints; its results are those of
+    `inference_helper`. `ITEM` (BYTES [1], an encoded picture) -> `RESULT` (BYTES [1], JSON)."""
+
+    framework: ClassVar[str] = "PyTorch"
+
+    def refusal(self, source: Source) -> str:
+        if not (source.code / PROGRAM).is_file():
+            return f"the model has no {PROGRAM}"
+        if not any(entry.name != SERVING_FILE for entry in _left_by(source.checkpoints)):
+            return "the training left no weights in --train_dir"
+        data = _data_folder(source, _parameters(source))
+        if data is not None and (data.name == TABLE or (data / TABLE).is_file()):
+            return f"a model with only an {PROGRAM} is served for pictures; this one was trained on a table"
+        return ""
+
+    def write(self, source: Source, entry: Path) -> None:
+        if reason := self.refusal(source):
+            raise ExportError(reason)
+        version, parameters = entry / "1", _parameters(source)
+        bundle = version / "bundle"
+        bundle.mkdir(parents=True)
+        field = f"code of training {source.checkpoints.parent.name}"
+        copy_plain_folder(source.code, bundle / "code", LIMITS, field, left_out=("__pycache__", ".git"))
+        _copy_checkpoints(source.checkpoints, bundle / "checkpoints")
+        labels: list[str] = []
+        if parameters:
+            (bundle / "parameters.json").write_text(json.dumps(parameters), encoding="utf-8")
+        data = _data_folder(source, parameters)
+        if data is not None:
+            labels = _labels(data.parent / "labels.txt")
+        if labels:
+            (bundle / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+        description = {"framework": self.framework, "labels": labels}
+        (bundle / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
+        shutil.copy2(Path(__file__).with_name(RUNNER), version / "model.py")
+        for module in MODULES:
+            shutil.copy2(Path(__file__).with_name(module), version / module)
+        config = CONFIG.format(
+            name=json.dumps(source.name),
+            max_batch_size=MAX_BATCH_SIZE,
+            inputs=ITEM.replace(" optional: true", ""),
+            outputs=RESULT,
+            probe_key=json.dumps(PARAMETER),
+            probe=json.dumps(probe_with_item(example_of(data))),
+        )
+        config += f'parameters {{ key: "run_seconds" value {{ string_value: "{RUN_SECONDS}" }} }}\n'
+        (entry / "config.pbtxt").write_text(config, encoding="utf-8")
+
+
+class TensorFlowProgramBackend(ProgramBackend):
+    """The same, for programs that import TensorFlow or Keras."""
+
+    framework = "TensorFlow"
+
+
+def example_of(data: Path | None) -> bytes:
+    """A picture of the records in a folder as a PNG, one in grey where there are none.
+
+    The records are of users: what they do to who reads them they do to a process of its own.
+    """
+    command = [sys.executable, "-m", "inference_service.backends.example_picture", str(data or "")]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=EXAMPLE_SECONDS, check=True)
+    except subprocess.CalledProcessError as error:
+        raise ExportError(
+            f"no picture can be read from {data}: {error.stderr.decode(errors='replace')[-300:]}"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise ExportError(f"no picture can be read from {data} within {EXAMPLE_SECONDS} s") from None
+    return done.stdout
+
+
+def _copy_checkpoints(source: Path, target: Path) -> None:
+    target.mkdir()
+    for entry in _left_by(source):
+        if entry.is_dir():
+            copy_plain_folder(entry, target / entry.name, LIMITS, "checkpoints")
+        else:
+            shutil.copy2(entry, target / entry.name, follow_symlinks=False)
+
+
+def _left_by(checkpoints: Path) -> list[Path]:
+    """What a training leaves for a program to read: files and folders, but no links nor what it would go on with."""
+    entries = sorted(checkpoints.iterdir()) if checkpoints.is_dir() else []
+    if len(entries) > LIMITS.members:
+        raise ExportError(f"the training has more than {LIMITS.members} checkpoints")
+    is_final = any(_FINAL.fullmatch(entry.name) for entry in entries)
+    modes = {entry: entry.lstat().st_mode for entry in entries if not entry.name.startswith(".")}
+    return [
+        entry
+        for entry, mode in modes.items()
+        if (stat.S_ISDIR(mode) and entry.name not in _RESUMPTION_FOLDERS)
+        or (stat.S_ISREG(mode) and not (is_final and _SUPERSEDED.fullmatch(entry.name)))
+    ]
+
+
+def _parameters(source: Source) -> dict[str, Any]:
+    """What the parameter modules answer from, as the training wrote it beside its checkpoints; empty for nothing."""
+    content = _read(source.checkpoints.parent / "parameters-0.json", MAX_PARAMETER_BYTES)
+    try:
+        parameters = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return parameters if isinstance(parameters, dict) else {}
+
+
+def _data_folder(source: Source, parameters: dict[str, Any]) -> Path | None:
+    """Of the split that the training learned from; None unless it is one of the platform's own datasets."""
+    splits = parameters.get("data")
+    train = splits.get("train") if isinstance(splits, dict) else None
+    if not isinstance(train, str) or not train or "\0" in train:
+        return None
+    try:
+        # HOME/trainings/UID/checkpoints: the file with the path is where programs may write.
+        datasets, folder = (source.checkpoints.parents[2] / "datasets").resolve(), Path(train).resolve()
+    except (OSError, IndexError, RuntimeError):
+        return None
+    return folder if datasets in folder.parents else None
+
+
+def _labels(file: Path) -> list[str]:
+    text = _read(file, MAX_LABEL_BYTES).decode(errors="replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _read(file: Path, most_bytes: int) -> bytes:
+    """A regular file; nothing when it is not there, something else, or larger."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    with os.fdopen(descriptor, "rb") as content:
+        facts = os.fstat(descriptor)
+        return content.read() if stat.S_ISREG(facts.st_mode) and facts.st_size <= most_bytes else b""

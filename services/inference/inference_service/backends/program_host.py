@@ -1,0 +1,250 @@
+"""`python program_host.py SPEC`: runs a model's inference.py again and again, each time in a fork with all imported.
+
+Copied into the model repository, so it imports nothing of ours that it cannot do without. SPEC is JSON:
+
+    {"code", "work", "home", "bundle", "framework", "file_bytes"}
+
+`code` is the program's folder, below `work`, the one folder that it may write; `home` is the platform's, empty where
+there is none. Having imported what the program imports it says so with an empty line. Then it answers each line of JSON
+with one:
+
+    {"arguments", "input", "log", "seconds", "decode"} -> {"code": int | null, "unreadable": {name: reason}}
+
+`unreadable` are files of the folder `input` that are no pictures for a program; they were removed. With `decode`, which
+takes time, pictures must be whole, and the program is run only when one was not. `code` is the exit code, negative for
+a signal, null when `seconds` were over. What the program prints is in the file `log`. When this process ends so does
+all that it started.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import resource
+import runpy
+import select
+import signal
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+PROGRAM = "inference.py"
+# Of a picture that a program is given: decoded it takes a few bytes for each.
+MAX_PIXELS = 100_000_000
+MAX_REASON_CHARACTERS = 200
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main(spec: Mapping[str, Any]) -> None:
+    """Get ready, and run the program as often as asked."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # What a run leaves behind comes to us, to be ended.
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    answers = os.dup(1)
+    # What is printed meanwhile is no answer.
+    os.dup2(2, 1)
+    confine(spec)
+    os.environ.update(environment(spec))
+    for name in imported_modules(Path(spec["code"])):
+        # What cannot be imported fails where the program imports it, in words of its own.
+        with contextlib.suppress(BaseException):
+            importlib.import_module(name)
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        # Libraries mean the end of this process, not that of each fork.
+        finalizer.atexit = False
+    # Objects that live now are never collected, so their pages stay shared with the forks.
+    gc.collect()
+    gc.freeze()
+    os.write(answers, b"\n")
+    for line in sys.stdin:
+        os.write(answers, json.dumps(run(json.loads(line), spec, answers)).encode() + b"\n")
+
+
+def confine(spec: Mapping[str, Any]) -> None:
+    """Give up what programs must not reach, for good; OSError when the kernel refuses."""
+    if not spec["home"]:
+        return
+    try:
+        from workerkit.confinement import hiding
+    except ImportError:
+        # In an image that is not ours the container is the fence.
+        return
+    hiding.hide(Path(spec["home"]), [Path(spec["work"])], [Path(spec["bundle"])], changes_nothing_else=True)
+
+
+def environment(spec: Mapping[str, Any]) -> dict[str, str]:
+    """What the program finds in its environment, as in a validation."""
+    work, bundle = Path(spec["work"]), Path(spec["bundle"])
+    temporary = work / "tmp"
+    temporary.mkdir(exist_ok=True)
+    found = {"TMPDIR": str(temporary), "MPLCONFIGDIR": str(temporary), "KERAS_HOME": str(temporary)}
+    if (bundle / "parameters.json").is_file():
+        found["DLMESH_PARAMETERS"] = str(bundle / "parameters.json")
+    with contextlib.suppress(ImportError):
+        from dlmesh_sdk.program_environment import program_environment
+
+        found |= program_environment(work, work / "run" / "output", work / "run", spec["code"], spec["framework"])
+    if spec["framework"] == "TensorFlow":
+        with contextlib.suppress(ImportError):
+            from workerkit import tensorflow_cluster
+
+            tensorflow_cluster.prepare()
+    return found
+
+
+def imported_modules(code: Path) -> list[str]:
+    """Names of what inference.py and the files of its folder that it imports import from elsewhere."""
+    names: dict[str, None] = {}
+    seen, left = set(), [code / PROGRAM]
+    while left:
+        file = left.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (OSError, SyntaxError, ValueError, RecursionError):
+            continue
+        for name in _imports(tree):
+            own = code.joinpath(*name.split("."))
+            files = [each for each in (own.with_suffix(".py"), own / "__init__.py") if each.is_file()]
+            left += files
+            if not files and not (code / name.partition(".")[0]).is_dir():
+                names[name] = None
+    return list(names)
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+def run(message: Mapping[str, Any], spec: Mapping[str, Any], answers: int) -> dict[str, Any]:
+    """One run, and nothing of it is left."""
+    others = set(_children())
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        os.close(answers)
+        _be_the_program(message, spec, writer)
+    os.close(writer)
+    # Its end can be waited for with a limit, also when it has ended already.
+    descriptor = os.pidfd_open(pid)
+    try:
+        is_over = bool(select.select([descriptor], [], [], message["seconds"])[0])
+    finally:
+        os.close(descriptor)
+    if not is_over:
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    _end_children(others)
+    with os.fdopen(reader, "rb") as pipe:
+        told = pipe.read()
+    code = os.waitstatus_to_exitcode(status) if is_over else None
+    return {"code": code, "unreadable": json.loads(told) if told else {}}
+
+
+def _children() -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()]
+
+
+def _end_children(others: set[int]) -> None:
+    while left := set(_children()) - others:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _be_the_program(message: Mapping[str, Any], spec: Mapping[str, Any], writer: int) -> NoReturn:
+    code = 1
+    try:
+        host = os.getppid()
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != host:
+            os._exit(1)
+        os.setsid()
+        log = os.open(message["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        for target in (1, 2):
+            os.dup2(log, target)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, spec["file_bytes"])):
+            resource.setrlimit(kind, (most, most))
+        unreadable = remove_unreadable(Path(message["input"]), decode=message["decode"])
+        os.write(writer, json.dumps(unreadable).encode())
+        os.close(writer)
+        if message["decode"] and not unreadable:
+            os._exit(1)
+        if any(Path(message["input"]).iterdir()):
+            os.chdir(spec["code"])
+            sys.path.insert(0, spec["code"])
+            sys.argv = [PROGRAM, *message["arguments"]]
+            runpy.run_path(PROGRAM, run_name="__main__")
+        code = 0
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        if not isinstance(exit_.code, int | None):
+            print(exit_.code, file=sys.stderr)
+    except BaseException as error:
+        trace = error.__traceback__
+        # From the program's own frames on: what called it tells its author nothing.
+        while trace is not None and trace.tb_frame.f_code.co_filename != PROGRAM:
+            trace = trace.tb_next
+        traceback.print_exception(error.with_traceback(trace or error.__traceback__))
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code & 0xFF)
+
+
+def remove_unreadable(folder: Path, *, decode: bool) -> dict[str, str]:
+    """Remove pictures of `folder` that cannot be opened, or decoded, or are too large; why, by their names.
+
+    Files without a suffix are neither picture nor text. Nothing is known of pictures where Pillow is not installed.
+    """
+    unreadable = {}
+    for file in sorted(folder.iterdir()):
+        reason = "it is neither a picture nor a text" if not file.suffix else ""
+        if file.suffix not in ("", ".txt", ".json"):
+            reason = _what_is_wrong(file, decode=decode)
+        if reason:
+            unreadable[file.name] = reason[:MAX_REASON_CHARACTERS]
+            file.unlink()
+    return unreadable
+
+
+def _what_is_wrong(file: Path, *, decode: bool) -> str:
+    try:
+        from PIL import Image
+    except ImportError:
+        return ""
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with Image.open(file) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return f"it has {image.width}x{image.height} pixels; allowed: {MAX_PIXELS} pixels"
+            if decode:
+                image.load()
+    except Exception as error:
+        return f"it cannot be read as a picture: {type(error).__name__}: {str(error).replace(str(file), 'it')}"
+    return ""
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,216 @@
+"""Asks a model's inference.py in the name of Triton's runner. Copied into the model repository with what it needs.
+
+A bundle has the program in `code`, what its training left in `checkpoints`, `program.json` (framework and
+labels), perhaps `labels.txt` (of the dataset) and `parameters.json` (of the training).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import program_results  # type: ignore[import-not-found]
+
+RESULT_FILE = "result.json"
+FILE_BYTES = 1024**3
+START_SECONDS, GRACE_SECONDS = 300.0, 60.0
+LAST_WORDS_BYTES, LAST_WORDS_LINES = 4000, 12
+# By what their first bytes are; programs take pictures by their suffixes.
+_PICTURES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF8": ".gif", b"BM": ".bmp"}
+_PICTURES |= {b"II*\0": ".tiff", b"MM\0*": ".tiff"}
+
+
+class FailedError(Exception):
+    """The program did not answer; its last words."""
+
+
+class TooLongError(FailedError):
+    """It was ended for the time that it took."""
+
+
+class Program:
+    """One model's program, in processes of its own. `seconds` limits a run."""
+
+    def __init__(self, bundle: Path, name: str, seconds: float) -> None:
+        self.bundle, self.seconds = bundle, seconds
+        self.description: dict[str, Any] = json.loads((bundle / "program.json").read_text())
+        home = _home_of(bundle)
+        self.home = str(home or "")
+        self.work = _make_work_folder(home, name)
+        # A copy: programs write beside themselves, and what they find here is what was exported.
+        shutil.copytree(bundle / "code", self.work / "code", symlinks=True)
+        self._host: subprocess.Popen[bytes] | None = None
+        self._left = 0
+
+    def start(self) -> None:
+        """Have a process that has imported what the program imports; FailedError."""
+        spec = {
+            "code": str(self.work / "code"),
+            "work": str(self.work),
+            "home": self.home,
+            "bundle": str(self.bundle),
+            "framework": self.description["framework"],
+            "file_bytes": FILE_BYTES,
+        }
+        command = [sys.executable, str(Path(__file__).with_name("program_host.py")), json.dumps(spec)]
+        self._host = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=self.work)
+        self._hear(START_SECONDS)
+
+    def run(self, items: Sequence[bytes]) -> list[dict[str, Any]]:
+        """A result of each item: `{"scores"}`, `{"vector"}` or, for what it cannot read, `{"error"}`. FailedError when
+        the program raises, writes junk or takes too long for all of them."""
+        folder = self._empty_folder()
+        names = []
+        for number, item in enumerate(items):
+            names.append(f"{number:06d}{_suffix(item)}")
+            (folder / "input" / names[-1]).write_bytes(item)
+        try:
+            told = self._ask(folder, decode=False)
+            unreadable: dict[str, str] = told["unreadable"]
+            if told["code"]:
+                # Perhaps for a picture that is cut short.
+                words = self._last_words(folder, told["code"])
+                told = self._ask(folder, decode=True)
+                unreadable |= told["unreadable"]
+                if not told["unreadable"]:
+                    raise FailedError(words)
+            if told["code"] is None:
+                raise TooLongError(f"inference.py took longer than {self.seconds:g} s")
+            if told["code"]:
+                raise FailedError(self._last_words(folder, told["code"]))
+            asked = [name for name in names if name not in unreadable]
+            found: dict[str, dict[str, Any]] = {name: {"error": reason} for name, reason in unreadable.items()}
+            if asked:
+                file = folder / "output" / RESULT_FILE
+                found |= program_results.read_results(file, asked, self.description["labels"])
+        except program_results.JunkError as error:
+            raise FailedError(f"inference.py: {error}") from error
+        return [found[name] for name in names]
+
+    def close(self) -> None:
+        """End its processes and remove its folder."""
+        self._end()
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _ask(self, folder: Path, *, decode: bool) -> dict[str, Any]:
+        labels = self.bundle / "labels.txt"
+        options = {
+            "--model": self.bundle / "checkpoints",
+            "--input_dir": folder / "input",
+            "--output_dir": folder / "output",
+            "--output_file": RESULT_FILE,
+            "--prob_thresh": "0",
+            "--validate": "",
+            "--label_file": labels if labels.is_file() else "",
+        }
+        message = {
+            "arguments": [str(part) for option in options.items() for part in option],
+            "input": str(folder / "input"),
+            "log": str(self.work / "log"),
+            "seconds": self.seconds,
+            "decode": decode,
+        }
+        if self._host is None or self._host.poll() is not None:
+            self._end()
+            self.start()
+        assert self._host is not None
+        assert self._host.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._host.stdin.write(json.dumps(message).encode() + b"\n")
+            self._host.stdin.flush()
+        told: dict[str, Any] = json.loads(self._hear(self.seconds + GRACE_SECONDS))
+        return told
+
+    def _hear(self, seconds: float) -> bytes:
+        assert self._host is not None
+        assert self._host.stdout is not None
+        if select.select([self._host.stdout], [], [], seconds)[0]:
+            # Whole lines only are written, of less than a pipe holds.
+            line = self._host.stdout.readline()
+            if line.endswith(b"\n"):
+                return line
+        is_over = self._host.poll() is not None
+        self._end()
+        raise FailedError("the process of inference.py " + ("has ended" if is_over else "does not answer"))
+
+    def _end(self) -> None:
+        if self._host is not None:
+            self._host.kill()
+            self._host.wait()
+            for pipe in (self._host.stdin, self._host.stdout):
+                assert pipe is not None
+                with contextlib.suppress(OSError):
+                    pipe.close()
+            self._host = None
+
+    def _empty_folder(self) -> Path:
+        folder = self.work / "run"
+        with contextlib.suppress(RecursionError):
+            shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            # What a program has made cannot always be removed.
+            self._left += 1
+            folder.rename(self.work / f"left-{self._left}")
+        for each in ("input", "output"):
+            (folder / each).mkdir(parents=True)
+        if (self.bundle / "labels.txt").is_file():
+            # As in a dataset, for programs that look there.
+            shutil.copyfile(self.bundle / "labels.txt", folder / "labels.txt")
+        return folder
+
+    def _last_words(self, folder: Path, code: int) -> str:
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        try:
+            content = program_results.read_part(self.work / "log", LAST_WORDS_BYTES, end=True)
+        except OSError:
+            content = b""
+        text = content.decode(errors="replace").replace(str(folder), "RUN").replace(str(self.work), "WORK")
+        lines = [line for line in text.splitlines() if line.strip()]
+        return "\n".join([f"inference.py {how}", *lines[-LAST_WORDS_LINES:]])
+
+
+def _home_of(bundle: Path) -> Path | None:
+    """The platform's home that a bundle lies in: HOME/inference/repository/MODEL/VERSION/bundle."""
+    parents = bundle.parents
+    is_ours = len(parents) > 4 and (parents[2].name, parents[3].name) == ("repository", "inference")
+    return parents[4] if is_ours and os.access(parents[3], os.W_OK) else None
+
+
+def _make_work_folder(home: Path | None, name: str) -> Path:
+    if home is None:
+        return Path(tempfile.mkdtemp(prefix="dlmesh-program-"))
+    root = home / "inference" / "programs"
+    root.mkdir(exist_ok=True)
+    for folder in root.glob(f"{name}@*"):
+        # Of a process that was killed.
+        pid = folder.name.rpartition("@")[2]
+        if not Path("/proc", pid).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    work = root / f"{name}@{os.getpid()}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(mode=0o700)
+    return work
+
+
+def _suffix(item: bytes) -> str:
+    for start, suffix in _PICTURES.items():
+        if item.startswith(start):
+            return suffix
+    if item.startswith(b"RIFF") and item[8:12] == b"WEBP":
+        return ".webp"
+    try:
+        text = item.decode()
+    except UnicodeDecodeError:
+        return ""
+    if not text or "\0" in text:
+        return ""
+    return ".json" if text.lstrip().startswith(("{", "[")) else ".txt"

@@ -1,0 +1,301 @@
+"""Programs that have only an inference.py: what is exported of them, and how they answer, fail and are kept apart."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from inference_service import backends
+from inference_service.backends.base import ExportError, Source
+from inference_service.backends.program import ProgramBackend, TensorFlowProgramBackend
+from PIL import Image
+from servicekit.errors import ServiceError
+from workerkit.confinement.hiding import supported_abi
+
+# As Triton's stub finds them: beside each other.
+sys.path.insert(0, str(Path(backends.__file__).parent))
+
+from program_results import JunkError, read_results  # type: ignore[import-not-found]
+from program_runs import FailedError, Program, TooLongError  # type: ignore[import-not-found]
+
+HEAD = """
+import argparse, json, os, sys
+from PIL import Image
+parser = argparse.ArgumentParser()
+for name in ("model", "input_dir", "output_dir", "output_file", "prob_thresh", "validate", "label_file"):
+    parser.add_argument("--" + name, default="")
+args = parser.parse_args()
+names = sorted(os.listdir(args.input_dir))
+result = os.path.join(args.output_dir, args.output_file)
+def write(**document):
+    with open(result, "w") as file:
+        json.dump(document, file)
+"""
+# How bright a picture is.
+BRIGHTNESS = """
+from brightness import brightness
+import inference_helper
+rows = [(value, 1 - value) for value in (brightness(os.path.join(args.input_dir, name)) for name in names)]
+inference_helper.writeClassificationResult2(result, names, rows, label_file=args.label_file)
+"""
+MODULE = """
+from PIL import Image, ImageStat
+def brightness(file):
+    with Image.open(file) as image:
+        return ImageStat.Stat(image.convert("L")).mean[0] / 255
+"""
+
+Make = Callable[..., Program]
+
+
+def picture(shade: int) -> bytes:
+    content = io.BytesIO()
+    Image.new("L", (8, 8), shade).save(content, "PNG")
+    return content.getvalue()
+
+
+def write_training(home: Path, program: str = HEAD + BRIGHTNESS) -> Source:
+    """A training as the training service leaves one, with its dataset."""
+    run, data = home / "trainings" / "t1", home / "datasets" / "d1"
+    code, checkpoints = run / "code", run / "checkpoints"
+    for folder in (code, checkpoints / "steps" / "step-0000000001", data / "train"):
+        folder.mkdir(parents=True)
+    (code / "inference.py").write_text(program)
+    (code / "brightness.py").write_text(MODULE)
+    for name in ("model_epoch_1.pth", "model_epoch_1_optimizer_state.pth", "model_epoch_final.pth", "words.txt"):
+        (checkpoints / name).write_text(name)
+    (data / "labels.txt").write_text("light\ndark\n")
+    (run / "parameters-0.json").write_text(json.dumps({"data": {"train": str(data / "train")}, "seed": 7}))
+    return Source("mine-first", code, checkpoints)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """A program that was exported; its processes end with the test."""
+    programs = []
+
+    def make_program(body: str, seconds: float = 300.0) -> Program:
+        source = write_training(tmp_path, HEAD + body)
+        entry = tmp_path / "inference" / "repository" / source.name
+        entry.mkdir(parents=True)
+        ProgramBackend().write(source, entry)
+        program = Program(entry / "1" / "bundle", f"{source.name}-1", seconds)
+        programs.append(program)
+        return program
+
+    yield make_program
+    for program in programs:
+        program.close()
+        assert not program.work.exists()
+
+
+def test_what_is_exported(tmp_path: Path) -> None:
+    source = write_training(tmp_path)
+    entry = tmp_path / "entry"
+    entry.mkdir()
+    TensorFlowProgramBackend().write(source, entry)
+    bundle = entry / "1" / "bundle"
+    files = {str(file.relative_to(bundle)) for file in bundle.rglob("*") if file.is_file()}
+    assert files == {
+        *("code/inference.py", "code/brightness.py", "checkpoints/model_epoch_final.pth", "checkpoints/words.txt"),
+        *("labels.txt", "parameters.json", "program.json"),
+    }
+    assert json.loads((bundle / "program.json").read_text()) == {"framework": "TensorFlow", "labels": ["light", "dark"]}
+    config = (entry / "config.pbtxt").read_text()
+    assert '"ITEM"' in config
+    assert "INPUT__0" not in config
+    assert {file.name for file in (entry / "1").glob("*.py")} == {
+        *("model.py", "bytes_tensors.py", "program_host.py", "program_results.py", "program_runs.py"),
+    }
+
+
+def test_labels_and_examples_come_from_datasets_only(tmp_path: Path) -> None:
+    source = write_training(tmp_path)
+    elsewhere = tmp_path / "elsewhere" / "train"
+    elsewhere.mkdir(parents=True)
+    (elsewhere.parent / "labels.txt").write_text("secret\n")
+    (source.checkpoints.parent / "parameters-0.json").write_text(json.dumps({"data": {"train": str(elsewhere)}}))
+    entry = tmp_path / "entry"
+    entry.mkdir()
+    ProgramBackend().write(source, entry)
+    assert not (entry / "1" / "bundle" / "labels.txt").exists()
+
+
+def link_in_code(source: Source) -> None:
+    (source.code / "more.py").symlink_to("/etc/passwd")
+
+
+def pipe_in_code(source: Source) -> None:
+    os.mkfifo(source.code / "more.py")
+
+
+def no_program(source: Source) -> None:
+    (source.code / "inference.py").unlink()
+
+
+def nothing_left(source: Source) -> None:
+    for file in source.checkpoints.glob("*.*"):
+        file.unlink()
+
+
+def a_table(source: Source) -> None:
+    folder = json.loads((source.checkpoints.parent / "parameters-0.json").read_text())["data"]["train"]
+    Path(folder, "data.csv").write_text("a,b\n1,2\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (link_in_code, "without links"),
+        (pipe_in_code, "without links"),
+        (no_program, r"no inference\.py"),
+        (nothing_left, "no weights in --train_dir"),
+        (a_table, "table"),
+    ],
+)
+def test_what_cannot_be_exported_is_said(tmp_path: Path, spoil: Callable[[Source], None], words: str) -> None:
+    source = write_training(tmp_path)
+    spoil(source)
+    entry = tmp_path / "entry"
+    entry.mkdir()
+    with pytest.raises((ExportError, ServiceError), match=words):
+        ProgramBackend().write(source, entry)
+
+
+def test_links_among_checkpoints_are_left_out(tmp_path: Path) -> None:
+    source = write_training(tmp_path)
+    (source.checkpoints / "more.pth").symlink_to("/etc/passwd")
+    entry = tmp_path / "entry"
+    entry.mkdir()
+    ProgramBackend().write(source, entry)
+    assert not (entry / "1" / "bundle" / "checkpoints" / "more.pth").is_symlink()
+
+
+def test_results_are_those_of_the_items_and_what_is_no_picture_costs_nobody(make: Make) -> None:
+    program = make(BRIGHTNESS)
+    results = program.run([picture(255), b"\xff\0", picture(51), picture(102)[:45]])
+    assert results[0]["scores"] == [
+        {"index": 0, "label": "light", "prob": 1.0},
+        {"index": 1, "label": "dark", "prob": 0.0},
+    ]
+    assert [score["prob"] for score in results[2]["scores"]] == pytest.approx([0.8, 0.2])
+    assert [score["label"] for score in results[2]["scores"]] == ["dark", "light"]
+    assert "neither a picture" in results[1]["error"]
+    assert "cannot be read as a picture" in results[3]["error"]
+
+
+def test_it_is_asked_again_and_again_without_anything_of_before(make: Make) -> None:
+    program = make(BRIGHTNESS + "\nassert len(names) < 3\nopen(args.input_dir + '/../mark', 'x')\nopen('mark', 'a')")
+    for shade in (0, 255):
+        [result] = program.run([picture(shade)])
+        assert result["scores"][0]["prob"] == 1.0
+    with pytest.raises(FailedError, match="AssertionError"):
+        program.run([picture(shade) for shade in range(3)])
+    assert program.run([picture(0)])[0]["scores"][0]["label"] == "dark"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise ValueError('no such net')", "(?s)ended with code 1.*ValueError: no such net"),
+        ("sys.exit(3)", "ended with code 3"),
+        ("os.kill(os.getpid(), 11)", "signal 11"),
+        ("import not_there", "not_there"),
+        ("pass", "no result file"),
+        ("open(result, 'w').write('{')", "no JSON"),
+        ("write(type='poem', result=[])", "poem"),
+        ("write(type='classification', result=[{'sampleId': names[0], 'label': 'x', 'prob': float('nan')}])", "finite"),
+        ("write(type='classification', result=[{'sampleId': 'another', 'label': 'x', 'prob': 1}])", "another"),
+        ("os.symlink('/etc/passwd', result)", "cannot be read"),
+        ("os.mkfifo(result)", "no regular file"),
+        ("open(result, 'wb').truncate(2**30)", "more than"),
+        ("open(result, 'wb').truncate(2**40)", "signal 25|File too large"),
+    ],
+)
+def test_a_program_that_fails_says_why_and_answers_the_next(make: Make, body: str, words: str) -> None:
+    program = make(f"if len(names) == 2:\n    {body}\nelse:" + BRIGHTNESS.replace("\n", "\n    "))
+    with pytest.raises(FailedError, match=words):
+        program.run([picture(0), picture(1)])
+    assert program.run([picture(0)])[0]["scores"][0]["label"] == "dark"
+
+
+def test_a_program_that_hangs_is_ended_with_all_that_it_started(make: Make) -> None:
+    program = make(
+        "import subprocess, time\n"
+        "if len(names) == 2:\n"
+        "    child = subprocess.Popen(['sleep', '3600'], start_new_session=True)\n"
+        "    open('pid', 'w').write(str(child.pid))\n"
+        "    time.sleep(3600)\n" + BRIGHTNESS,
+        seconds=3.0,
+    )
+    with pytest.raises(TooLongError, match="longer than 3 s"):
+        program.run([picture(0), picture(1)])
+    assert not psutil.pid_exists(int((program.work / "code" / "pid").read_text()))
+    program.seconds = 300.0
+    assert program.run([picture(0)])[0]["scores"][0]["label"] == "dark"
+
+
+def test_a_killed_host_is_started_again(make: Make) -> None:
+    program = make(BRIGHTNESS)
+    program.run([picture(0)])
+    assert program._host is not None
+    program._host.kill()
+    program._host.wait()
+    assert program.run([picture(0)])[0]["scores"][0]["label"] == "dark"
+
+
+@pytest.mark.skipif(not supported_abi(), reason="this kernel has no Landlock")
+def test_it_reaches_neither_passwords_nor_others_files(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "data").mkdir()
+    program = make(
+        f"home = {str(tmp_path)!r}\n"
+        "if len(names) == 2:\n    open(home + '/secret').read()\n"
+        "if len(names) == 3:\n    open(home + '/data/mine', 'w')\n"
+        "if len(names) == 4:\n    open(args.model + '/mine', 'w')\n" + BRIGHTNESS
+    )
+    for count in (2, 3, 4):
+        with pytest.raises(FailedError, match="PermissionError"):
+            program.run([picture(0)] * count)
+    assert program.run([picture(0)])[0]["scores"][0]["label"] == "dark"
+
+
+def result_file(folder: Path, **document: Any) -> Path:
+    file = folder / "result.json"
+    file.write_text(json.dumps(document))
+    return file
+
+
+def test_detections_keep_their_boxes_and_nothing_found_is_an_answer(tmp_path: Path) -> None:
+    found = {"sampleId": "/in/0.png", "label": "cat", "prob": "0.5", "bbox": "1,2,3,4.5"}
+    better = {"sampleId": "0", "label": "1", "prob": 0.75, "bbox": [0, 0, 1, 1]}
+    file = result_file(tmp_path, type="detection", result=[found, better])
+    assert read_results(file, ["0.png", "1.png"], ["cat", "dog"]) == {
+        "0.png": {
+            "scores": [
+                {"index": 1, "label": "1", "prob": 0.75, "bbox": [0.0, 0.0, 1.0, 1.0]},
+                {"index": 0, "label": "cat", "prob": 0.5, "bbox": [1.0, 2.0, 3.0, 4.5]},
+            ]
+        },
+        "1.png": {"scores": []},
+    }
+
+
+def test_vectors_and_samples_without_an_answer(tmp_path: Path) -> None:
+    file = result_file(tmp_path, type="vector", result=[{"sampleId": "0.png", "vector": [1, 2.5]}])
+    results = read_results(file, ["0.png", "1.png"], [])
+    assert results["0.png"] == {"vector": [1.0, 2.5]}
+    assert "answered nothing" in results["1.png"]["error"]
+
+
+@pytest.mark.parametrize("entry", [7, {"sampleId": "0.png"}, {"sampleId": "0.png", "prob": "much"}])
+def test_entries_that_are_no_scores_are_junk(tmp_path: Path, entry: Any) -> None:
+    with pytest.raises(JunkError):
+        read_results(result_file(tmp_path, type="classification", result=[entry]), ["0.png"], [])
