@@ -7,19 +7,20 @@ A template brings a model.py with `build_model(classes, channels, height, width)
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import inference_helper
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import DataLoader
 
 from dlmesh_sdk import pth_parameters as parameters
 from dlmesh_sdk.image_files import open_images
 from dlmesh_sdk.record_datasets import open_records, read_labels
-from dlmesh_sdk.training_loop import Task, accuracy, cross_entropy, find_weights
+from dlmesh_sdk.served.classification import ServedClassification
+from dlmesh_sdk.served.inference import Predictor
+from dlmesh_sdk.training_loop import Task, accuracy, cross_entropy, read_serving
 
 BATCH_SIZE = 256
 
@@ -37,7 +38,7 @@ def classification_task(build_model: Callable[..., nn.Module], preprocess: Calla
         test_data=open_records(parameters.getTestData(), to_input),
         loss=cross_entropy,
         metrics={"accuracy": accuracy},
-        serving={"labels": labels, **shape},
+        serving={"task": "classification", "labels": labels, **shape},
     )
 
 
@@ -45,31 +46,20 @@ def classify(build_model: Callable[..., nn.Module], preprocess: Callable[..., np
     """The whole inference program: classify a folder of pictures, or a split of a dataset, as the command line says."""
     arguments = inference_helper.parse_arguments("records of a split, or a folder of pictures")
 
-    folder = arguments.model
-    serving = json.loads((folder / "serving.json").read_text())
-    shape = {side: serving[side] for side in ("channels", "height", "width")}
-    model = build_model(len(serving["labels"]), **shape)
-    model.load_state_dict(torch.load(find_weights(folder), map_location="cpu", weights_only=True))
-    names, samples = open_images(arguments.input_dir, functools.partial(preprocess, **shape))
-    probabilities, truth = predict(model, samples)
+    program = SimpleNamespace(build_model=build_model, preprocess=preprocess)
+    served = ServedClassification(read_serving(arguments.model), program)
+    predict = Predictor(served, arguments.model)
+    names, samples = open_images(arguments.input_dir, served.to_input)
+    probabilities: list[list[float]] = []
+    truth: list[int] = []
+    for images, labels in DataLoader(samples, batch_size=BATCH_SIZE):
+        probabilities += predict({"INPUT__0": images})["OUTPUT__0"].tolist()
+        truth += labels.tolist()
     inference_helper.writeClassificationResult(
         arguments.output_dir / arguments.output_file,
         names,
         probabilities,
-        label_file=arguments.label_file or serving["labels"],
+        label_file=arguments.label_file or served.labels,
         ground_truth=truth if arguments.validate else None,
         prob_thresh=arguments.prob_thresh,
     )
-
-
-@torch.no_grad()
-def predict(model: nn.Module, samples: Dataset[tuple[Tensor, int]]) -> tuple[list[list[float]], list[int]]:
-    """The probability of each class for every sample, and the labels of the samples."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device).eval()
-    probabilities: list[list[float]] = []
-    truth: list[int] = []
-    for images, labels in DataLoader(samples, batch_size=BATCH_SIZE):
-        probabilities += torch.softmax(model(images.to(device)).float(), 1).tolist()
-        truth += labels.tolist()
-    return probabilities, truth

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlmesh_sdk.record_datasets import Preprocess, RecordDataset, open_records
+from dlmesh_sdk.served.pictures import open_picture
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 
@@ -38,5 +38,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        with Image.open(self.files[index]) as image:
-            return torch.from_numpy(self.to_input(image)), -1
+        try:
+            return torch.from_numpy(self.to_input(open_picture(self.files[index]))), -1
+        except ValueError as error:
+            raise ValueError(f"{self.files[index]}: {error}") from error

@@ -287,6 +287,11 @@ class TableEncoding:
         )
 
     @property
+    def task(self) -> str:
+        """As serving.json calls it."""
+        return "tabular"
+
+    @property
     def shape(self) -> dict[str, Any]:
         """The arguments of `build_model`: columns of numbers, known values of each column of text, outputs."""
         return {

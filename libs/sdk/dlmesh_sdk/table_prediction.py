@@ -7,16 +7,19 @@ encoding: how rows become tensors, which belongs to the weights that were learne
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any, Protocol, Self, TypeVar
 
 import inference_helper
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from dlmesh_sdk import pth_parameters as parameters
+from dlmesh_sdk.served.base import Item
+from dlmesh_sdk.served.inference import Predictor
+from dlmesh_sdk.served.registry import make
 from dlmesh_sdk.table_datasets import UNKNOWN, Table, TableRows, Target
-from dlmesh_sdk.training_loop import Task, accuracy, cross_entropy, find_weights, read_serving, to_device
+from dlmesh_sdk.training_loop import Task, accuracy, cross_entropy, read_serving
 from dlmesh_sdk.wrong_data import UnusableError
 
 BATCH_SIZE = 256
@@ -25,6 +28,8 @@ BATCH_SIZE = 256
 class RowEncoding(Protocol):
     """How rows become tensors; `shape` are the arguments of `build_model`."""
 
+    @property
+    def task(self) -> str: ...
     @property
     def target(self) -> Target: ...
     @property
@@ -79,7 +84,7 @@ def prediction_task(table: Table, encoding: RowEncoding, build_model: Callable[.
         test_data=encoding.rows(Table(parameters.getTestData())).with_unknown_labels(),
         loss=known_cross_entropy if target.labels else squares,
         metrics={"accuracy": accuracy} if target.labels else {"mae": error},
-        serving={"labels": list(target.labels), "encoding": encoding.to_json()},
+        serving={"task": encoding.task, "labels": list(target.labels), "encoding": encoding.to_json()},
         collate=train_data.collate,
     )
 
@@ -88,31 +93,36 @@ def predict(kind: type[RowEncoding], build_model: Callable[..., nn.Module]) -> N
     """The whole inference program: predict the column for every row of a CSV file, as the command line says."""
     arguments = inference_helper.parse_arguments("CSV file with a header, or folder of a split")
 
-    encoding = kind.from_json(read_serving(arguments.model)["encoding"])
-    target, table = encoding.target, Table(arguments.input_dir)
+    serving = read_serving(arguments.model)
+    served: Any = make(serving, SimpleNamespace(build_model=build_model))
+    if not isinstance(served.encoding, kind):
+        raise UnusableError(f"--model: its serving.json is of a model for {served.task}")
+    target, table = served.encoding.target, Table(arguments.input_dir)
     truth: Any = target.truth(table) if arguments.validate else None
-    model = build_model(**encoding.shape)
-    model.load_state_dict(torch.load(find_weights(arguments.model), map_location="cpu", weights_only=True))
-    outputs = outputs_of(model, encoding.rows(table, has_target=False))
+    outputs = outputs_of(Predictor(served, arguments.model), table)
     file = arguments.output_dir / arguments.output_file
     if not target.labels:
-        numbers = outputs.double() * target.deviation + target.mean
-        inference_helper.writeVectorResult(file, table.names(), numbers.tolist(), ground_truth=truth)
+        inference_helper.writeVectorResult(file, table.names(), outputs.tolist(), ground_truth=truth)
         return
     inference_helper.writeClassificationResult(
         file,
         table.names(),
-        torch.softmax(outputs, 1).tolist(),
+        outputs.tolist(),
         label_file=target.labels,
         ground_truth=truth,
         prob_thresh=arguments.prob_thresh,
     )
 
 
-@torch.no_grad()
-def outputs_of(model: nn.Module, rows: TableRows) -> Tensor:
-    """The model's outputs for all rows, float32 [rows, outputs]."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device).eval()
-    batches = DataLoader(rows, batch_size=BATCH_SIZE, collate_fn=rows.collate)
-    return torch.cat([model(to_device(inputs, device)).float().cpu() for inputs, _ in batches])
+def outputs_of(model: Predictor, table: Table) -> Tensor:
+    """Probabilities of labels, or numbers, for all rows of the table [rows, outputs]; ValueError names a wrong row."""
+    served: Any = model.served
+    names = [column.name for column in table.columns]
+    found = []
+    for start in range(0, len(table), BATCH_SIZE):
+        numbers = range(start, min(start + BATCH_SIZE, len(table)))
+        encoded = served.encode([Item(str(number), dict(zip(names, table[number], strict=True))) for number in numbers])
+        for number, reason in encoded.errors.items():
+            raise ValueError(f"{table.at(int(number))}: {reason}")
+        found.append(model(encoded.inputs)["OUTPUT__0"])
+    return torch.cat(found)

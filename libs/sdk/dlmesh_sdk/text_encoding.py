@@ -91,6 +91,11 @@ class TextEncoding:
         )
 
     @property
+    def task(self) -> str:
+        """As serving.json calls it."""
+        return "text"
+
+    @property
     def shape(self) -> dict[str, Any]:
         """The arguments of `build_model`: different tokens, tokens of a text at most, labels."""
         tokens = _FIRST_CHARACTER + len(self.characters) + len(self.words)

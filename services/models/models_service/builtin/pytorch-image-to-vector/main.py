@@ -41,7 +41,7 @@ def main() -> None:
         test_data=open_records(parameters.getTestData(), to_input),
         loss=loss,
         metrics={"mae": lambda outputs, targets: (outputs.float() - targets).abs().mean()},
-        serving={"length": len(mean), "channels": channels, "height": height, "width": width},
+        serving={"task": "vector", "length": len(mean), "channels": channels, "height": height, "width": width},
     )
     train(task, gang, arguments.train_dir, arguments.weights)
 

@@ -7,7 +7,7 @@ from dlmesh_sdk.detection_datasets import DetectionDataset, collate
 from dlmesh_sdk.gang import join
 from dlmesh_sdk.record_datasets import read_labels
 from dlmesh_sdk.training_loop import Task, train
-from model import build_model, detection_loss, preprocess
+from model import HEIGHT, WIDTH, build_model, detection_loss, preprocess
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
         train_data=DetectionDataset(parameters.getTrainData(), labels, preprocess),
         test_data=DetectionDataset(parameters.getTestData(), labels, preprocess),
         loss=detection_loss,
-        serving={"labels": labels},
+        serving={"task": "detection", "labels": labels, "channels": 3, "height": HEIGHT, "width": WIDTH},
         collate=collate,
     )
     train(task, gang, arguments.train_dir, arguments.weights)
