@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from dlmesh_platform.client import ApiError, Client, named
 from dlmesh_platform.launch import RunningPlatform
 from PIL import Image, ImageDraw
@@ -33,12 +35,12 @@ class Case:
     least: float
     hyperparameter: dict[str, Any] = field(default_factory=dict)
     framework: str = "PyTorch"
-    is_served: bool = False
 
 
 CASES = [
-    Case("pytorch-image-classification", "digits-8", "Top1", 0.9, {"epoch": 6}, is_served=True),
-    Case("pytorch-resnet-image-classification", "digits-8", "Top1", 0.9, {"epoch": 4}, is_served=True),
+    Case("pytorch-image-classification", "digits-8", "Top1", 0.9, {"epoch": 6}),
+    Case("pytorch-resnet-image-classification", "digits-8", "Top1", 0.9, {"epoch": 4}),
+    Case("pytorch-image-comparison", "digits-8", "Top1", 0.9, {"epoch": 4}),
     Case("pytorch-object-detection", "squares", "mAP50", 0.7, {"epoch": 10}),
     Case("pytorch-image-to-vector", "dots", "R2", 0.8, {"epoch": 10}),
     Case("pytorch-tabular", "pixels", "Top1", 0.9, {"epoch": 6}),
@@ -171,7 +173,9 @@ def test_no_template_is_forgotten(admin: Client) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.template for case in CASES])
-def test_a_template_trains_validates_and_goes(admin: Client, dataset: Callable[[str], str], case: Case) -> None:
+def test_a_template_trains_validates_is_served_and_goes(
+    admin: Client, platform: RunningPlatform, dataset: Callable[[str], str], case: Case
+) -> None:
     template = named(admin.get("/modeltemplates"), "name", case.template)
     name = f"of-{case.template}"
     model, settings = f"/models/{name}", {**template["hyperparameter"], **case.hyperparameter}
@@ -185,11 +189,12 @@ def test_a_template_trains_validates_and_goes(admin: Client, dataset: Callable[[
     validation = admin.wait(lambda: admin.get(f"{model}/validations")[0], seconds=240)
     assert float(named(validation["outPairs"], "name", case.metric)["value"]) >= case.least
 
-    if not case.is_served:
-        with pytest.raises(ApiError) as refusal:
-            admin.post("/inferences", {"modelName": name, "trainName": "first"})
-        assert refusal.value.status == 400
-        assert ("classifies pictures" if case.framework == "PyTorch" else "a model of PyTorch") in refusal.value.message
+    served = f"{name}-served"
+    if case.framework == "PyTorch":
+        admin.post("/inferences", {"modelName": name, "trainName": "first", "inferenceModelName": served})
+        triton = json.loads((platform.home / "inference" / "triton.json").read_text())["http"]
+        admin.until(lambda: requests.get(f"{triton}/v2/models/{served}/ready", timeout=10).ok, seconds=120)
+        admin.delete(f"/models/{served}")
     for path in (f"{model}/validations/check", f"{model}/trainings/first", model):
         admin.delete(path)
     with pytest.raises(ApiError) as refusal:

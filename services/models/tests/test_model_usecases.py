@@ -200,6 +200,7 @@ async def test_the_shipped_templates_register(room: Room) -> None:
         "caffe-cifar": "Caffe",
         "caffe-lenet": "Caffe",
         "pytorch-image-classification": "PyTorch",
+        "pytorch-image-comparison": "PyTorch",
         "pytorch-image-to-vector": "PyTorch",
         "pytorch-object-detection": "PyTorch",
         "pytorch-resnet-image-classification": "PyTorch",

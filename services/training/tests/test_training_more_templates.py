@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +23,10 @@ from datasets_service.importers.registry import importer_for
 from datasets_service.storage.files import DiskSources
 from datasets_service.tables.cells import is_number
 from datasets_service.worker.import_dataset import import_dataset
+from dlmesh_sdk.picture_comparison import embed
+from dlmesh_sdk.record_datasets import open_records
+from dlmesh_sdk.served import make
+from dlmesh_sdk.served.inference import Predictor
 from dlmesh_sdk.table_datasets import Table
 from dlmesh_sdk.text_encoding import TextEncoding, words_of
 from PIL import Image
@@ -156,6 +162,29 @@ def test_a_residual_network_learns_digits(tmp_path: Path, digits: Path) -> None:
     run(write_training(tmp_path, template, data, epoch=3))
     values = validate(tmp_path, template, digits / "test", ["Top1", "Top5"])
     assert 0.97 <= float(values["Top1"]) <= float(values["Top5"])
+
+
+@pytest.mark.slow
+def test_alike_pictures_come_near_each_other(tmp_path: Path, digits: Path) -> None:
+    template, data = "pytorch-image-comparison", {split: str(digits / split) for split in ("train", "test")}
+    output = run(write_training(tmp_path, template, data, epoch=4)).stdout
+    assert "are similar: right for" in output
+    assert float(validate(tmp_path, template, digits / "test", ["Top1"])["Top1"]) >= 0.9
+    serving = json.loads((tmp_path / "checkpoints" / "serving.json").read_text())
+    assert serving["task"] == "comparison"
+    program = SimpleNamespace(**model_of(template))
+    served = make(serving, program)
+    predict = Predictor(served, tmp_path / "checkpoints")
+    # Of pictures that it did not learn from.
+    vectors, labels = embed(predict, open_records(digits / "test", served.to_input))
+    pairs = list(itertools.combinations(range(0, len(labels), 3), 2))
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    for first, second in pairs:
+        is_alike = bool(labels[first] == labels[second])
+        distance, is_similar = served.compare(vectors[first].tolist(), vectors[second].tolist())
+        assert 0 <= distance <= 2.001
+        right[is_alike].append(is_similar is is_alike)
+    assert all(sum(found) / len(found) >= 0.9 for found in right.values())
 
 
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 1, 1), (3, 9, 31), (1, 200, 130)])
