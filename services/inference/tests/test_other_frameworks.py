@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import caffe_nets
+import caffe_nets.serving
 import numpy as np
 import pytest
 import torch
@@ -135,3 +140,92 @@ async def test_a_program_that_cannot_answer_its_own_dataset_is_not_ready(triton:
     (checkpoints / "model_epoch_final.pth").write_text("weights")
     with pytest.raises(LoadRefusedError, match="it was never tried"):
         await serve(triton, "broken", "PyTorch", code, checkpoints)
+
+
+BUILTIN = Path(__file__).parents[2] / "models" / "models_service" / "builtin"
+# In a process of its own: weights of the template's net, and what its inference.py makes of the pictures with them.
+KERAS = """
+import runpy, sys
+import keras
+from model import build_model
+folder, input_dir = sys.argv[1:]
+keras.utils.set_random_seed(11)
+model = build_model(3, channels=3, height=16, width=12)
+model.save(f"{folder}/model_epoch_final.keras")
+options = ["--model", folder, "--input_dir", input_dir, "--output_dir", input_dir, "--output_file", "r.json"]
+sys.argv = ["inference.py", *options]
+runpy.run_path("inference.py", run_name="__main__")
+"""
+
+
+def write_pictures(folder: Path, seen: Sequence[Any]) -> None:
+    folder.mkdir()
+    for number, pixels in enumerate(seen):
+        (folder / f"{number}.png").write_bytes(encoded(pixels))
+
+
+def rows_of(file: Path, labels: Sequence[str]) -> Any:
+    """What an inference program wrote: [n, labels]."""
+    rows: dict[str, dict[str, float]] = {}
+    for entry in json.loads(file.read_text())["result"]:
+        rows.setdefault(entry["sampleId"], {})[entry["label"]] = entry["prob"]
+    return np.array([[rows[name][label] for label in labels] for name in sorted(rows)])
+
+
+def infer(address_file: Path, name: str, inputs: Any) -> Any:
+    with tritongrpc.InferenceServerClient(read_grpc_address(address_file)) as client:
+        tensor = tritongrpc.InferInput("INPUT__0", list(inputs.shape), "FP32")
+        tensor.set_data_from_numpy(inputs)
+        wanted = [tritongrpc.InferRequestedOutput("OUTPUT__0")]
+        return client.infer(name, [tensor], outputs=wanted, client_timeout=300).as_numpy("OUTPUT__0")
+
+
+async def test_a_keras_model(triton: ServedHome, tmp_path: Path) -> None:
+    run = triton.home / "trainings" / "keras"
+    code, checkpoints = run / "code", run / "checkpoints"
+    shutil.copytree(BUILTIN / "tensorflow-image-classification", code)
+    checkpoints.mkdir()
+    sides = {"channels": 3, "height": 16, "width": 12}
+    (checkpoints / "serving.json").write_text(json.dumps({"labels": LABELS, "framework": "TensorFlow", **sides}))
+    seen = pictures(5, channels=3, side=20)
+    write_pictures(tmp_path / "in", seen)
+    command = [sys.executable, "-c", KERAS, str(checkpoints), str(tmp_path / "in")]
+    await asyncio.to_thread(subprocess.run, command, cwd=code, check=True, timeout=600, capture_output=True)
+    expected = rows_of(tmp_path / "in" / "r.json", LABELS)
+    await serve(triton, "keras", "TensorFlow", code, checkpoints)
+    items = [encoded(pixels) for pixels in seen]
+    results = await asyncio.to_thread(ask, triton.address_file, "keras", [*items, b"no picture"])
+    assert set(results.pop()) == {"error"}
+    np.testing.assert_allclose(probabilities(results, LABELS), expected, rtol=1e-5, atol=1e-6)
+    small = [Image.fromarray(pixels).resize((12, 16), Image.Resampling.BILINEAR) for pixels in seen]
+    inputs = [np.asarray(picture, np.float32)[None] / 127.5 - 1 for picture in small]
+    asked: list[Any] = [asyncio.to_thread(infer, triton.address_file, "keras", each) for each in inputs]
+    asked += [asyncio.to_thread(ask, triton.address_file, "keras", [item]) for item in items]
+    answers = await asyncio.gather(*asked)
+    np.testing.assert_allclose(np.concatenate(answers[: len(seen)]), expected, rtol=1e-5, atol=1e-6)
+    one_by_one = probabilities([answer[0] for answer in answers[len(seen) :]], LABELS)
+    np.testing.assert_allclose(one_by_one, expected, rtol=1e-5, atol=1e-6)
+
+
+async def test_a_caffe_net(triton: ServedHome, tmp_path: Path) -> None:
+    run = triton.home / "trainings" / "caffe"
+    code, checkpoints = run / "code", run / "checkpoints"
+    shutil.copytree(BUILTIN / "caffe-cifar", code)
+    checkpoints.mkdir()
+    shape = {"channels": 3, "height": 32, "width": 32}
+    known = {"labels": LABELS, "framework": "Caffe", **shape, "picture_height": 32, "picture_width": 32}
+    (checkpoints / "serving.json").write_text(json.dumps(known))
+    torch.manual_seed(4)
+    net = caffe_nets.serving.build_model(code, len(LABELS), **shape)
+    torch.save(net.state_dict(), checkpoints / "model_epoch_final.pth")
+    seen = pictures(5, channels=3, side=40)
+    write_pictures(tmp_path / "in", seen)
+    caffe_nets.infer(code, checkpoints, tmp_path / "in", tmp_path, "r.json", threshold=0.0, validate=False)
+    expected = rows_of(tmp_path / "r.json", LABELS)
+    assert np.ptp(expected, axis=0).max() > 1e-3
+    await serve(triton, "caffe", "Caffe", code, checkpoints)
+    results = await asyncio.to_thread(ask, triton.address_file, "caffe", [encoded(pixels) for pixels in seen])
+    np.testing.assert_allclose(probabilities(results, LABELS), expected, rtol=1e-5, atol=1e-6)
+    inputs = np.stack([caffe_nets.serving.preprocess(code, Image.fromarray(pixels), **shape) for pixels in seen])
+    answers = await asyncio.to_thread(infer, triton.address_file, "caffe", inputs)
+    np.testing.assert_allclose(answers, expected, rtol=1e-5, atol=1e-6)

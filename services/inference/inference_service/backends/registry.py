@@ -13,7 +13,10 @@ BACKENDS = {
     ),
     # Its nets are torch modules, by the model.py of the template.
     "Caffe": ("inference_service.backends.torch_python:TorchPythonBackend",),
-    "TensorFlow": ("inference_service.backends.program:TensorFlowProgramBackend",),
+    "TensorFlow": (
+        "inference_service.backends.keras_python:KerasPythonBackend",
+        "inference_service.backends.program:TensorFlowProgramBackend",
+    ),
 }
 
 

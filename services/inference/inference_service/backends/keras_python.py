@@ -1,0 +1,42 @@
+"""Keras models in Triton's Python backend: the user's build_model and weights behind our runner, on TensorFlow."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from inference_service.backends.base import Backend, ExportError, Source, read_facts
+from inference_service.backends.entries import write_description, write_program
+from inference_service.triton.probes import probe_of
+
+RUNNER = Path(__file__).with_name("keras_runner.py")
+BYTES_TENSORS = Path(__file__).with_name("bytes_tensors.py")
+WEIGHTS = "model_epoch_final.keras"
+TASKS = ("classification", "vector")
+
+
+class KerasPythonBackend(Backend):
+    """Needs `model.py` with build_model and preprocess, `model_epoch_final.keras` and `serving.json`. The channels of
+    `INPUT__0` are its last dimension."""
+
+    def refusal(self, source: Source) -> str:
+        try:
+            facts = read_facts(source.checkpoints)
+        except ExportError as error:
+            return str(error)
+        if facts.task not in TASKS:
+            return f"the task of the training is {facts.task}; of Keras models are served: {', '.join(TASKS)}"
+        if not (source.checkpoints / WEIGHTS).is_file():
+            return f"the training has no {WEIGHTS}"
+        if not (source.code / "model.py").is_file():
+            return "the model has no model.py with build_model and preprocess"
+        return ""
+
+    def write(self, source: Source, entry: Path) -> None:
+        if reason := self.refusal(source):
+            raise ExportError(reason)
+        facts = read_facts(source.checkpoints)
+        write_program(source, entry / "1" / "bundle", [WEIGHTS])
+        shutil.copy2(RUNNER, entry / "1" / "model.py")
+        shutil.copy2(BYTES_TENSORS, entry / "1" / BYTES_TENSORS.name)
+        write_description(entry, source.name, facts, probe_of(facts))
