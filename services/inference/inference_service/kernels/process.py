@@ -131,7 +131,7 @@ class KernelProcess:
     async def end(self) -> str:
         """Wait until all of it has gone; why it went."""
         if self.ending or not await self._has_gone(LAST_SECONDS):
-            self.kill("")
+            self.kill("it closed its connection and did not end")
             if not await self._has_gone(MAX_ENDING_SECONDS):
                 # Until the end of `control` it is there. The kernel dies with it.
                 with contextlib.suppress(ProcessLookupError):

@@ -182,8 +182,8 @@ def watch(line: socket.socket, wakeup: int, child: int, spec: Mapping[str, Any],
     due = {period: time.monotonic() + period for period in looks}
     while True:
         wait = max(0.01, min(due.values()) - time.monotonic())
-        ready, _, _ = select.select([line, wakeup], [], [], wait)
-        if line in ready:
+        ready, _, _ = select.select([line.fileno(), wakeup], [], [], wait)
+        if line.fileno() in ready:
             return 0, ""
         if wakeup in ready:
             os.read(wakeup, 4096)
