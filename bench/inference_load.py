@@ -1,0 +1,147 @@
+"""Clients of online inference: so many connections, each asks again as soon as it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvloop
+
+
+@dataclass
+class Load:
+    """What a number of connections got: when each request began and how long it took, in seconds."""
+
+    began: float = 0.0
+    ended: float = 0.0
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return len(self.seconds) / (self.ended - self.began)
+
+    @property
+    def p99_ms(self) -> float:
+        return statistics.quantiles(self.seconds, n=100)[98] * 1e3
+
+
+def tensor_request(model: str, host: str, values: bytes, shape: Sequence[int], headers: Mapping[str, str]) -> bytes:
+    """POST /v2/models/{model}/infer of one FP32 tensor in the binary form of the protocol, rendered once."""
+    tensor = {"name": "INPUT__0", "shape": [1, *shape], "datatype": "FP32"}
+    wanted = {"name": "OUTPUT__0", "parameters": {"binary_data": True}}
+    head = json.dumps(
+        {"inputs": [{**tensor, "parameters": {"binary_data_size": len(values)}}], "outputs": [wanted]}
+    ).encode()
+    return post_request(
+        f"/v2/models/{model}/infer", host, head + values, {**headers, "inference-header-content-length": str(len(head))}
+    )
+
+
+def post_request(path: str, host: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+    """The bytes of a POST."""
+    lines = [f"POST {path} HTTP/1.1", f"host: {host}", "content-type: application/octet-stream"]
+    lines += [f"content-length: {len(body)}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+class _Connection(asyncio.Protocol):
+    """Sends the same request again and again: what is timed is the server, not a client library."""
+
+    def __init__(self, request: bytes, load: Load, until: float) -> None:
+        self._request, self._load, self._until = request, load, until
+        self._received = b""
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, found, body = self._received.partition(b"\r\n\r\n")
+        if not found or not _is_whole(head, body):
+            return
+        now = time.perf_counter()
+        if not head.startswith(b"HTTP/1.1 200"):
+            self._fail(RuntimeError(self._received[:2000].decode(errors="replace")))
+            return
+        self._load.seconds.append(now - self._sent)
+        self._received = b""
+        if now < self._until:
+            self._send()
+        elif not self.ended.done():
+            self.ended.set_result(None)
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(exc or ConnectionError("the server closed the connection"))
+
+    def _send(self) -> None:
+        self._sent = time.perf_counter()
+        self._transport.write(self._request)
+
+    def _fail(self, error: Exception) -> None:
+        if not self.ended.done():
+            self.ended.set_exception(error)
+        self._transport.close()
+
+
+def _is_whole(head: bytes, body: bytes) -> bool:
+    for line in head.lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            return len(body) >= int(line[15:])
+    return body.endswith(b"0\r\n\r\n")
+
+
+def rest_load(address: str, request: bytes, connections: int, seconds: float) -> Load:
+    """`connections` sockets to host:port for so long; RuntimeError with the answer when one is not 200."""
+    host, _, port = address.rpartition(":")
+
+    async def one(load: Load, until: float) -> None:
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(lambda: _Connection(request, load, until), host, int(port))
+        await connection.ended
+
+    return _together(one, connections, seconds)
+
+
+def grpc_load(
+    address: str, model: str, values: Any, headers: Mapping[str, str] | None, connections: int, seconds: float
+) -> Load:
+    """The same with tritonclient over gRPC, each connection a channel of its own. `values` is float32 [1, ...]."""
+    from tritonclient.grpc import InferInput
+    from tritonclient.grpc.aio import InferenceServerClient
+
+    tensor = InferInput("INPUT__0", list(values.shape), "FP32")
+    tensor.set_data_from_numpy(values)
+
+    async def one(load: Load, until: float) -> None:
+        client = InferenceServerClient(address, channel_args=[("grpc.use_local_subchannel_pool", 1)])
+        try:
+            now = time.perf_counter()
+            while now < until:
+                await client.infer(model, [tensor], headers=headers)
+                sent, now = now, time.perf_counter()
+                load.seconds.append(now - sent)
+        finally:
+            await client.close()
+
+    return _together(one, connections, seconds)
+
+
+def _together(one: Callable[[Load, float], Awaitable[None]], connections: int, seconds: float) -> Load:
+    load = Load()
+
+    async def run() -> None:
+        load.began = time.perf_counter()
+        await asyncio.gather(*(one(load, load.began + seconds) for _ in range(connections)))
+        load.ended = time.perf_counter()
+
+    uvloop.run(run())
+    return load
