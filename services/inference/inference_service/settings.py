@@ -12,6 +12,13 @@ from servicekit.settings import SettingError
 from inference_service.triton.installation import Installation, find_installation
 
 DEFAULT_MAX_IMAGE_BYTES = 64 * 1024 * 1024
+DEFAULT_MODEL_IDLE_SECONDS = 900
+# A process with torch and small weights; large models on one machine need the setting.
+BYTES_OF_A_MODEL = 400 * 1024 * 1024
+FEWEST_LOADED_MODELS = 4
+DEFAULT_MAX_UPLOAD_BYTES = 16 * 1024**3
+DEFAULT_MAX_UPLOAD_FILES = 50_000
+DEFAULT_MAX_ACTIVE_PREDICTIONS = 100
 
 
 @dataclass(frozen=True)
@@ -22,14 +29,24 @@ class TritonSettings:
     DLMESH_TRITON        0: start none
     DLMESH_TRITON_URL    http://host:port of a server that has our model repository; none is started then
     DLMESH_TRITON_GRPC   its host:port for gRPC; default the next port
+    DLMESH_MODEL_IDLE_SECONDS  after which a model that nobody asks leaves its memory; default 900, 0: never
+    DLMESH_MAX_LOADED_MODELS   most versions of models in its memory; default by the machine's memory, 0: no limit
     DLMESH_MAX_IMAGE_BYTES   largest image of an upload; default 64 MiB
+    DLMESH_MAX_UPLOAD_BYTES  largest upload of a prediction; default 16 GiB
+    DLMESH_MAX_UPLOAD_FILES  most files of an upload; default 50000
+    DLMESH_MAX_ACTIVE_PREDICTIONS  most predictions of one user that wait or run; default 100
     """
 
     installation: Installation | None = None
     enabled: bool = True
     url: str = ""
     grpc: str = ""
+    model_idle_seconds: int = DEFAULT_MODEL_IDLE_SECONDS
+    max_loaded_models: int = 0
     max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES
+    max_upload_bytes: int = DEFAULT_MAX_UPLOAD_BYTES
+    max_upload_files: int = DEFAULT_MAX_UPLOAD_FILES
+    max_active_predictions: int = DEFAULT_MAX_ACTIVE_PREDICTIONS
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> TritonSettings:
@@ -40,7 +57,12 @@ class TritonSettings:
             enabled=environ.get("DLMESH_TRITON", "1") != "0",
             url=url,
             grpc=environ.get("DLMESH_TRITON_GRPC", "") or (_next_port(url) if url else ""),
+            model_idle_seconds=_at_least(0, environ, "DLMESH_MODEL_IDLE_SECONDS", DEFAULT_MODEL_IDLE_SECONDS),
+            max_loaded_models=_at_least(0, environ, "DLMESH_MAX_LOADED_MODELS", default_max_loaded_models()),
             max_image_bytes=_positive(environ, "DLMESH_MAX_IMAGE_BYTES", DEFAULT_MAX_IMAGE_BYTES),
+            max_upload_bytes=_positive(environ, "DLMESH_MAX_UPLOAD_BYTES", DEFAULT_MAX_UPLOAD_BYTES),
+            max_upload_files=_positive(environ, "DLMESH_MAX_UPLOAD_FILES", DEFAULT_MAX_UPLOAD_FILES),
+            max_active_predictions=_positive(environ, "DLMESH_MAX_ACTIVE_PREDICTIONS", DEFAULT_MAX_ACTIVE_PREDICTIONS),
         )
 
 
@@ -54,8 +76,18 @@ def _next_port(url: str) -> str:
         raise SettingError(f"DLMESH_TRITON_URL: {url!r} is not valid; allowed: http://host:port") from None
 
 
+def default_max_loaded_models() -> int:
+    """What half of the machine's memory holds."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(FEWEST_LOADED_MODELS, memory_bytes // 2 // BYTES_OF_A_MODEL)
+
+
 def _positive(environ: Mapping[str, str], name: str, default: int) -> int:
+    return _at_least(1, environ, name, default)
+
+
+def _at_least(least: int, environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name) or str(default)
-    if not text.isdigit() or int(text) < 1:
-        raise SettingError(f"{name}: {text!r} is not valid; allowed: a whole number of at least 1")
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise SettingError(f"{name}: {text!r} is not valid; allowed: a whole number of at least {least}")
     return int(text)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
-from dlmesh.inference.v1 import inference_pb2_grpc
+from dlmesh.inference.v1 import inference_pb2_grpc, serving_pb2_grpc
 from servicekit.channels import Channels
 from servicekit.database import Database
 from servicekit.job_client import JobsClient
@@ -15,6 +15,7 @@ from servicekit.server import Application
 from servicekit.settings import ServiceSettings
 
 from inference_service.api.servicers import InferenceServicer
+from inference_service.api.serving import AdmissionServicer, ServedModelServicer
 from inference_service.clients.peers import CatalogClient, TrainingsClient
 from inference_service.clients.triton import NoTriton, TritonClient
 from inference_service.settings import TritonSettings
@@ -24,12 +25,20 @@ from inference_service.storage.repository import DiskRepository
 from inference_service.storage.rows import SqlPredictions
 from inference_service.storage.workspace import DiskWorkspace
 from inference_service.triton.server import TritonServer, read_grpc_address, write_addresses
+from inference_service.usecases.add_version import AddVersion
+from inference_service.usecases.admit_inference import AdmitInference
 from inference_service.usecases.create_model import CreateInferenceModel
+from inference_service.usecases.export_models import ExportModels
+from inference_service.usecases.fail_version import FailVersion
 from inference_service.usecases.follow_predictions import FollowPredictions
 from inference_service.usecases.ports import Catalog, Jobs, ModelServer, Trainings
 from inference_service.usecases.predictions import PredictionQueries
-from inference_service.usecases.serve_models import RemoveDeleted, ServeModels
+from inference_service.usecases.remove_models import RemoveDeleted
+from inference_service.usecases.residency import MemoryLimits, Residency
+from inference_service.usecases.serve_models import ServeModels
+from inference_service.usecases.served_models import ServedModelQueries
 from inference_service.usecases.start_prediction import StartPrediction
+from inference_service.usecases.version_traffic import VersionTraffic
 
 REMOVALS_LATER_SECONDS = 5.0
 
@@ -56,16 +65,34 @@ def build(
     loops: list[ReconcileLoop] = []
     shutdown: list[Callable[[], Awaitable[None]]] = []
     if server is None:
-        server = _model_server(settings.home, triton, loops, shutdown)
-    serve = ReconcileLoop("models", ServeModels(models, catalog, repository, server))
-    follow = ReconcileLoop("predictions", FollowPredictions(predictions, models, jobs, workspace))
-    remove_deleted = RemoveDeleted(models, predictions, catalog, repository, server, workspace)
+        server = _model_server(settings.home, triton, loops, shutdown, lambda: residency.forget())
+    fail = FailVersion(models, catalog)
+    limits = MemoryLimits(triton.model_idle_seconds, triton.max_loaded_models)
+    residency = Residency(models, repository, server, fail, limits, lambda: _wake(serve, follow))
+    shutdown.insert(0, residency.close)
+    serve = ReconcileLoop("models", ServeModels(models, predictions, server, residency))
+    export = ReconcileLoop("exports", ExportModels(models, catalog, repository, fail, serve.wake))
+    follow = ReconcileLoop("predictions", FollowPredictions(predictions, models, jobs, workspace, residency.lacks))
+    remove_deleted = RemoveDeleted(models, predictions, catalog, repository, residency, workspace)
     remove = ReconcileLoop("removals", remove_deleted, later_seconds=REMOVALS_LATER_SECONDS)
+    served = ServedModelQueries(models, residency)
+    serving = ServedModelServicer(
+        served,
+        AddVersion(models, catalog, trainings, repository, server, export.wake),
+        VersionTraffic(models, predictions, serve.wake),
+    )
     servicer = InferenceServicer(
         CreateInferenceModel(
-            models, catalog, trainings, repository, server, remove_deleted.remove_if_deleted, serve.wake
+            models, catalog, trainings, repository, server, remove_deleted.remove_if_deleted, export.wake
         ),
-        StartPrediction(predictions, models, jobs, server, workspace, follow.wake),
+        StartPrediction(
+            predictions,
+            models,
+            jobs,
+            server,
+            workspace,
+            lambda: _wake(serve, follow),
+        ),
         PredictionQueries(predictions, models, catalog, jobs, workspace, follow.wake),
         workspace.folder,
         triton.max_image_bytes,
@@ -77,9 +104,19 @@ def build(
                 inference_pb2_grpc.add_InferenceServiceServicer_to_server,
                 servicer,
                 "dlmesh.inference.v1.InferenceService",
-            )
+            ),
+            (
+                serving_pb2_grpc.add_ServedModelServiceServicer_to_server,
+                serving,
+                "dlmesh.inference.v1.ServedModelService",
+            ),
+            (
+                serving_pb2_grpc.add_AdmissionServiceServicer_to_server,
+                AdmissionServicer(AdmitInference(models, residency)),
+                "dlmesh.inference.v1.AdmissionService",
+            ),
         ],
-        loops=[*loops, serve, follow, remove],
+        loops=[*loops, export, serve, follow, remove],
         databases=[database],
         channels=[channels],
         startup=[functools.partial(database.migrate, MIGRATIONS)],
@@ -88,11 +125,21 @@ def build(
     )
 
 
+def _wake(*loops: ReconcileLoop) -> None:
+    for loop in loops:
+        loop.wake()
+
+
 def _model_server(
-    home: Path, triton: TritonSettings, loops: list[ReconcileLoop], shutdown: list[Callable[[], Awaitable[None]]]
+    home: Path,
+    triton: TritonSettings,
+    loops: list[ReconcileLoop],
+    shutdown: list[Callable[[], Awaitable[None]]],
+    on_start: Callable[[], None],
 ) -> ModelServer:
     """A client of the Triton that the settings name; one of our own is kept by a loop and ended at shutdown."""
     address_file = home / "inference" / "triton.json"
+    processes: Callable[[], Collection[tuple[str, int]]] | None = None
     if triton.url:
         write_addresses(address_file, {"http": triton.url, "grpc": triton.grpc})
     elif not triton.enabled:
@@ -100,9 +147,10 @@ def _model_server(
     elif triton.installation is None:
         return NoTriton("Triton is not installed: run make setup")
     else:
-        child = TritonServer(triton.installation, home)
+        child = TritonServer(triton.installation, home, on_start)
         loops.append(ReconcileLoop("triton", child.step, later_seconds=0.25))
         shutdown.append(child.stop)
-    client = TritonClient(lambda: read_grpc_address(address_file))
+        processes = child.model_processes
+    client = TritonClient(lambda: read_grpc_address(address_file), processes)
     shutdown.insert(0, client.close)
     return client

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from inference_service.domain.models import InferenceModel, TritonUnavailableError
-from inference_service.usecases.ports import LoadRefusedError, ModelFacts, ServerAwayError, TrainingFacts
+from inference_service.usecases.ports import Activity, LoadRefusedError, ModelFacts, ServerAwayError, TrainingFacts
 from servicekit.errors import Code, ServiceError, already_exists, invalid, not_found
 from servicekit.identity import current_identity
 from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
@@ -130,16 +131,22 @@ class FakeJobs:
 
 
 class FakeServer:
-    """A Triton that serves what it is told to."""
+    """A Triton that serves what it is told to: of each model the versions that `offered` gives."""
 
     def __init__(self) -> None:
-        self.serving: set[str] = set()
+        self.serving: dict[str, frozenset[int]] = {}
+        self.offered: Callable[[str], frozenset[int]] = lambda name: frozenset({1})
         self.dead: set[str] = set()
         self.loads: list[str] = []
+        self.unloads: list[str] = []
+        self.used: dict[str, float] = {}
         self.is_away = False
         self.refusal = ""
         self.dies_on_load = False
         self.missing = ""
+        # A load waits until it is set.
+        self.may_load = asyncio.Event()
+        self.may_load.set()
 
     def require(self) -> None:
         if self.missing:
@@ -149,29 +156,42 @@ class FakeServer:
         if self.is_away:
             raise ServerAwayError("Triton does not answer")
 
-    async def loaded(self) -> set[str]:
+    async def loaded(self) -> Mapping[str, frozenset[int]]:
         self._answer()
-        return set(self.serving)
+        return dict(self.serving)
+
+    async def activity(self) -> Mapping[tuple[str, int], Activity]:
+        self._answer()
+        return {
+            (name, number): Activity(self.used.get(name, 0.0), int(name in self.dead))
+            for name, versions in self.serving.items()
+            for number in versions
+        }
 
     async def load(self, name: str) -> None:
         self._answer()
         self.loads.append(name)
+        await self.may_load.wait()
         if self.dies_on_load:
             raise ServerAwayError("Socket closed")
         if self.refusal:
             raise LoadRefusedError(self.refusal)
-        self.serving.add(name)
+        self.serving[name] = self.offered(name)
         self.dead.discard(name)
 
     async def unload(self, name: str) -> None:
         self._answer()
-        self.serving.discard(name)
+        self.unloads.append(name)
+        self.serving.pop(name, None)
 
-    async def probe(self, name: str) -> None:
+    async def probe(self, name: str, version: int) -> None:
         self._answer()
-        if name not in self.serving:
-            raise LoadRefusedError(f"{name} is not loaded")
+        if version not in self.serving.get(name, ()):
+            raise LoadRefusedError(f"{name} {version} is not loaded")
 
-    async def has_died(self, name: str) -> bool:
+    def processes(self) -> None:
+        return None
+
+    async def has_died(self, name: str, version: int) -> bool:
         self._answer()
         return name in self.dead

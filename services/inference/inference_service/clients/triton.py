@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from inference_service.domain.models import TritonUnavailableError
 from inference_service.triton.probes import PARAMETER, probe_arrays, probe_complaint
-from inference_service.usecases.ports import LoadRefusedError, ServerAwayError
+from inference_service.usecases.ports import Activity, LoadRefusedError, ServerAwayError
 
 Result = TypeVar("Result")
 
@@ -17,51 +17,89 @@ PROBE_SECONDS = 60.0
 LOAD_SECONDS = 600.0
 # The Python process of a model was killed, by the kernel for its memory say; Triton itself never starts it again.
 DEAD_STUB = "is not healthy"
-AWAY = {"StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", "StatusCode.DEADLINE_EXCEEDED"}
+LATE = "StatusCode.DEADLINE_EXCEEDED"
+AWAY = {"StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", LATE}
 
 
 class TritonClient:
-    """Asks the server at `address()`, which is looked up again for each call: it may come back elsewhere."""
+    """Asks the server at `address()`, which is looked up again for each call: it may come back elsewhere.
 
-    def __init__(self, address: Callable[[], str | None]) -> None:
-        self._address = address
+    `processes` gives the models and versions with a running process, where these are processes of this machine.
+    """
+
+    def __init__(
+        self,
+        address: Callable[[], str | None],
+        processes: Callable[[], Collection[tuple[str, int]]] | None = None,
+    ) -> None:
+        self._address, self._processes = address, processes
         self._client: Any = None
         self._client_address = ""
 
     def require(self) -> None:
         """There is one, or will be again."""
 
-    async def loaded(self) -> set[str]:
+    async def loaded(self) -> Mapping[str, frozenset[int]]:
         index = await self._call(lambda client: client.get_model_repository_index(client_timeout=CALL_SECONDS))
-        return {model.name for model in index.models if model.state == "READY"}
+        ready: dict[str, set[int]] = {}
+        for model in index.models:
+            if model.state == "READY" and model.version.isdigit():
+                ready.setdefault(model.name, set()).add(int(model.version))
+        return {name: frozenset(versions) for name, versions in ready.items()}
+
+    async def activity(self) -> Mapping[tuple[str, int], Activity]:
+        statistics = await self._call(lambda client: client.get_inference_statistics(client_timeout=CALL_SECONDS))
+        return {
+            (model.name, int(model.version)): Activity(model.last_inference / 1000, model.inference_stats.fail.count)
+            for model in statistics.model_stats
+            if model.version.isdigit()
+        }
 
     async def load(self, name: str) -> None:
-        await self._call(lambda client: client.load_model(name, client_timeout=LOAD_SECONDS))
+        try:
+            await self._call(lambda client: client.load_model(name, client_timeout=LOAD_SECONDS), may_be_late=True)
+        except TimeoutError as error:
+            raise LoadRefusedError(f"it was not loaded within {LOAD_SECONDS:g} s") from error
 
     async def unload(self, name: str) -> None:
         await self._call(lambda client: client.unload_model(name, client_timeout=CALL_SECONDS))
 
-    async def probe(self, name: str) -> None:
+    async def probe(self, name: str, version: int) -> None:
+        try:
+            await self._probe(name, version, PROBE_SECONDS)
+        except TimeoutError as error:
+            raise LoadRefusedError(f"it does not answer an empty input within {PROBE_SECONDS:g} s") from error
+
+    def processes(self) -> Collection[tuple[str, int]] | None:
+        return self._processes() if self._processes else None
+
+    async def has_died(self, name: str, version: int) -> bool:
+        try:
+            await self._probe(name, version, CALL_SECONDS)
+        except TimeoutError:
+            # It is busy, or hangs in what somebody asked.
+            return False
+        except LoadRefusedError as error:
+            return DEAD_STUB in str(error)
+        return False
+
+    async def _probe(self, name: str, version: int, seconds: float) -> None:
         from tritonclient.grpc import InferInput
         from tritonclient.utils import np_to_triton_dtype
 
-        probe = await self._call(lambda client: client.get_model_config(name, client_timeout=CALL_SECONDS))
-        text = probe.config.parameters[PARAMETER].string_value
+        number = str(version)
+        config = await self._call(lambda client: client.get_model_config(name, number, client_timeout=CALL_SECONDS))
+        text = config.config.parameters[PARAMETER].string_value
         inputs = []
         for input_name, array in probe_arrays(text).items():
             inputs.append(InferInput(input_name, list(array.shape), np_to_triton_dtype(array.dtype)))
             inputs[-1].set_data_from_numpy(array)
-        answer = await self._call(lambda client: client.infer(name, inputs, client_timeout=PROBE_SECONDS))
+        answer = await self._call(
+            lambda client: client.infer(name, inputs, model_version=number, client_timeout=seconds), may_be_late=True
+        )
         outputs = {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
         if complaint := probe_complaint(text, outputs):
             raise LoadRefusedError(complaint)
-
-    async def has_died(self, name: str) -> bool:
-        try:
-            await self.probe(name)
-        except LoadRefusedError as error:
-            return DEAD_STUB in str(error)
-        return False
 
     async def close(self) -> None:
         """Close the channel."""
@@ -69,13 +107,16 @@ class TritonClient:
             await self._client.close()
             self._client = None
 
-    async def _call(self, call: Callable[[Any], Awaitable[Result]]) -> Result:
+    async def _call(self, call: Callable[[Any], Awaitable[Result]], *, may_be_late: bool = False) -> Result:
+        """`may_be_late`: TimeoutError when its time is over, which says nothing about the server."""
         from tritonclient.utils import InferenceServerException
 
         client = await self._connected()
         try:
             return await call(client)
         except InferenceServerException as error:
+            if may_be_late and error.status() == LATE:
+                raise TimeoutError(error.message()) from error
             if error.status() in AWAY:
                 raise ServerAwayError(f"Triton does not answer: {error.message()}") from error
             raise LoadRefusedError(error.message()) from error
@@ -105,7 +146,10 @@ class NoTriton:
     def require(self) -> None:
         raise TritonUnavailableError(self._reason)
 
-    async def loaded(self) -> set[str]:
+    async def loaded(self) -> Mapping[str, frozenset[int]]:
+        raise ServerAwayError(self._reason)
+
+    async def activity(self) -> Mapping[tuple[str, int], Activity]:
         raise ServerAwayError(self._reason)
 
     async def load(self, name: str) -> None:
@@ -114,10 +158,13 @@ class NoTriton:
     async def unload(self, name: str) -> None:
         raise ServerAwayError(self._reason)
 
-    async def probe(self, name: str) -> None:
+    async def probe(self, name: str, version: int) -> None:
         raise ServerAwayError(self._reason)
 
-    async def has_died(self, name: str) -> bool:
+    def processes(self) -> Collection[tuple[str, int]] | None:
+        return None
+
+    async def has_died(self, name: str, version: int) -> bool:
         raise ServerAwayError(self._reason)
 
     async def close(self) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from inference_service.usecases.ports import ExportRefusedError
 OWNER_FILE = ".dlmesh-uid"
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
+# Triton loads a version again when a file of it is newer than before.
+CHANGED_FILE = ".dlmesh-changed"
 POLICY = "version_policy {{ specific {{ versions: [ {} ] }} }}\n"
 # What clients of all versions of a model rely on.
 INTERFACE_KEYS = ("task", "labels", "channels", "height", "width")
@@ -58,6 +62,12 @@ class DiskRepository:
     async def differs(self, name: str, checkpoints_path: str) -> str:
         return await asyncio.to_thread(self._differs, self._root / name, Path(checkpoints_path))
 
+    async def touch(self, name: str, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            folder = self._root / name / str(number)
+            if folder.is_dir():
+                (folder / CHANGED_FILE).write_text(str(time.time_ns()))
+
     async def keep(self, name: str, numbers: Sequence[int]) -> None:
         await asyncio.to_thread(self._keep, self._root / name, numbers)
 
@@ -83,6 +93,7 @@ class DiskRepository:
             choose_backend(version.framework, source).write(source, draft)
             # Of its own for each version: the entry's is that of the newest which Triton shall load.
             shutil.copy2(draft / CONFIG_FILE, draft / "1" / CONFIG_FILE)
+            _forbid_bytecode(draft / "1")
             if entry.is_dir():
                 _require_same_interface(draft, entry)
                 (draft / "1").rename(entry / str(number))
@@ -134,6 +145,14 @@ class DiskRepository:
         shutil.rmtree(gone, ignore_errors=True)
         folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def _forbid_bytecode(folder: Path) -> None:
+    """Bytecode that Python writes beside a program would count as a change, and every load would load it again."""
+    for program in folder.rglob("*.py"):
+        # A file where the folder would be: Python goes on without.
+        with suppress(FileExistsError):
+            program.with_name("__pycache__").touch(exist_ok=False)
 
 
 def _interface(file: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from pathlib import Path
 from servicekit.reconcile import Next
 
 from inference_service.triton.installation import EXIT_SECONDS, HOST, Installation, Ports
+from inference_service.triton.liveness import Liveness
+from inference_service.triton.stubs import running_stubs
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +38,19 @@ LAUNCHER = Path(__file__).with_name("die_with_parent.py")
 class TritonServer:
     """Keeps one Triton running; `step` is a reconcile step. It dies with this process, and comes back on its old ports.
 
+    One that hangs is killed. `on_start` is called when there is a new one, with nothing loaded.
     The addresses are in `inference/triton.json` below `home`: {"http": URL, "grpc": host:port, "metrics": URL}.
     """
 
-    def __init__(self, installation: Installation, home: Path, on_start: Callable[[], None] = lambda: None) -> None:
-        self._installation, self._on_start = installation, on_start
+    def __init__(
+        self,
+        installation: Installation,
+        home: Path,
+        on_start: Callable[[], None] = lambda: None,
+        make_liveness: Callable[[], Liveness] = Liveness,
+    ) -> None:
+        self._installation, self._on_start, self._make_liveness = installation, on_start, make_liveness
+        self._liveness, self._http_port = make_liveness(), 0
         self._repository = home / "inference" / "repository"
         self._address_file = home / "inference" / "triton.json"
         self._log_file = home / "log" / "triton.log"
@@ -58,7 +68,15 @@ class TritonServer:
 
     async def step(self) -> Next:
         """Start it when it does not run and is due."""
-        if self._stopping or self.pid is not None:
+        if self._stopping:
+            return Next.LATER
+        if self._process is not None and self._process.returncode is None:
+            self._liveness.look(self._http_port)
+            if self._liveness.hangs:
+                log.error("Triton, process %d, does not answer any more; it is killed", self._process.pid)
+                self._process.kill()
+                await self._process.wait()
+                return Next.AT_ONCE
             return Next.LATER
         now = time.monotonic()
         if self._process is not None:
@@ -72,9 +90,14 @@ class TritonServer:
             await self._start()
         return Next.SOON
 
+    def model_processes(self) -> dict[tuple[str, int], list[int]]:
+        """Ids of the processes in which models run, by model and version."""
+        return running_stubs(self.pid, self._repository) if self.pid is not None else {}
+
     async def stop(self) -> None:
         """End it: in order, then by force."""
         self._stopping = True
+        await self._liveness.close()
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -109,6 +132,8 @@ class TritonServer:
         finally:
             os.close(output)
         self._started_at = time.monotonic()
+        await self._liveness.close()
+        self._liveness, self._http_port = self._make_liveness(), ports.http
         log.info("Triton was started as process %d, gRPC on port %d", self._process.pid, ports.grpc)
         self._on_start()
 

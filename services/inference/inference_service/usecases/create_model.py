@@ -55,16 +55,10 @@ class CreateInferenceModel:
                 raise invalid(field, value, "a name")
         source = await self._catalog.get(request.model_name)
         training = await self._trainings.get(request.model_name, request.training_name)
-        if training.status != "FINISHED":
-            raise invalid("trainName", training.name, f"a FINISHED training; this one is {training.status}")
-        if not self._repository.supports(source.framework):
-            raise invalid("modelName", source.name, f"a model of {', '.join(self._repository.frameworks)}")
-        paths = (training.code_path, training.checkpoints_path)
-        if reason := await self._repository.refusal(source.framework, *paths):
-            raise invalid("trainName", training.name, f"a training that can be served; of this one: {reason}")
+        self._server.require()
+        await check_training(self._repository, source, training)
         name = request.name or f"{source.name}-{training.name}"
         check_name("inferenceModelName", name, RESERVED_NAMES)
-        self._server.require()
         model = InferenceModel(
             uid=uuid4().hex,
             name=name,
@@ -91,6 +85,16 @@ class CreateInferenceModel:
                 raise
         self._wake()
         return model
+
+
+async def check_training(repository: Repository, source: ModelFacts, training: TrainingFacts) -> None:
+    """400 when it has not finished or cannot be served."""
+    if training.status != "FINISHED":
+        raise invalid("trainName", training.name, f"a FINISHED training; this one is {training.status}")
+    if not repository.supports(source.framework):
+        raise invalid("modelName", source.name, f"a model of {', '.join(repository.frameworks)}")
+    if reason := await repository.refusal(source.framework, training.code_path, training.checkpoints_path):
+        raise invalid("trainName", training.name, f"a training that can be served; of this one: {reason}")
 
 
 def make_version(number: int, source: ModelFacts, training: TrainingFacts, percentage: int = 0) -> ModelVersion:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from servicekit.errors import Code, ServiceError
 from servicekit.jobs import JobRequest
 from servicekit.reconcile import Next
 
-from inference_service.domain.models import ModelState
+from inference_service.domain.models import InferenceModel, ModelState
 from inference_service.domain.predictions import Prediction, Status
 from inference_service.usecases.ports import InferenceModels, Jobs, Predictions, Workspace
 
@@ -20,11 +20,21 @@ GRACE_SECONDS = 3.0
 
 
 class FollowPredictions:
-    """One pass over the active predictions; safe to be killed anywhere and to repeat."""
+    """One pass over the active predictions; safe to be killed anywhere and to repeat.
 
-    def __init__(self, predictions: Predictions, models: InferenceModels, jobs: Jobs, workspace: Workspace) -> None:
+    `lacks` says why a model that is READY cannot be asked now, and nothing when it is in memory.
+    """
+
+    def __init__(
+        self,
+        predictions: Predictions,
+        models: InferenceModels,
+        jobs: Jobs,
+        workspace: Workspace,
+        lacks: Callable[[InferenceModel], str],
+    ) -> None:
         self._predictions, self._models = predictions, models
-        self._jobs, self._workspace = jobs, workspace
+        self._jobs, self._workspace, self._lacks = jobs, workspace, lacks
         self._told_to_stop: set[str] = set()
 
     async def __call__(self) -> Next:
@@ -76,6 +86,8 @@ class FollowPredictions:
         elif model.state is not ModelState.READY:
             because = f" ({model.status_message})" if model.status_message else ""
             return prediction.wait_for(f"inference model {model.name} is {model.state}{because}")
+        elif reason := self._lacks(model):
+            return prediction.wait_for(f"inference model {model.name} {reason}")
         else:
             await self._jobs.submit(await self._request(prediction))
             prediction.accepted = True

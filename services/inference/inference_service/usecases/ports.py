@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -91,26 +91,40 @@ class LoadRefusedError(Exception):
     """The inference server cannot serve the model; its own words."""
 
 
+@dataclass(frozen=True)
+class Activity:
+    """What Triton counted of a version since it was loaded; `last_inference_at` is Unix seconds, 0 for never."""
+
+    last_inference_at: float = 0.0
+    failures: int = 0
+
+
 class ModelServer(Protocol):
     """Triton. Every call raises ServerAwayError when it cannot be reached."""
 
     def require(self) -> None:
         """TritonUnavailableError when there is none and there will be none."""
 
-    async def loaded(self) -> set[str]:
-        """Names of the models that it serves now."""
+    async def loaded(self) -> Mapping[str, frozenset[int]]:
+        """Versions that it serves now, by model."""
+
+    async def activity(self) -> Mapping[tuple[str, int], Activity]:
+        """Of each model and version that is loaded."""
 
     async def load(self, name: str) -> None:
-        """Load from the repository, again when it is loaded; LoadRefusedError."""
+        """Load what the repository offers of it; what it serves and has not changed stays. LoadRefusedError."""
 
     async def unload(self, name: str) -> None:
         """Serve it no more; unknown is fine."""
 
-    async def probe(self, name: str) -> None:
-        """One inference with zeros; LoadRefusedError unless the answer is probabilities."""
+    async def probe(self, name: str, version: int) -> None:
+        """One inference with zeros; LoadRefusedError unless the answer is one."""
 
-    async def has_died(self, name: str) -> bool:
-        """Whether it counts as loaded although the process that ran it is gone; loading it again helps."""
+    def processes(self) -> Collection[tuple[str, int]] | None:
+        """Models and versions that have a running process of their own; None when that cannot be seen."""
+
+    async def has_died(self, name: str, version: int) -> bool:
+        """Whether it counts as loaded although the process that ran it is gone; to load it as changed helps."""
 
 
 class Repository(Protocol):
@@ -124,6 +138,9 @@ class Repository(Protocol):
 
     async def differs(self, name: str, checkpoints_path: str) -> str:
         """In what a training takes other inputs or answers other labels than the model; nothing when it is alike."""
+
+    async def touch(self, name: str, numbers: Sequence[int]) -> None:
+        """Let these count as changed: Triton loads again what has changed only. Unknown is fine."""
 
     async def keep(self, name: str, numbers: Sequence[int]) -> None:
         """Remove all versions but these; unknown is fine."""
@@ -141,8 +158,8 @@ class Repository(Protocol):
     def frameworks(self) -> Sequence[str]:
         """Those that can be served."""
 
-    async def lacks(self, checkpoints_path: str) -> Sequence[str]:
-        """What a training's serving.json does not say though serving needs it; nothing when there is no such file."""
+    async def refusal(self, framework: str, code_path: str, checkpoints_path: str) -> str:
+        """Why a training cannot be served, as far as its files tell; nothing when it can. KeyError as `supports`."""
 
 
 class ExportRefusedError(Exception):

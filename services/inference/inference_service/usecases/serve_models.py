@@ -1,175 +1,171 @@
-"""Make inference models true: export, load, probe; load again what Triton lost; remove what was deleted."""
+"""Keep in Triton's memory what is used: new versions, what predictions need, what was used lately; no more."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 
-from servicekit.errors import Code, ServiceError
-from servicekit.identity import Identity, acting_as
 from servicekit.reconcile import Next
+from servicekit.times import utc_now
 
 from inference_service.domain.models import InferenceModel, ModelState, ModelVersion
-from inference_service.usecases.create_model import ensure_listed
-from inference_service.usecases.ports import (
-    Catalog,
-    ExportRefusedError,
-    InferenceModels,
-    LoadRefusedError,
-    ModelServer,
-    Predictions,
-    Repository,
-    ServerAwayError,
-    Workspace,
-)
+from inference_service.usecases.ports import InferenceModels, ModelServer, Predictions, ServerAwayError
+from inference_service.usecases.residency import RECENT_SECONDS, Residency
 
 log = logging.getLogger(__name__)
 
-# A model that takes Triton down with it must not do so for ever.
-MAX_CRASHES = 5
 HEALTH_SECONDS = 5.0
+# How far what is stored of the last use may be behind.
+NOTE_SECONDS = 30.0
+# The others are for requests that wait.
+BACKGROUND_LOADS = 2
 
 
 class ServeModels:
-    """One pass over the inference models; safe to be killed anywhere and to repeat."""
-
-    def __init__(self, models: InferenceModels, catalog: Catalog, repository: Repository, server: ModelServer) -> None:
-        self._models, self._catalog = models, catalog
-        self._repository, self._server = repository, server
-        self._crashes: dict[str, int] = {}
-        self._looked_at = time.monotonic()
-
-    async def __call__(self) -> Next:
-        models = [model for model in await self._models.all() if model.state is not ModelState.FAILED]
-        versions = [(model, version) for model in models for version in model.versions]
-        exporting = [pair for pair in versions if pair[1].state is ModelState.EXPORTING]
-        if [version for model, version in exporting if await self._export(model, version)]:
-            return Next.AT_ONCE
-        await self._keep_loaded([model for model in models if model.state is not ModelState.EXPORTING])
-        is_settled = all(version.state in (ModelState.READY, ModelState.FAILED) for _, version in versions)
-        return Next.LATER if is_settled else Next.SOON
-
-    async def _keep_loaded(self, waiting: Sequence[InferenceModel]) -> None:
-        if not waiting:
-            return
-        try:
-            loaded = await self._server.loaded()
-            for model in waiting:
-                if _loading(model) or model.name not in loaded:
-                    await self._load(model)
-            if time.monotonic() - self._looked_at > HEALTH_SECONDS:
-                await self._revive([model for model in waiting if model.name in loaded])
-        except ServerAwayError as error:
-            for model in waiting:
-                version = _loading(model)
-                if version is not None and version.status_message != str(error):
-                    version.status_message = str(error)
-                    await self._models.save_version(model.uid, version)
-
-    async def _export(self, model: InferenceModel, version: ModelVersion) -> bool:
-        is_listed = bool(model.catalog_uid)
-        try:
-            await ensure_listed(self._catalog, model)
-            if not is_listed:
-                await self._models.note_listed(model)
-            await self._repository.publish(model, version.number)
-        except ServiceError as error:
-            if error.code is Code.UNAVAILABLE:
-                return False
-            await self._fail(model, version, error.message)
-        except (ExportRefusedError, OSError) as error:
-            await self._fail(model, version, f"cannot export training {version.training_name}: {error}")
-        else:
-            version.exported()
-            await self._models.save_version(model.uid, version)
-        return True
-
-    async def _load(self, model: InferenceModel) -> None:
-        version = _loading(model)
-        suspect = version or model.versions[-1]
-        try:
-            await self._repository.offer(model.name, [*model.ready_versions, *([version.number] if version else [])])
-            await self._server.load(model.name)
-            await self._server.probe(model.name)
-        except LoadRefusedError as error:
-            await self._fail(model, suspect, f"Triton cannot serve it: {error}")
-            return
-        except ServerAwayError as error:
-            self._crashes[model.uid] = self._crashes.get(model.uid, 0) + 1
-            if self._crashes[model.uid] < MAX_CRASHES:
-                raise
-            await self._fail(model, suspect, f"Triton ended {MAX_CRASHES} times while loading it: {error}")
-            return
-        self._crashes.pop(model.uid, None)
-        if version is not None:
-            version.served()
-            await self._models.save_version(model.uid, version)
-        log.info("Triton serves %s", model.name)
-
-    async def _revive(self, models: Sequence[InferenceModel]) -> None:
-        for model in models:
-            if model.state is ModelState.READY and await self._server.has_died(model.name):
-                log.warning("the process of %s has gone; it is loaded again", model.name)
-                await self._load(model)
-        self._looked_at = time.monotonic()
-
-    async def _fail(self, model: InferenceModel, version: ModelVersion, message: str) -> None:
-        log.warning("version %d of inference model %s failed: %s", version.number, model.name, message)
-        version.fail(message)
-        await self._models.save_version(model.uid, version)
-        if not model.catalog_uid or model.state is not ModelState.FAILED:
-            return
-        try:
-            # GET /models/{name} is where people look who know nothing of versions.
-            with acting_as(Identity(user=model.owner, is_admin=True)):
-                await self._catalog.describe(model.name, f"FAILED: {message}"[:2000])
-        except ServiceError as error:
-            log.warning("cannot note the failure of %s: %s", model.name, error.message)
-
-
-def _loading(model: InferenceModel) -> ModelVersion | None:
-    return next((version for version in model.versions if version.state is ModelState.LOADING), None)
-
-
-class RemoveDeleted:
-    """One pass that removes what is left of deleted models, and of uploads that never became a prediction."""
+    """One pass over the models; starts loads and does not wait for them. Safe to be killed anywhere and to repeat."""
 
     def __init__(
         self,
         models: InferenceModels,
         predictions: Predictions,
-        catalog: Catalog,
-        repository: Repository,
         server: ModelServer,
-        workspace: Workspace,
+        residency: Residency,
     ) -> None:
-        self._models, self._predictions, self._catalog = models, predictions, catalog
-        self._repository, self._server, self._workspace = repository, server, workspace
+        self._models, self._predictions = models, predictions
+        self._server, self._residency = server, residency
+        self._wanted: set[str] = set()
+        self._is_first = True
+        self._looked_at = time.monotonic()
+        self._failures: dict[tuple[str, int], int] = {}
 
     async def __call__(self) -> Next:
-        # Listed before the rows: an entry is only made for a row that exists.
-        entries = await self._repository.entries()
-        models = await self._models.all()
-        for name in entries - {model.name for model in models}:
-            await self._repository.remove(name)
-        for model in models:
-            if model.catalog_uid:
-                await self.remove_if_deleted(model)
-        await self._workspace.remove_strays(await self._predictions.uids())
-        return Next.LATER
-
-    async def remove_if_deleted(self, model: InferenceModel) -> bool:
-        """True when the models service no longer has the model and nothing of it is left here either."""
-        with acting_as(Identity.service("inference")):
-            listed = await self._catalog.find(model.name)
-        if listed is not None and listed.uid == model.catalog_uid:
-            return False
+        models = [model for model in await self._models.all() if model.state is not ModelState.FAILED]
+        if self._is_first:
+            self._recall(models)
+            self._is_first = False
+        held = {prediction.model_name for prediction in await self._predictions.active()}
+        self._residency.hold(held)
         try:
-            await self._server.unload(model.name)
+            await self._residency.refresh()
+            await self._look_after(models)
+            await self._unload_idle(models, held)
         except ServerAwayError as error:
-            # What does not run serves nothing, and when it comes back the model is not loaded again.
-            log.info("%s is not unloaded: %s", model.name, error)
-        await self._repository.remove(model.name)
-        await self._models.delete(model.uid)
-        return True
+            await self._say(models, str(error))
+        else:
+            self._load(models, held)
+        await self._note_uses(models)
+        wanted = [model for model in models if self._wants(model, held)]
+        is_settled = all(self._residency.serves(model) and _new(model) is None for model in wanted)
+        return Next.LATER if is_settled else Next.SOON
+
+    def _recall(self, models: Sequence[InferenceModel]) -> None:
+        """What was used before this process was started, as if it had seen it."""
+        now, clock = utc_now(), self._residency.clock()
+        for model in models:
+            if model.last_used_at is not None:
+                self._residency.use(model.name, clock - max((now - model.last_used_at).total_seconds(), 0.0))
+                self._wanted.add(model.name)
+
+    def _wants(self, model: InferenceModel, held: set[str]) -> bool:
+        return model.name in held or model.name in self._wanted or _new(model) is not None
+
+    def _is_idle(self, name: str) -> bool:
+        idle, used = self._residency.limits.idle_seconds, self._residency.used_at(name)
+        return used is None or (idle > 0 and self._residency.clock() - used > idle)
+
+    def _load(self, models: Sequence[InferenceModel], held: set[str]) -> None:
+        residency = self._residency
+        self._wanted |= set(residency.loaded)
+        loaded = [model for model in models if residency.serves(model)]
+        room = residency.limits.max_loaded - sum(len(model.ready_versions) for model in loaded)
+        running = sum(residency.is_loading(model.name) for model in models)
+        for model in sorted(models, key=lambda each: self._urgency(each, held)):
+            version, name = _new(model), model.name
+            if running >= BACKGROUND_LOADS:
+                return
+            has_gone = residency.loaded.get(name, frozenset()) - set(_offered(model))
+            if residency.is_loading(name) or not residency.is_due(name):
+                continue
+            if version is None and not has_gone and (residency.serves(model) or not self._wants(model, held)):
+                continue
+            if version is None and name not in held and not has_gone and residency.limits.max_loaded:
+                # Lately used ones fill what is free; they drive nobody out.
+                room -= len(model.ready_versions)
+                if room < 0:
+                    self._wanted.discard(name)
+                    continue
+            if version is not None and model.ready_versions and utc_now() - version.created_at < SETTLING:
+                continue
+            residency.start(name)
+            running += 1
+
+    def _urgency(self, model: InferenceModel, held: set[str]) -> tuple[bool, bool, float]:
+        return (_new(model) is None, model.name not in held, -(self._residency.used_at(model.name) or 0.0))
+
+    async def _unload_idle(self, models: Sequence[InferenceModel], held: set[str]) -> None:
+        known = {model.name for model in models}
+        for name in list(self._wanted | set(self._residency.loaded)):
+            if name in held or self._residency.is_loading(name) or not self._is_idle(name):
+                continue
+            self._wanted.discard(name)
+            if name in self._residency.loaded and name in known:
+                log.info("%s was not used for %g s; it is unloaded", name, self._residency.limits.idle_seconds)
+                await self._residency.unload(name)
+
+    async def _look_after(self, models: Sequence[InferenceModel]) -> None:
+        """Learn what was used behind our back, and revive what counts as loaded and does not answer."""
+        if time.monotonic() - self._looked_at < HEALTH_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        now, clock = time.time(), self._residency.clock()
+        suspects: set[tuple[str, int]] = set()
+        for pair, activity in (await self._server.activity()).items():
+            if activity.last_inference_at:
+                self._residency.use(pair[0], clock - max(now - activity.last_inference_at, 0.0))
+            if activity.failures > self._failures.get(pair, 0):
+                suspects.add(pair)
+            self._failures[pair] = activity.failures
+        loaded = {
+            (model.name, number)
+            for model in models
+            if self._residency.serves(model) and not self._residency.is_loading(model.name)
+            for number in model.ready_versions
+        }
+        running = self._server.processes()
+        if running is not None:
+            suspects |= loaded - set(running)
+        for name, number in suspects & loaded:
+            if await self._server.has_died(name, number):
+                log.warning("the process of %s, version %d, has gone; it is loaded again", name, number)
+                self._residency.revive(name, frozenset({number}))
+
+    async def _say(self, models: Sequence[InferenceModel], reason: str) -> None:
+        for model in models:
+            version = _new(model)
+            if version is not None and version.status_message != reason:
+                version.status_message = reason
+                await self._models.save_version(model.uid, version)
+
+    async def _note_uses(self, models: Sequence[InferenceModel]) -> None:
+        now, clock = utc_now(), self._residency.clock()
+        for model in models:
+            used = self._residency.used_at(model.name)
+            if used is None:
+                continue
+            at = now - timedelta(seconds=clock - used)
+            if model.last_used_at is None or (at - model.last_used_at).total_seconds() > NOTE_SECONDS:
+                await self._models.note_used(model.uid, at)
+
+
+# Until nobody remembers from before a version came that Triton has only one: see AdmitInference.
+SETTLING = timedelta(seconds=RECENT_SECONDS)
+
+
+def _new(model: InferenceModel) -> ModelVersion | None:
+    return next((version for version in model.versions if version.state is ModelState.LOADING), None)
+
+
+def _offered(model: InferenceModel) -> list[int]:
+    return [each.number for each in model.versions if each.state in (ModelState.READY, ModelState.LOADING)]

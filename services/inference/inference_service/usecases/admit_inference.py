@@ -1,0 +1,81 @@
+"""Whether, and by which versions, the caller's request may be answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from servicekit.errors import Code, ServiceError, invalid
+
+from inference_service.domain.models import ALL_PERCENT, InferenceModel, ModelState
+from inference_service.usecases.ports import InferenceModels
+from inference_service.usecases.residency import Residency
+from inference_service.usecases.served_models import find_served_model
+
+# The gateway may go on for so long: a rollback is in force within it.
+LIFETIME_SECONDS = 1.0
+# Less than the gateway waits for an answer.
+LOAD_SECONDS = 15.0
+UNKNOWN_VERSION = 0
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Percentages by version, all READY; `default_version` is what Triton takes when none is named, 0 for not known."""
+
+    shares: dict[int, int]
+    default_version: int
+    lifetime_seconds: float = LIFETIME_SECONDS
+
+
+class AdmitInference:
+    """Callable with a model, a version or nothing, and whether it is a look; from memory while nothing changes."""
+
+    def __init__(self, models: InferenceModels, residency: Residency, load_seconds: float = LOAD_SECONDS) -> None:
+        self._models, self._residency, self._load_seconds = models, residency, load_seconds
+
+    async def __call__(self, name: str, version: str = "", is_look: bool = False) -> Admission:
+        model = await find_served_model(self._models, name)
+        shares = _named(model, version) if version else _divided(model)
+        if not is_look:
+            await self._residency.ensure(model, self._load_seconds)
+        return Admission(shares, self._default_version(model))
+
+    def _default_version(self, model: InferenceModel) -> int:
+        # Triton takes the highest that it has, also one that was not probed yet or is about to go: only where there is
+        # one alone, here and there, is it known.
+        only = frozenset(version.number for version in model.versions)
+        return min(only) if len(only) == 1 and self._residency.loaded.get(model.name) == only else UNKNOWN_VERSION
+
+
+def _named(model: InferenceModel, text: str) -> dict[int, int]:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise invalid("version", text, "the number of a version")
+    version = model.version(int(text))
+    if version.state is not ModelState.READY:
+        raise _not_ready(model, version.number)
+    return {version.number: ALL_PERCENT}
+
+
+def _divided(model: InferenceModel) -> dict[int, int]:
+    shares = {
+        version.number: version.percentage
+        for version in model.versions
+        if version.percentage and version.state is ModelState.READY
+    }
+    if not shares:
+        raise _not_ready(model, model.main_version)
+    # What failed with a share, by taking Triton down again and again, leaves it to the others.
+    shares[max(shares, key=lambda number: shares[number])] += ALL_PERCENT - sum(shares.values())
+    return shares
+
+
+def _not_ready(model: InferenceModel, number: int) -> ServiceError:
+    version = model.version(number)
+    because = f": {version.status_message}" if version.status_message else ""
+    return ServiceError(
+        Code.UNAVAILABLE,
+        "NOT_READY",
+        f"version {number} of inference model {model.name!r} is {version.state}{because}"[:2000],
+        {"name": model.name, "version": str(number), "state": str(version.state)},
+        retry_after_seconds=None if version.state is ModelState.FAILED else 1,
+    )
