@@ -21,8 +21,9 @@ import tritonclient.grpc as tritongrpc
 from inference_service.triton.server import read_grpc_address
 from inference_service.usecases.ports import LoadRefusedError
 from PIL import Image
-from triton_fixtures import ServedHome, make_model
+from triton_fixtures import ServedHome, make_model, write_training
 from tritonclient.utils import InferenceServerException
+from workerkit.confinement.hiding import supported_abi
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
@@ -229,3 +230,26 @@ async def test_a_caffe_net(triton: ServedHome, tmp_path: Path) -> None:
     inputs = np.stack([caffe_nets.serving.preprocess(code, Image.fromarray(pixels), **shape) for pixels in seen])
     answers = await asyncio.to_thread(infer, triton.address_file, "caffe", inputs)
     np.testing.assert_allclose(answers, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not supported_abi(), reason="this kernel has no Landlock")
+@pytest.mark.parametrize(
+    ("attempt", "words"),
+    [
+        ("open(home + '/secret').read()", "Permission denied.*secret"),
+        ("open(home + '/inference/repository/confined/config.pbtxt', 'a')", "Permission denied.*config.pbtxt"),
+    ],
+)
+async def test_a_models_own_code_reaches_neither_passwords_nor_the_repository(
+    triton: ServedHome, attempt: str, words: str
+) -> None:
+    (triton.home / "secret").write_text("secret")
+    code, checkpoints = write_training(triton.home / "trainings" / "confined")
+    program = (code / "model.py").read_text()
+    (code / "model.py").write_text(program.replace("return nn", f"home = {str(triton.home)!r}; {attempt}; return nn"))
+    try:
+        with pytest.raises(LoadRefusedError, match=words):
+            await serve(triton, "confined", "PyTorch", code, checkpoints)
+    finally:
+        shutil.rmtree(code.parent)
+        await triton.repository.remove("confined")

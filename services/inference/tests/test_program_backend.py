@@ -112,7 +112,7 @@ def test_what_is_exported(tmp_path: Path) -> None:
     assert '"ITEM"' in config
     assert "INPUT__0" not in config
     assert {file.name for file in (entry / "1").glob("*.py")} == {
-        *("model.py", "bytes_tensors.py", "program_host.py", "program_results.py", "program_runs.py"),
+        *("model.py", "model_room.py", "bytes_tensors.py", "program_host.py", "program_results.py", "program_runs.py"),
     }
 
 

@@ -19,6 +19,7 @@ import bytes_tensors  # type: ignore[import-not-found]
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from dlmesh_sdk import served
+from model_room import ModelRoom  # type: ignore[import-not-found]
 
 bytes_tensors.mend()
 
@@ -34,6 +35,8 @@ class TritonPythonModel:
         import tensorflow as tf
 
         bundle = Path(args["model_repository"], args["model_version"], "bundle")
+        self.room = ModelRoom(bundle, f"{args['model_name']}-{args['model_version']}")
+        self.room.enter()
         self.served = served.load(bundle)
         model = self.served.build_model()
         model.load_weights(bundle / "model_epoch_final.keras")
@@ -59,6 +62,10 @@ class TritonPythonModel:
             if len(requests) > 1:
                 return [self.execute([request])[0] for request in requests]
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{type(error).__name__}: {error}"))]
+
+    def finalize(self) -> None:
+        """It is unloaded."""
+        self.room.leave()
 
     def _answer(self, requests: Sequence[Any]) -> list[Any]:
         given = [{tensor.name(): tensor for tensor in request.inputs()} for request in requests]

@@ -23,7 +23,7 @@ PROGRAM, TABLE = "inference.py", "data.csv"
 # Instead of a serving.json, by which models of known tasks are told from these.
 DESCRIPTION = "program.json"
 RUNNER = "program_runner.py"
-MODULES = ("bytes_tensors.py", "program_host.py", "program_results.py", "program_runs.py")
+MODULES = ("bytes_tensors.py", "model_room.py", "program_host.py", "program_results.py", "program_runs.py")
 # A run that takes longer is ended.
 RUN_SECONDS = 120
 LIMITS = ArchiveLimits(size_bytes=64 * 1024**3, members=100_000)

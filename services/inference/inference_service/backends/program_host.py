@@ -37,6 +37,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from model_room import confine  # type: ignore[import-not-found]
+
 PROGRAM = "inference.py"
 # Of a picture that a program is given: decoded it takes a few bytes for each.
 MAX_PIXELS = 100_000_000
@@ -53,7 +55,7 @@ def main(spec: Mapping[str, Any]) -> None:
     answers = os.dup(1)
     # What is printed meanwhile is no answer.
     os.dup2(2, 1)
-    confine(spec)
+    confine(Path(spec["home"]) if spec["home"] else None, Path(spec["work"]), Path(spec["bundle"]))
     os.environ.update(environment(spec))
     for name in imported_modules(Path(spec["code"])):
         # What cannot be imported fails where the program imports it, in words of its own.
@@ -68,18 +70,6 @@ def main(spec: Mapping[str, Any]) -> None:
     os.write(answers, b"\n")
     for line in sys.stdin:
         os.write(answers, json.dumps(run(json.loads(line), spec, answers)).encode() + b"\n")
-
-
-def confine(spec: Mapping[str, Any]) -> None:
-    """Give up what programs must not reach, for good; OSError when the kernel refuses."""
-    if not spec["home"]:
-        return
-    try:
-        from workerkit.confinement import hiding
-    except ImportError:
-        # In an image that is not ours the container is the fence.
-        return
-    hiding.hide(Path(spec["home"]), [Path(spec["work"])], [Path(spec["bundle"])], changes_nothing_else=True)
 
 
 def environment(spec: Mapping[str, Any]) -> dict[str, str]:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import select
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import program_results  # type: ignore[import-not-found]
+from model_room import ModelRoom  # type: ignore[import-not-found]
 
 RESULT_FILE = "result.json"
 FILE_BYTES = 1024**3
@@ -43,9 +42,8 @@ class Program:
     def __init__(self, bundle: Path, name: str, seconds: float) -> None:
         self.bundle, self.seconds = bundle, seconds
         self.description: dict[str, Any] = json.loads((bundle / "program.json").read_text())
-        home = _home_of(bundle)
-        self.home = str(home or "")
-        self.work = _make_work_folder(home, name)
+        self._room = ModelRoom(bundle, name)
+        self.work = self._room.work
         # A copy: programs write beside themselves, and what they find here is what was exported.
         shutil.copytree(bundle / "code", self.work / "code", symlinks=True)
         self._host: subprocess.Popen[bytes] | None = None
@@ -56,7 +54,7 @@ class Program:
         spec = {
             "code": str(self.work / "code"),
             "work": str(self.work),
-            "home": self.home,
+            "home": str(self._room.home or ""),
             "bundle": str(self.bundle),
             "framework": self.description["framework"],
             "file_bytes": FILE_BYTES,
@@ -99,7 +97,7 @@ class Program:
     def close(self) -> None:
         """End its processes and remove its folder."""
         self._end()
-        shutil.rmtree(self.work, ignore_errors=True)
+        self._room.leave()
 
     def _ask(self, folder: Path, *, decode: bool) -> dict[str, Any]:
         labels = self.bundle / "labels.txt"
@@ -176,29 +174,6 @@ class Program:
         text = content.decode(errors="replace").replace(str(folder), "RUN").replace(str(self.work), "WORK")
         lines = [line for line in text.splitlines() if line.strip()]
         return "\n".join([f"inference.py {how}", *lines[-LAST_WORDS_LINES:]])
-
-
-def _home_of(bundle: Path) -> Path | None:
-    """The platform's home that a bundle lies in: HOME/inference/repository/MODEL/VERSION/bundle."""
-    parents = bundle.parents
-    is_ours = len(parents) > 4 and (parents[2].name, parents[3].name) == ("repository", "inference")
-    return parents[4] if is_ours and os.access(parents[3], os.W_OK) else None
-
-
-def _make_work_folder(home: Path | None, name: str) -> Path:
-    if home is None:
-        return Path(tempfile.mkdtemp(prefix="dlmesh-program-"))
-    root = home / "inference" / "programs"
-    root.mkdir(exist_ok=True)
-    for folder in root.glob(f"{name}@*"):
-        # Of a process that was killed.
-        pid = folder.name.rpartition("@")[2]
-        if not Path("/proc", pid).exists():
-            shutil.rmtree(folder, ignore_errors=True)
-    work = root / f"{name}@{os.getpid()}"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(mode=0o700)
-    return work
 
 
 def _suffix(item: bytes) -> str:

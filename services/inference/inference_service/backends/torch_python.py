@@ -10,7 +10,7 @@ from inference_service.backends.entries import write_description, write_program
 from inference_service.triton.probes import probe_of
 
 RUNNER = Path(__file__).with_name("torch_runner.py")
-BYTES_TENSORS = Path(__file__).with_name("bytes_tensors.py")
+MODULES = ("bytes_tensors.py", "model_room.py")
 WEIGHTS = "model_epoch_final.pth"
 
 
@@ -34,5 +34,6 @@ class TorchPythonBackend(Backend):
         facts = read_facts(source.checkpoints)
         write_program(source, entry / "1" / "bundle", [WEIGHTS])
         shutil.copy2(RUNNER, entry / "1" / "model.py")
-        shutil.copy2(BYTES_TENSORS, entry / "1" / BYTES_TENSORS.name)
+        for module in MODULES:
+            shutil.copy2(RUNNER.with_name(module), entry / "1" / module)
         write_description(entry, source.name, facts, probe_of(facts))

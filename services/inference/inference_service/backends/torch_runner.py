@@ -15,6 +15,7 @@ import bytes_tensors  # type: ignore[import-not-found]
 import torch
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from dlmesh_sdk import served
+from model_room import ModelRoom  # type: ignore[import-not-found]
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils import dlpack
 
@@ -30,6 +31,8 @@ class TritonPythonModel:
         """Build the model and load its weights; what is raised here is what the load is refused with."""
         torch.set_num_threads(1)
         bundle = Path(args["model_repository"], args["model_version"], "bundle")
+        self.room = ModelRoom(bundle, f"{args['model_name']}-{args['model_version']}")
+        self.room.enter()
         use_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
         self.device = torch.device(f"cuda:{args['model_instance_device_id']}" if use_gpu else "cpu")
         self.served = served.load(bundle)
@@ -51,6 +54,10 @@ class TritonPythonModel:
             }
             answers |= zip(chosen, self._each_answered(answer, list(chosen.values())), strict=True)
         return [answers[number] for number in range(len(requests))]
+
+    def finalize(self) -> None:
+        """It is unloaded."""
+        self.room.leave()
 
     def _each_answered(self, answer: Any, requests: list[Any]) -> list[Any]:
         try:
@@ -82,6 +89,8 @@ class TritonPythonModel:
         return {tensor.name: dlpack.from_dlpack(given[tensor.name].to_dlpack()) for tensor in self.tensors}
 
     def _answer_items(self, requests: Sequence[Any]) -> list[Any]:
+        if any(len(request.inputs()) > 1 for request in requests):
+            raise ValueError(f"needed are ITEM alone, or {_names(self.tensors)}")
         contents = [bytes_tensors.read(request, "ITEM") for request in requests]
         flat = [content for each in contents for content in each]
         encoded = self.served.encode([self.served.item(content, str(place)) for place, content in enumerate(flat)])
