@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from servicekit.settings import SettingError
+
+from inference_service.kernels.limits import PoolLimits
 
 DEFAULT_MAX_MODEL_BYTES = 20 * 1024**3
 DEFAULT_MAX_TASK_BYTES = 16 * 1024**2
@@ -24,6 +26,8 @@ class KernelModelSettings:
     DLMESH_MAX_KERNEL_MODEL_BYTES  all files of a model, as they are uploaded and unpacked; default 20 GiB
     DLMESH_MAX_KERNEL_TASK_BYTES   input of one task; default 16 MiB
     DLMESH_KERNEL_WAIT_SECONDS     what a task may wait for a kernel; default 60
+    DLMESH_MAX_KERNELS             kernels of all models together; default two for each core
+    DLMESH_MAX_KERNEL_TASKS        tasks of one model that wait or run; default 1000
     DLMESH_PUBLIC_URL              http(s)://host[:port] in answers that say where something is; default what
                                    DLMESH_HTTP_HOST and DLMESH_HTTP_PORT say
     """
@@ -32,6 +36,8 @@ class KernelModelSettings:
     max_model_bytes: int = DEFAULT_MAX_MODEL_BYTES
     max_task_bytes: int = DEFAULT_MAX_TASK_BYTES
     wait_seconds: int = DEFAULT_WAIT_SECONDS
+    max_kernels: int = field(default_factory=lambda: PoolLimits().max_kernels)
+    max_tasks: int = PoolLimits.queue_tasks
     public_url: str = "http://127.0.0.1:9280"
 
     @classmethod
@@ -42,6 +48,8 @@ class KernelModelSettings:
             max_model_bytes=_positive(environ, "DLMESH_MAX_KERNEL_MODEL_BYTES", DEFAULT_MAX_MODEL_BYTES),
             max_task_bytes=_positive(environ, "DLMESH_MAX_KERNEL_TASK_BYTES", DEFAULT_MAX_TASK_BYTES),
             wait_seconds=_positive(environ, "DLMESH_KERNEL_WAIT_SECONDS", DEFAULT_WAIT_SECONDS),
+            max_kernels=_positive(environ, "DLMESH_MAX_KERNELS", PoolLimits().max_kernels),
+            max_tasks=_positive(environ, "DLMESH_MAX_KERNEL_TASKS", PoolLimits.queue_tasks),
             public_url=_public_url(environ),
         )
 

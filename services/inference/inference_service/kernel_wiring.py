@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from inference_service.api.kernel_mapping import Addresses
 from inference_service.api.kernel_servicer import KernelModelServicer, KernelStreamServicer
 from inference_service.domain.kernel_pools import KernelPools
 from inference_service.kernel_settings import KernelModelSettings
+from inference_service.kernels.limits import PoolLimits
+from inference_service.kernels.pools import KernelPools as ProcessPools
 from inference_service.storage.kernel_folders import DiskKernelFolders
 from inference_service.storage.kernel_rows import SqlKernelModels
 from inference_service.usecases.ask_kernels import AskKernels
@@ -35,12 +38,16 @@ class KernelParts:
 
     servicers: list[tuple[Any, Any, str]]
     loops: list[ReconcileLoop]
+    shutdown: list[Callable[[], Awaitable[None]]]
 
 
 def build_kernels(
-    settings: ServiceSettings, database: Database, pools: KernelPools, limits: KernelModelSettings
+    settings: ServiceSettings, database: Database, limits: KernelModelSettings, pools: KernelPools | None = None
 ) -> KernelParts:
-    """Kernels run in `pools`, which the caller closes."""
+    """Kernels run in `pools`, where they are given."""
+    pools = pools or ProcessPools(
+        settings.home, PoolLimits(max_kernels=limits.max_kernels, queue_tasks=limits.max_tasks)
+    )
     models = SqlKernelModels(database)
     folders = DiskKernelFolders(settings.home, settings.data_roots, ArchiveLimits(size_bytes=limits.max_model_bytes))
     started = StartedKernels()
@@ -74,4 +81,5 @@ def build_kernels(
             ),
         ],
         loops=[run, strays],
+        shutdown=[pools.close],
     )

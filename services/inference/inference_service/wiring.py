@@ -18,6 +18,8 @@ from inference_service.api.servicers import InferenceServicer
 from inference_service.api.serving import AdmissionServicer, ServedModelServicer
 from inference_service.clients.peers import CatalogClient, TrainingsClient
 from inference_service.clients.triton import NoTriton, TritonClient
+from inference_service.kernel_settings import KernelModelSettings
+from inference_service.kernel_wiring import build_kernels
 from inference_service.settings import TritonSettings
 from inference_service.storage import MIGRATIONS
 from inference_service.storage.model_rows import SqlInferenceModels
@@ -97,6 +99,8 @@ def build(
         workspace.folder,
         triton.max_image_bytes,
     )
+    kernel_settings = KernelModelSettings.from_environment()
+    kernels = build_kernels(settings, database, kernel_settings)
     return Application(
         name="inference",
         servicers=[
@@ -115,13 +119,14 @@ def build(
                 AdmissionServicer(AdmitInference(models, residency)),
                 "dlmesh.inference.v1.AdmissionService",
             ),
+            *kernels.servicers,
         ],
-        loops=[*loops, export, serve, follow, remove],
+        loops=[*loops, export, serve, follow, remove, *kernels.loops],
         databases=[database],
         channels=[channels],
         startup=[functools.partial(database.migrate, MIGRATIONS)],
-        shutdown=shutdown,
-        settings={"triton": triton},
+        shutdown=[*kernels.shutdown, *shutdown],
+        settings={"triton": triton, "kernels": kernel_settings},
     )
 
 

@@ -225,10 +225,8 @@ def _different(message: Any, shown: Any, names: tuple[str, ...]) -> Any:
     found: list[Any] = []
     for name in names:
         value, present = getattr(message, name), getattr(shown, name)
-        is_list = (
-            message.DESCRIPTOR.fields_by_name[name].label == message.DESCRIPTOR.fields_by_name[name].LABEL_REPEATED
-        )
-        is_given = bool(value) if is_list else message.HasField(name)
+        has_presence = message.DESCRIPTOR.fields_by_name[name].has_presence
+        is_given = message.HasField(name) if has_presence else bool(value)
         if is_given and value != present and value not in found:
             found.append(value)
     if len(found) > 1:

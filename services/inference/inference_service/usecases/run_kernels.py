@@ -13,6 +13,7 @@ from inference_service.usecases.kernel_ports import KernelFolders, KernelModels
 from inference_service.usecases.started_kernels import StartedKernels
 
 log = logging.getLogger(__name__)
+_MOVES = (KernelState.STARTING, KernelState.STOPPING)
 
 
 class RunKernels:
@@ -35,13 +36,13 @@ class RunKernels:
         for model in models:
             try:
                 await (self._keep_running(model) if model.state.runs else self._keep_ended(model))
-            except Exception:
+            except Exception as error:
                 # One model must not keep the others from running.
                 log.exception("%s: not seen to", model.name)
+                await self._say(model, f"cannot be seen to now: {error}")
         self._started.set(model for model in models if model.state is KernelState.STARTED)
         self._drains = {uid: task for uid, task in self._drains.items() if not task.done()}
-        moves = (KernelState.STARTING, KernelState.STOPPING)
-        return Next.SOON if self._drains or any(model.state in moves for model in models) else Next.LATER
+        return Next.SOON if self._drains or any(model.state in _MOVES for model in models) else Next.LATER
 
     async def _keep_running(self, model: KernelModel) -> None:
         if model.uid in self._drains:
@@ -58,6 +59,8 @@ class RunKernels:
             model.started()
             if await self._models.move(model, before):
                 log.info("%s takes tasks", model.name)
+        elif before is KernelState.STARTING:
+            await self._say(model, pool.reason)
 
     async def _keep_ended(self, model: KernelModel) -> None:
         if self._pools.state(model.uid).phase is not PoolPhase.ABSENT:
@@ -65,6 +68,12 @@ class RunKernels:
         elif model.uid not in self._drains and model.state is KernelState.STOPPING:
             model.stopped()
             await self._models.move(model, KernelState.STOPPING)
+
+    async def _say(self, model: KernelModel, message: str) -> None:
+        """What a model that moves waits for."""
+        if model.state in _MOVES and model.status_message != message:
+            model.status_message = message
+            await self._models.move(model, model.state)
 
     def _drain(self, uid: str) -> None:
         if uid not in self._drains:

@@ -57,9 +57,8 @@ class StreamKernelTasks:
             # What the client's side raised.
             await reading
         finally:
-            for task in (reading, *stream.running):
-                task.cancel()
-            await asyncio.gather(reading, *stream.running, return_exceptions=True)
+            reading.cancel()
+            await asyncio.gather(reading, *stream.end(), return_exceptions=True)
 
 
 class _Stream:
@@ -85,6 +84,13 @@ class _Stream:
                 await asyncio.wait(self.running)
         finally:
             self.answers.put_nowait(None)
+
+    def end(self) -> set[asyncio.Task[None]]:
+        """Drop what waits and what runs; what is still ending."""
+        self._waiting.clear()
+        for task in self.running:
+            task.cancel()
+        return set(self.running)
 
     async def _accept(self, task: StreamedTask) -> None:
         if self._discards and self.gone.locked() and self._waiting:
