@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -46,22 +45,19 @@ def _read(path: Path) -> bytes:
 
 
 def _decode(content: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        # Pillow warns of odd files that it can read; how large they may be is judged here.
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"{width} x {height} pixels; at most {MAX_PIXELS} are decoded")
-            image.load()
-            if image.mode.startswith("I"):
-                # Pillow would clip 16-bit values to 255.
-                wide = np.asarray(image).astype(np.uint32)
-                return Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8))
-            if image.mode in ("P", "1"):
-                # Indices and bits cannot be mixed.
-                return image.convert("RGBA" if "transparency" in image.info else "RGB")
-            return image.copy()
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels; at most {MAX_PIXELS} are decoded")
+        image.load()
+        if image.mode.startswith("I"):
+            # Pillow would clip 16-bit values to 255.
+            wide = np.asarray(image).astype(np.uint32)
+            return Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8))
+        if image.mode in ("P", "1"):
+            # Indices and bits cannot be mixed.
+            return image.convert("RGBA" if "transparency" in image.info else "RGB")
+        return image.copy()
 
 
 def _without_address(reason: str) -> str:

@@ -1,9 +1,9 @@
 """What a model is asked before it is called ready, as a parameter of its Triton configuration.
 
-`{"inputs": {name: [datatype, shape]}, "item": base64 text, "probabilities": bool}`. Zeros of these shapes are sent, or
-else the item as ITEM. Every output must be finite, the rows of OUTPUT__0 add up to 1 where they are probabilities, and
-RESULT holds a result that is no error. Not the shapes but the values tell: a server that mistakes its numpy answers
-zeros of the right shape.
+`{"inputs": {name: [datatype, shape, value]}, "item": base64 text, "probabilities": bool}`. Tensors of these shapes,
+with the value in every place, are sent, or else the item as ITEM. Every output must be finite, the rows of OUTPUT__0
+add up to 1 where they are probabilities, and RESULT holds a result that is no error. Not the shapes but the values
+tell: a server that mistakes its numpy answers zeros of the right shape.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ DATATYPES = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64}
 def probe_of(facts: served.Facts) -> str:
     """The parameter's text, for a model with tensors."""
     inputs = {
-        tensor.name: [tensor.datatype, [1, *(ANY if side < 0 else side for side in tensor.shape)]]
+        # Zeros, but what may be of any length (tokens of a text) has zeros beyond its end.
+        tensor.name: [tensor.datatype, [1, *(_side(side, tensor) for side in tensor.shape)], int(tensor.is_ragged)]
         for tensor in facts.inputs
     }
     return json.dumps({"inputs": inputs, "probabilities": facts.probabilities})
@@ -41,7 +42,9 @@ def probe_arrays(text: str) -> dict[str, np.ndarray[Any, Any]]:
     probe = json.loads(text)
     if "item" in probe:
         return {"ITEM": np.array([[base64.b64decode(probe["item"])]], np.object_)}
-    return {name: np.zeros(shape, DATATYPES[datatype]) for name, (datatype, shape) in probe["inputs"].items()}
+    return {
+        name: np.full(shape, value, DATATYPES[datatype]) for name, (datatype, shape, value) in probe["inputs"].items()
+    }
 
 
 def probe_complaint(text: str, outputs: Mapping[str, np.ndarray[Any, Any]]) -> str:
@@ -55,6 +58,12 @@ def probe_complaint(text: str, outputs: Mapping[str, np.ndarray[Any, Any]]) -> s
     if json.loads(text)["probabilities"] and (np.abs(outputs["OUTPUT__0"].sum(-1) - 1.0) > 1e-3).any():
         return f"its probabilities for an empty input are {_shown(outputs['OUTPUT__0'])}"
     return ""
+
+
+def _side(side: int, tensor: served.Tensor) -> int:
+    if side >= 0:
+        return side
+    return 1 if tensor.is_ragged else ANY
 
 
 def _result_complaint(values: np.ndarray[Any, Any]) -> str:
