@@ -12,6 +12,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
+from PIL import Image
 from recordkit.datum import encode_datum
 from sklearn.datasets import load_digits
 
@@ -33,6 +34,10 @@ def test_they_run_off_the_platform(tmp_path: Path) -> None:
                 for index in indices:
                     pixels = (digits.images[index] * 15.9).astype(np.uint8)
                     writer.put(b"%08d" % index, encode_datum(pixels[None], int(digits.target[index])))
+    (tmp_path / "digits" / "pictures").mkdir()
+    for index in (1500, 1501, 1502):
+        pixels = Image.fromarray((digits.images[index] * 15.9).astype(np.uint8))
+        pixels.save(tmp_path / "digits" / "pictures" / f"{index:08d}.png")
     (tmp_path / "digits" / "labels.txt").write_text("".join(f"{digit}\n" for digit in range(10)))
     for name in ("main.py", "inference.py", "elastic-main.py"):
         (tmp_path / name).write_text(program(name))
@@ -41,7 +46,10 @@ def test_they_run_off_the_platform(tmp_path: Path) -> None:
     (asks,) = re.findall(r"^python (inference\.py .*?)\nLOG_DIR", PAGE, re.DOTALL | re.MULTILINE)
 
     # In one interpreter: each would import torch.
-    commands = [["main.py", "--train_dir", "out"], asks.replace("\\\n", " ").split(), ["elastic-main.py"]]
+    validation = asks.replace("\\\n", " ").split()
+    prediction = asks.replace("\\\n", " ").replace("/test", "/pictures").replace("result", "predicted")
+    prediction = prediction.replace("--validate true", "").split()
+    commands = [["main.py", "--train_dir", "out"], validation, prediction, ["elastic-main.py"]]
     run_all = (
         "import json, runpy, sys\nsys.path.insert(0, '')\n"
         "for sys.argv in json.loads(sys.argv[1]):\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
@@ -63,6 +71,12 @@ def test_they_run_off_the_platform(tmp_path: Path) -> None:
     right = [best[row["sampleId"]] == row["groundTruth"] for row in result["samples"]]
     assert len(right) == 297
     assert np.mean(right) > 0.8
+    predicted = json.loads((tmp_path / "out" / "predicted.json").read_text())["result"]
+    assert len(predicted) == 15
+    asked = [row | {"sampleId": row["sampleId"] + ".png"} for row in result["result"]][: len(predicted)]
+    for row, other in zip(predicted, asked, strict=True):
+        assert (row["sampleId"], row["label"]) == (other["sampleId"], other["label"])
+        assert row["prob"] == pytest.approx(other["prob"], rel=1e-4)
     rows = [json.loads(line) for line in (tmp_path / "log" / "evaluation-metrics.txt").read_text().splitlines()]
     tests = [float(row["values"]["accuracy"]["value"]) for row in rows if row["grouplabel"] == "test"]
     assert len(tests) == 3
