@@ -16,6 +16,7 @@ from inference_service.clients.triton import TritonClient
 from inference_service.storage.repository import DiskRepository
 from inference_service.triton.installation import find_installation
 from inference_service.triton.server import TritonServer, read_grpc_address
+from inference_service.triton.stubs import running_stubs
 from inference_service.usecases.ports import LoadRefusedError, ServerAwayError
 from servicekit.reconcile import ReconcileLoop
 from triton_fixtures import LABELS, SHAPE, ServedHome, expected, make_model, until, write_training
@@ -63,7 +64,7 @@ async def test_triton_knows_the_labels(triton: ServedHome) -> None:
 async def test_load_probe_unload(triton: ServedHome) -> None:
     client = triton.client()
     await triton.serve("come-and-go")
-    await client.probe("come-and-go")
+    await client.probe("come-and-go", 1)
     assert "come-and-go" in await client.loaded()
     await client.load("come-and-go")
     await client.unload("come-and-go")
@@ -74,28 +75,29 @@ async def test_load_probe_unload(triton: ServedHome) -> None:
 
     await until(gone)
     with pytest.raises(LoadRefusedError):
-        await client.probe("come-and-go")
+        await client.probe("come-and-go", 1)
     await client.close()
 
 
 async def test_a_model_whose_process_was_killed_is_noticed_and_loading_heals_it(triton: ServedHome) -> None:
     await triton.serve("killed")
     client = triton.client()
-    assert not await client.has_died("killed")
-    entry = str(triton.home / "inference" / "repository" / "killed")
-    [stub] = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if any(argument.startswith(entry) for argument in process.info["cmdline"] or ())
-    ]
-    stub.kill()
+    repository = triton.home / "inference" / "repository"
+    assert not await client.has_died("killed", 1)
 
     async def noticed() -> bool:
-        return await client.has_died("killed")
+        return await client.has_died("killed", 1)
 
-    await until(noticed)
-    await client.load("killed")
-    await client.probe("killed")
+    for _ in range(2):
+        stubs = running_stubs(triton.pid, repository)
+        assert ("killed", 1) in stubs
+        for pid in stubs["killed", 1]:
+            psutil.Process(pid).kill()
+        await until(noticed, 60)
+        assert ("killed", 1) not in running_stubs(triton.pid, repository)
+        await triton.repository.touch("killed", [1])
+        await client.load("killed")
+        await client.probe("killed", 1)
     await client.close()
 
 

@@ -96,14 +96,17 @@ class ServedHome:
         self.home = home
         self.repository = DiskRepository(home)
         self.address_file = home / "inference" / "triton.json"
+        # Of the server.
+        self.pid = 0
 
     def client(self) -> TritonClient:
         """Close it in the loop that used it."""
         return TritonClient(lambda: read_grpc_address(self.address_file))
 
-    async def serve(self, name: str, seed: int = 0) -> Path:
+    async def serve(self, name: str, seed: int = 0, program: str = PROGRAM) -> Path:
         """Export and load a tiny model; returns its checkpoints."""
         code, checkpoints = write_training(self.home / "trainings" / name, seed)
+        (code / "model.py").write_text(program)
         await self.repository.publish(make_model(name, code, checkpoints))
         client = self.client()
         await client.load(name)
@@ -127,6 +130,7 @@ def served(home: Path) -> Iterator[ServedHome]:
         process = subprocess.Popen(
             installation.command(repository, ports, prefix), env=installation.environment(), stdout=log, stderr=log
         )
+    room.pid = process.pid
     try:
         _await_ready(process, f"http://127.0.0.1:{ports.http}/v2/health/ready")
         yield room

@@ -17,6 +17,7 @@ PROBE_SECONDS = 60.0
 LOAD_SECONDS = 600.0
 # The Python process of a model was killed, by the kernel for its memory say; Triton itself never starts it again.
 DEAD_STUB = "is not healthy"
+UNKNOWN = "Request for unknown model"
 LATE = "StatusCode.DEADLINE_EXCEEDED"
 AWAY = {"StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", LATE}
 
@@ -117,7 +118,8 @@ class TritonClient:
         except InferenceServerException as error:
             if may_be_late and error.status() == LATE:
                 raise TimeoutError(error.message()) from error
-            if error.status() in AWAY:
+            # Of a version that it does not serve, it says the same as when it is away.
+            if error.status() in AWAY and UNKNOWN not in error.message():
                 raise ServerAwayError(f"Triton does not answer: {error.message()}") from error
             raise LoadRefusedError(error.message()) from error
 
