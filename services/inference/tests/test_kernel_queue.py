@@ -109,6 +109,8 @@ def test_gpus_are_none_all_or_one_of_ones_own(tmp_path: Path) -> None:
     [
         ("import torch\n", True),
         ("def f():\n    from torch.nn import Linear\n", True),
+        ("import random, os.path , torch\n", True),
+        ("import random, torchless\n", False),
         ("# import torch\nprint('from torch import x')\n", False),
         ("import torchless\n", False),
     ],

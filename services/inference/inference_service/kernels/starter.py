@@ -30,15 +30,16 @@ SDK = Path(dlmesh_sdk.__file__).parent.parent
 FRAME_SHARE, FRAME_BYTES = 6, 8 * 1024**2
 # Read when a process starts or a library is loaded: forks of a process that has done so would not notice.
 _EARLY = re.compile(r"(LD_|PYTHON|OMP_|MKL_|OPENBLAS_|KMP_|MALLOC_|TORCH|PYTORCH|NUMEXPR_)", re.IGNORECASE)
-_IMPORTS_TORCH = re.compile(rb"^[ \t]*(import|from)[ \t]+torch\b", re.MULTILINE)
+_IMPORTS_TORCH = re.compile(rb"^[ \t]*(from|import([ \t]+[\w.]+[ \t]*,)*)[ \t]+torch\b", re.MULTILINE)
 _SCANNED_FILES, _SCANNED_BYTES = 100, 1024**2
 
 
 class KernelStarter:
-    """Starts kernels for pools. `home` is the platform's; `gpus` what its kernels share."""
+    """Starts kernels for pools. `home` is the platform's, `gpus` what kernels share; `python` runs those that are not
+    forks of a process that has torch."""
 
-    def __init__(self, home: Path, limits: PoolLimits, gpus: Gpus) -> None:
-        self._home, self.limits, self.gpus = home, limits, gpus
+    def __init__(self, home: Path, limits: PoolLimits, gpus: Gpus, python: str = sys.executable) -> None:
+        self._home, self.limits, self.gpus, self.python = home, limits, gpus, python
         self._plain, self._warm = Nursery(), Nursery(WARM_MODULES)
         self._is_warned = False
 
@@ -80,11 +81,11 @@ class KernelStarter:
         return await asyncio.to_thread(imports_torch, launch.folder)
 
     def _spec(self, launch: KernelLaunch, number: int, gpus: str, *, is_warm: bool) -> dict[str, Any]:
-        needed = [str(launch.folder), str(SDK), str(HOST), sys.executable]
+        needed = [str(launch.folder), str(SDK), str(HOST), self.python]
         memory = self.limits.memory_bytes
         return {
             "kernel": number,
-            "command": [sys.executable, "-P", "-B", str(HOST), str(SDK), str(launch.folder), launch.kernel_file],
+            "command": [self.python, "-P", "-B", str(HOST), str(SDK), str(launch.folder), launch.kernel_file],
             "sdk": str(SDK),
             "folder": str(launch.folder),
             "file": launch.kernel_file,
