@@ -1,0 +1,421 @@
+"""What is in Triton's memory, with a played Triton and clock: shared loads, room, idleness, refusals, crashes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inference_fakes import FakeCatalog, FakeServer
+from inference_service.domain.models import InferenceModel, ModelState, ModelVersion
+from inference_service.usecases import residency as module
+from inference_service.usecases import serve_models
+from inference_service.usecases.fail_version import FailVersion
+from inference_service.usecases.ports import ServerAwayError
+from inference_service.usecases.residency import MemoryLimits, Residency
+from inference_service.usecases.serve_models import ServeModels
+from servicekit.errors import Code, ServiceError
+from servicekit.times import utc_now
+from triton_fixtures import make_model, until
+
+
+class FakeModels:
+    """`ports.InferenceModels` as far as the residency needs it."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, InferenceModel] = {}
+
+    def add(self, name: str, *states: ModelState, **changes: Any) -> InferenceModel:
+        model = make_model(name, Path(), Path(), **changes)
+        first = model.versions[0]
+        # Made long ago: nobody remembers from before that there was one version alone.
+        first.created_at = utc_now() - timedelta(hours=1)
+        model.versions = [
+            replace(first, number=number, state=state) for number, state in enumerate(states or (ModelState.READY,), 1)
+        ]
+        self.known[name] = model
+        return model
+
+    async def all(self) -> list[InferenceModel]:
+        return [model.copy() for model in self.known.values()]
+
+    async def find(self, name: str) -> InferenceModel | None:
+        return self.known[name].copy() if name in self.known else None
+
+    async def save_version(self, uid: str, version: ModelVersion) -> None:
+        [model] = [model for model in self.known.values() if model.uid == uid]
+        stored = model.version(version.number)
+        stored.state, stored.status_message = version.state, version.status_message
+
+    async def note_used(self, uid: str, at: datetime) -> None:
+        [model] = [model for model in self.known.values() if model.uid == uid]
+        model.last_used_at = at
+
+
+class FakePredictions:
+    """Those that are active, by the names of their models."""
+
+    def __init__(self) -> None:
+        self.models: list[str] = []
+
+    async def active(self) -> list[Any]:
+        return [Held(name) for name in self.models]
+
+
+class Held:
+    def __init__(self, model_name: str) -> None:
+        self.model_name = model_name
+
+
+class FakeFolders:
+    """The repository: remembers what was offered and touched."""
+
+    def __init__(self) -> None:
+        self.offers: dict[str, Sequence[int]] = {}
+        self.touched: list[tuple[str, Sequence[int]]] = []
+
+    async def offer(self, name: str, numbers: Sequence[int]) -> None:
+        self.offers[name] = numbers
+
+    async def touch(self, name: str, numbers: Sequence[int]) -> None:
+        self.touched.append((name, numbers))
+
+
+class Room:
+    def __init__(self, limits: MemoryLimits) -> None:
+        self.now = 1000.0
+        self.models, self.predictions = FakeModels(), FakePredictions()
+        self.server, self.folders = FakeServer(), FakeFolders()
+        self.server.offered = lambda name: frozenset(self.folders.offers[name])
+        self.limits = limits
+        self.start()
+
+    def start(self) -> None:
+        """A new process."""
+        models: Any = self.models
+        folders: Any = self.folders
+        predictions: Any = self.predictions
+        fail = FailVersion(models, FakeCatalog())
+        self.residency = Residency(models, folders, self.server, fail, self.limits, clock=lambda: self.now)
+        self.step = ServeModels(models, predictions, self.server, self.residency)
+
+    async def ensure(self, name: str, seconds: float = 60) -> None:
+        await self.residency.ensure(self.models.known[name].copy(), seconds)
+
+    async def settle(self) -> None:
+        """Passes of the loop, each with the loads that it starts, until one starts none."""
+        for _ in range(100):
+            before = len(self.server.loads)
+            await self.step()
+            while any(self.residency.is_loading(name) for name in self.models.known):
+                await asyncio.sleep(0)
+            if len(self.server.loads) == before:
+                return
+        raise AssertionError("it never comes to rest")
+
+    @property
+    def loaded(self) -> Mapping[str, frozenset[int]]:
+        return self.server.serving
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room(MemoryLimits(idle_seconds=900, max_loaded=3))
+
+
+async def refusal(call: Any) -> ServiceError:
+    with pytest.raises(ServiceError) as caught:
+        await call
+    return caught.value
+
+
+async def test_what_is_asked_for_is_loaded_once_for_all_who_wait(room: Room) -> None:
+    room.models.add("a")
+    await room.settle()
+    assert room.loaded == {}, "nobody asked"
+    room.server.may_load.clear()
+    waiting = [asyncio.create_task(room.ensure("a")) for _ in range(20)]
+
+    async def asked() -> bool:
+        return bool(room.server.loads)
+
+    await until(asked)
+    room.server.may_load.set()
+    await asyncio.gather(*waiting)
+    await room.ensure("a")
+    assert room.server.loads == ["a"]
+
+
+async def test_who_waits_too_long_is_told_and_the_load_goes_on(room: Room) -> None:
+    room.models.add("a")
+    room.server.may_load.clear()
+    error = await refusal(room.ensure("a", 0.01))
+    assert (error.code, "is being loaded" in error.message) == (Code.UNAVAILABLE, True)
+    assert error.retry_after_seconds
+    room.server.may_load.set()
+    await room.ensure("a")
+    assert room.server.loads == ["a"]
+
+
+async def test_one_load_that_hangs_does_not_stop_others(room: Room) -> None:
+    room.models.add("slow")
+    room.models.add("quick")
+    room.server.may_load.clear()
+    slow = asyncio.create_task(room.ensure("slow"))
+
+    async def asked() -> bool:
+        return bool(room.server.loads)
+
+    await until(asked)
+    hanging, room.server.may_load = room.server.may_load, asyncio.Event()
+    room.server.may_load.set()
+    await room.ensure("quick")
+    assert not slow.done()
+    hanging.set()
+    await slow
+
+
+async def test_the_least_recently_used_makes_room(room: Room) -> None:
+    for name in "abcd":
+        room.models.add(name)
+    for name in "abc":
+        await room.ensure(name)
+        room.now += 10
+    await room.ensure("a")
+    room.now += 10
+    await room.ensure("d")
+    assert set(room.loaded) == {"a", "c", "d"}
+    await room.settle()
+    assert set(room.loaded) == {"a", "c", "d"}, "what was driven out does not come back by itself"
+    assert room.server.unloads == ["b"]
+
+
+async def test_versions_count_and_a_model_has_room_whatever_the_limit_is(room: Room) -> None:
+    room.models.add("wide", *[ModelState.READY] * 5)
+    room.models.add("b")
+    await room.ensure("b")
+    room.now += 10
+    await room.ensure("wide")
+    assert room.loaded == {"wide": frozenset({1, 2, 3, 4, 5})}
+
+
+async def test_what_predictions_use_or_was_used_a_moment_ago_stays(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROOM_POLL_SECONDS", 0)
+    for name in "abcd":
+        room.models.add(name)
+    room.predictions.models = ["a", "b"]
+    await room.settle()
+    assert set(room.loaded) == {"a", "b"}, "predictions have their models loaded"
+    room.now += 10_000
+    await room.settle()
+    assert set(room.loaded) == {"a", "b"}, "however long they take"
+    await room.ensure("c")
+    waiting = asyncio.create_task(room.ensure("d"))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    assert "c" in room.loaded, "it was asked for a moment ago"
+    room.now += module.RECENT_SECONDS + 1
+    await waiting
+    assert set(room.loaded) == {"a", "b", "d"}
+    room.predictions.models = ["a", "b", "d"]
+    await room.step()
+    waiting = asyncio.create_task(room.ensure("c"))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    room.now += module.ROOM_SECONDS + 1
+    error = await refusal(waiting)
+    assert (error.code, "DLMESH_MAX_LOADED_MODELS" in error.message) == (Code.UNAVAILABLE, True)
+    assert room.models.known["c"].state is ModelState.READY
+
+
+async def test_idle_models_leave_memory_and_come_back(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_models, "HEALTH_SECONDS", -1.0)
+    room.models.add("a")
+    room.models.add("b")
+    await room.ensure("a")
+    await room.ensure("b")
+    room.now += 800
+    await room.settle()
+    assert set(room.loaded) == {"a", "b"}
+    # Somebody asked Triton itself, 100 s ago.
+    room.server.used["b"] = utc_now().timestamp() - 100
+    room.now += 200
+    await room.settle()
+    assert set(room.loaded) == {"b"}
+    await room.ensure("a")
+    assert set(room.loaded) == {"a", "b"}
+    assert room.models.known["a"].state is ModelState.READY
+
+
+async def test_zero_means_for_ever_and_any_number() -> None:
+    room = Room(MemoryLimits(idle_seconds=0, max_loaded=0))
+    for name in "abcdefgh":
+        room.models.add(name)
+        await room.ensure(name)
+    room.now += 1e7
+    await room.settle()
+    assert set(room.loaded) == set("abcdefgh")
+
+
+async def test_after_a_restart_of_triton_what_was_used_last_comes_back_first(room: Room) -> None:
+    for name in "abcd":
+        room.models.add(name)
+    for name in "abc":
+        await room.ensure(name)
+        room.now += 10
+    await room.settle()
+    room.server.serving.clear()
+    room.server.loads.clear()
+    await room.settle()
+    assert room.server.loads == ["c", "b", "a"]
+
+
+async def test_a_new_process_loads_what_was_used_lately_and_fits(room: Room) -> None:
+    now = utc_now()
+    for index in range(200):
+        # 0, 10, 20 ... minutes ago; ten fit into the idle time.
+        room.models.add(f"m{index:03}", last_used_at=now - timedelta(seconds=90 * index + 1))
+    room.limits = MemoryLimits(idle_seconds=900, max_loaded=4)
+    room.start()
+    await room.settle()
+    assert room.server.loads == ["m000", "m001", "m002", "m003"]
+    assert set(room.loaded) == set(room.server.loads)
+    assert room.server.unloads == []
+
+
+async def test_uses_are_stored_once_in_a_while(room: Room) -> None:
+    room.models.add("a")
+    await room.ensure("a")
+    await room.settle()
+    first = room.models.known["a"].last_used_at
+    assert first is not None
+    for _ in range(3):
+        await room.ensure("a")
+        await room.settle()
+    assert room.models.known["a"].last_used_at == first
+
+
+async def test_a_new_version_is_loaded_beside_the_others(room: Room) -> None:
+    model = room.models.add("a", ModelState.READY, ModelState.LOADING)
+    await room.settle()
+    assert room.loaded == {"a": frozenset({1, 2})}
+    assert model.version(2).state is ModelState.READY
+
+
+async def test_a_version_that_triton_refuses_fails_and_leaves_the_others(room: Room) -> None:
+    model = room.models.add("a")
+    await room.ensure("a")
+    model.versions.append(replace(model.versions[0], number=2, state=ModelState.LOADING))
+    room.server.refusal = "version 2 is at UNAVAILABLE state: Internal: no module"
+    await room.settle()
+    assert (model.version(1).state, model.version(2).state) == (ModelState.READY, ModelState.FAILED)
+    assert "no module" in model.version(2).status_message
+    room.server.refusal = ""
+    await room.ensure("a")
+    assert room.loaded == {"a": frozenset({1})}
+
+
+async def test_a_new_version_is_not_blamed_for_an_old_one(room: Room) -> None:
+    model = room.models.add("a", ModelState.READY, ModelState.LOADING)
+    room.server.refusal = "version 1 is at UNAVAILABLE state: out of memory"
+    await room.settle()
+    assert (model.version(1).state, model.version(2).state) == (ModelState.READY, ModelState.LOADING)
+    room.server.refusal = ""
+    room.now += 5
+    await room.settle()
+    assert model.version(2).state is ModelState.READY
+
+
+async def test_what_served_before_and_is_refused_now_is_tried_again_later(room: Room) -> None:
+    model = room.models.add("a")
+    room.server.refusal = "CUDA out of memory"
+    for _ in range(3):
+        error = await refusal(room.ensure("a"))
+        assert (error.code, "CUDA out of memory" in error.message) == (Code.UNAVAILABLE, True)
+    assert room.server.loads == ["a"], "it is not asked again at once"
+    assert "CUDA out of memory" in room.residency.lacks(model)
+    room.now += 1.5
+    await refusal(room.ensure("a"))
+    room.server.refusal = ""
+    room.now += 1.5
+    await refusal(room.ensure("a"))
+    room.now += 1.5
+    await room.ensure("a")
+    assert len(room.server.loads) == 3
+    assert model.state is ModelState.READY
+
+
+async def test_who_takes_triton_down_is_found_and_others_are_not_blamed(room: Room) -> None:
+    bad, good = room.models.add("bad", ModelState.LOADING), room.models.add("good", ModelState.LOADING)
+    load = room.server.load
+
+    async def dies(name: str) -> None:
+        if name == "bad":
+            room.server.loads.append(name)
+            room.server.serving.clear()
+            raise ServerAwayError("Socket closed")
+        await load(name)
+
+    room.server.load = dies  # type: ignore[method-assign]
+    await room.settle()
+    assert (bad.state, good.state) == (ModelState.FAILED, ModelState.READY)
+    assert room.server.loads.count("bad") == module.MAX_CRASHES
+    await room.settle()
+    assert set(room.loaded) == {"good"}
+
+
+async def test_a_triton_that_is_away_is_nobodys_fault(room: Room) -> None:
+    model = room.models.add("a")
+    room.server.is_away = True
+    for _ in range(module.MAX_CRASHES + 1):
+        error = await refusal(room.ensure("a"))
+        assert (error.code, "does not answer" in error.message) == (Code.UNAVAILABLE, True)
+    room.server.is_away = False
+    await room.ensure("a")
+    assert model.state is ModelState.READY
+
+
+async def test_what_died_is_touched_and_loaded_again_and_failing_requests_alone_revive_nothing(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve_models, "HEALTH_SECONDS", -1.0)
+    room.models.add("a")
+    await room.ensure("a")
+    running: set[tuple[str, int]] = {("a", 1)}
+    room.server.processes = lambda: running  # type: ignore[method-assign, assignment, return-value]
+    await room.settle()
+    running.clear()
+    await room.settle()
+    assert room.server.loads == ["a"], "Triton answers for it"
+    room.server.dead.add("a")
+    await room.settle()
+    assert room.server.loads == ["a", "a"]
+    assert room.folders.touched == [("a", [1])]
+
+
+async def test_an_unload_and_a_request_at_the_same_time_leave_it_loaded(room: Room) -> None:
+    room.models.add("a")
+    await room.ensure("a")
+    unload, may_end = room.server.unload, asyncio.Event()
+
+    async def slowly(name: str) -> None:
+        await may_end.wait()
+        await unload(name)
+
+    room.server.unload = slowly  # type: ignore[method-assign]
+    leaving = asyncio.create_task(room.residency.unload("a"))
+    await asyncio.sleep(0)
+    # Triton still lists it.
+    await room.residency.refresh()
+    waiting = asyncio.create_task(room.ensure("a"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    may_end.set()
+    await asyncio.gather(leaving, waiting)
+    assert room.loaded == {"a": frozenset({1})}
