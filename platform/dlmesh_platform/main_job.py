@@ -206,10 +206,16 @@ class MainJob:
 
     def _wait(self, fetch: Callable[[], dict[str, Any]], progress: Progress) -> dict[str, Any]:
         def report(detail: dict[str, Any]) -> None:
-            percent = 100.0 if detail.get("status") == "FINISHED" else float(detail.get("progress") or 0)
-            progress(percent, str(detail.get("status", "")))
+            is_finished = detail.get("status") == "FINISHED"
+            progress(100.0 if is_finished else _percent(detail.get("progress")), str(detail.get("status", "")))
 
         detail: dict[str, Any] = self.client.wait(
             fetch, seconds=self.seconds, on_change=report, interval_seconds=self.poll_seconds
         )
         return detail
+
+
+def _percent(progress: str | None) -> float:
+    """Of trainings it is a percentage, of predictions done/all."""
+    done, _, total = (progress or "0").partition("/")
+    return 100 * float(done) / float(total) if total else float(done)

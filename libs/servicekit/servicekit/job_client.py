@@ -133,6 +133,7 @@ def _facts(job: jobs_pb2.Job) -> JobFacts:
         reason=job.reason,
         done=job.progress.done,
         total=job.progress.total,
+        phase=job.progress.phase,
         result=result,
         refusal=str((result or {}).get("refused", "")),
         warning=job.warning,

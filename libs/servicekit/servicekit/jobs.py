@@ -87,11 +87,11 @@ class RankOutcome:
 class JobFacts:
     """What the scheduling service says of a job.
 
-    `state` is SUBMITTED, RUNNING, FINISHED, ERROR or KILLED. `result` is the object that the program reported, None
-    when it reported none; `refusal` is what it says under "refused", `warning` what people should know of a job that
-    goes on or ended well. `log_tail` has the last lines of the rank that failed, `run_directory` the files of the
-    newest attempt, `ranks` how many ranks that has and `rank_outcomes` how they ended. Of the
-    `not_finite_series` the newest value that the program reported is no number.
+    `state` is SUBMITTED, RUNNING, FINISHED, ERROR or KILLED. `phase` is what the program says that it is doing,
+    `result` the object that it reported, None when it reported none; `refusal` is what it says under "refused",
+    `warning` what people should know of a job that goes on or ended well. `log_tail` has the last lines of the rank
+    that failed, `run_directory` the files of the newest attempt, `ranks` how many ranks that has and `rank_outcomes`
+    how they ended. Of the `not_finite_series` the newest value that the program reported is no number.
     """
 
     job_id: str
@@ -99,6 +99,7 @@ class JobFacts:
     reason: str = ""
     done: float = 0.0
     total: float = 0.0
+    phase: str = ""
     result: Mapping[str, Any] | None = None
     refusal: str = ""
     warning: str = ""

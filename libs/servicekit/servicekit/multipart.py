@@ -13,7 +13,7 @@ from typing import IO, Any, TypeVar
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from servicekit.errors import Code, ServiceError, invalid
+from servicekit.errors import Code, ServiceError, invalid, too_large
 
 Request = TypeVar("Request")
 
@@ -60,6 +60,8 @@ async def receive_multipart(
     *,
     max_part_bytes: int | None = None,
     max_bytes_of: Mapping[str, int] | None = None,
+    max_bytes: int | None = None,
+    max_parts: int | None = None,
     first: Request | None = None,
 ) -> list[Part]:
     """Read a streamed multipart/form-data body, spooling files below `spool_dir` (created; the caller removes it).
@@ -67,8 +69,10 @@ async def receive_multipart(
     `get_body` picks the `google.api.HttpBody` out of a request message; the content type with the boundary comes with
     the first. `first` is a message the caller has read already. Parts without filename or content type are accepted.
     400 when the body is not multipart, is cut short, has too many parts or too long headers, or as soon as a part is
-    larger than `max_part_bytes`, or those of its name in `max_bytes_of`.
+    larger than `max_part_bytes`, or those of its name in `max_bytes_of`. 413 as soon as the body is larger than
+    `max_bytes`, or has more parts than `max_parts` where that is given.
     """
+    received = 0
     receiver: _Receiver | None = None
     try:
         async for request in _chain(first, requests):
@@ -77,8 +81,11 @@ async def receive_multipart(
                 if not body.content_type and not body.data:
                     continue
                 await asyncio.to_thread(spool_dir.mkdir, parents=True, exist_ok=True)
-                receiver = _Receiver(body.content_type, spool_dir, max_part_bytes, max_bytes_of or {})
+                receiver = _Receiver(body.content_type, spool_dir, max_part_bytes, max_bytes_of or {}, max_parts)
             if body.data:
+                received += len(body.data)
+                if max_bytes is not None and received > max_bytes:
+                    raise too_large("body", f"an upload of more than {max_bytes} bytes", f"at most {max_bytes} bytes")
                 await asyncio.to_thread(receiver.write, body.data)
         if receiver is None:
             raise invalid("body", "", "a multipart/form-data body", reason="NOT_MULTIPART")
@@ -99,7 +106,12 @@ class _Receiver:
     """Callbacks of the multipart parser."""
 
     def __init__(
-        self, content_type: str, spool_dir: Path, max_part_bytes: int | None, max_bytes_of: Mapping[str, int]
+        self,
+        content_type: str,
+        spool_dir: Path,
+        max_part_bytes: int | None,
+        max_bytes_of: Mapping[str, int],
+        max_parts: int | None,
     ) -> None:
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary")
@@ -107,6 +119,7 @@ class _Receiver:
             raise invalid("Content-Type", content_type, "multipart/form-data with a boundary", reason="NOT_MULTIPART")
         self._spool_dir = spool_dir
         self._max_part_bytes, self._max_bytes_of = max_part_bytes, max_bytes_of
+        self._max_parts = max_parts
         self._parts: list[Part] = []
         self._held_bytes = 0
         self._name_bytes = 0
@@ -145,7 +158,9 @@ class _Receiver:
             self._part._file.close()
 
     def _on_part_begin(self) -> None:
-        if len(self._parts) >= MAX_PARTS:
+        if self._max_parts is not None and len(self._parts) >= self._max_parts:
+            raise too_large("body", f"more than {self._max_parts} parts", f"at most {self._max_parts} parts")
+        if self._max_parts is None and len(self._parts) >= MAX_PARTS:
             raise invalid("body", f"more than {MAX_PARTS} parts", f"at most {MAX_PARTS} parts")
         self._headers = {}
 

@@ -14,7 +14,7 @@ from servicekit.reconcile import ReconcileLoop
 from servicekit.server import Application
 from servicekit.settings import ServiceSettings
 
-from inference_service.api.servicers import InferenceServicer
+from inference_service.api.servicers import InferenceServicer, UploadLimits
 from inference_service.api.serving import AdmissionServicer, ServedModelServicer
 from inference_service.clients.peers import CatalogClient, TrainingsClient
 from inference_service.clients.triton import NoTriton, TritonClient
@@ -22,6 +22,7 @@ from inference_service.kernel_settings import KernelModelSettings
 from inference_service.kernel_wiring import build_kernels
 from inference_service.settings import TritonSettings
 from inference_service.storage import MIGRATIONS
+from inference_service.storage.inputs import DiskInputs
 from inference_service.storage.model_rows import SqlInferenceModels
 from inference_service.storage.repository import DiskRepository
 from inference_service.storage.rows import SqlPredictions
@@ -61,7 +62,9 @@ def build(
     catalog = catalog or CatalogClient(channels)
     trainings = trainings or TrainingsClient(channels)
     jobs = jobs or JobsClient(channels, "inference")
-    repository, workspace = DiskRepository(settings.home), DiskWorkspace(settings.home)
+    repository = DiskRepository(settings.home)
+    workspace = DiskWorkspace(settings.home, settings.data_roots, triton.max_image_bytes)
+    inputs = DiskInputs(settings.data_roots)
     models, predictions = SqlInferenceModels(database), SqlPredictions(database)
 
     loops: list[ReconcileLoop] = []
@@ -93,11 +96,13 @@ def build(
             jobs,
             server,
             workspace,
+            inputs,
             lambda: _wake(serve, follow),
+            triton.max_active_predictions,
         ),
         PredictionQueries(predictions, models, catalog, jobs, workspace, follow.wake),
         workspace.folder,
-        triton.max_image_bytes,
+        UploadLimits(triton.max_image_bytes, triton.max_upload_bytes, triton.max_upload_files),
     )
     kernel_settings = KernelModelSettings.from_environment()
     kernels = build_kernels(settings, database, kernel_settings)

@@ -16,11 +16,12 @@ from dlmesh.inference.v1 import inference_pb2_grpc
 from google.api.httpbody_pb2 import HttpBody
 from inference_fakes import FakeCatalog, FakeJobs, FakeServer, FakeTrainings
 from inference_service import wiring
-from inference_service.domain.predictions import SampleResult, Score
-from inference_service.domain.specs import PredictionSpec, write_results
+from inference_service.domain.specs import PredictionSpec
 from inference_service.settings import TritonSettings
 from inference_service.usecases import serve_models
 from inference_service.wiring import build
+from inference_service.worker.manifest import read_manifest
+from inference_service.worker.result_files import ResultFiles
 from servicekit.errors import invalid
 from servicekit.identity import acting_as
 from servicekit.server import Application
@@ -91,6 +92,21 @@ class Room:
         return list(folder.iterdir()) if folder.exists() else []
 
 
+CLASSIFIED = {"type": "classification"}
+
+
+def uploaded(spec: PredictionSpec) -> dict[str, Path]:
+    """What the manifest names."""
+    return {sample.id: Path(spec.input_dir) / sample.file for _, sample in read_manifest(Path(spec.manifest))}
+
+
+def publish(spec: PredictionSpec, *rows: dict[str, Any]) -> None:
+    """Results as the worker leaves them."""
+    files = ResultFiles(Path(spec.output_dir))
+    files.append(rows)
+    files.publish()
+
+
 def multipart(parts: Sequence[PartSpec]) -> bytes:
     body = b""
     for name, filename, data in parts:
@@ -152,39 +168,39 @@ async def test_from_training_to_results(room: Room) -> None:
     assert (request.owner, request.model, request.instance_group) == ("alice", "online", "group-1")
     assert list(request.command[:3]) == ["python", "-m", "inference_service.worker.predict"]
     spec = PredictionSpec.read(request.command[3])
-    assert [sample.id for sample in spec.samples] == ["7.png", "image1", "7.png (2)"]
-    assert [(Path(spec.input_dir) / sample.file).read_bytes() for sample in spec.samples] == [
-        b"seven",
-        b"one",
-        b"again",
-    ]
+    samples = uploaded(spec)
+    assert list(samples) == ["7.png", "image1", "7.png (2)"]
+    assert [path.read_bytes() for path in samples.values()] == [b"seven", b"one", b"again"]
     assert (Path(spec.bundle) / "model.py").exists()
     assert spec.threshold == 0.1
 
     room.jobs.move(job_id, "RUNNING", done=1, total=3, driver_id="driver-1")
     running_now = await room.settled("RUNNING")
-    assert running_now.driver_id == "driver-1"
+    assert (running_now.driver_id, running_now.progress) == ("driver-1", "1/3")
     assert not running_now.HasField("result")
     code, words = await refused(room.stub.GetPredictionResult(pb.GetPredictionResultRequest(name="p")))
     assert (code, "RUNNING" in words) == (grpc.StatusCode.ABORTED, True)
 
-    best = Score(7, "seven", 0.9)
-    results = [
-        SampleResult("7.png", "/in/7.png", (best, Score(1, "one", 0.1))),
-        SampleResult("image1", "/in/1", (), "no"),
-    ]
-    write_results(Path(spec.output_file), results)
+    scores = [{"index": 7, "label": "seven", "prob": 0.9}, {"index": 1, "label": "one", "prob": 0.1}]
+    publish(
+        spec,
+        {"sampleId": "7.png", "file": "00000-7.png", "scores": scores},
+        {"sampleId": "image1", "file": "00001-image1", "error": "no"},
+        {"sampleId": "7.png (2)", "file": "00002-7.png", "scores": scores[:1]},
+    )
     summary = {"sample": "7.png", "index": 7, "label": "seven", "probability": 0.9}
-    room.jobs.move(job_id, "FINISHED", result={"samples": 3, "best": summary, "unreadable": ["image1"]})
+    room.jobs.move(job_id, "FINISHED", result={"samples": 3, "best": summary, "unreadable": ["image1"], **CLASSIFIED})
     detail = await room.settled("FINISHED")
     assert (detail.result.item, detail.result.result.index, detail.result.result.name) == ("7.png", "7", "seven")
     assert detail.result.result.probability == pytest.approx(0.9)
     assert "image1" in detail.status_message
+    assert (detail.progress, detail.result_file) == ("3/3", "results.jsonl")
     assert (detail.model_name, detail.threshold, detail.instance_group_name) == ("online", "0.1", "local")
     assert detail.input_files == "7.png,image1,7.png (2)"
     answer = await room.stub.GetPredictionResult(pb.GetPredictionResultRequest(name="p"))
-    assert answer.type == "classification"
-    first, second = answer.classification_results
+    assert (answer.type, answer.total) == ("classification", 3)
+    first, second, _ = answer.classification_results
+    assert first.input_path == f"{spec.input_dir}/00000-7.png"
     assert [(score.label, score.probability) for score in first.results] == [("seven", 0.9), ("one", 0.1)]
     assert (first.is_image, second.is_image, len(second.results)) == (True, False, 0)
 
@@ -230,7 +246,7 @@ async def test_only_finished_trainings_of_known_frameworks_are_served(room: Room
         "trainName: 'first' is not valid; allowed: a FINISHED training; this one is RUNNING",
     )
     room.trainings.training = replace(room.trainings.training, status="FINISHED")
-    room.catalog.known["digits"] = replace(room.catalog.known["digits"], framework="Caffe")
+    room.catalog.known["digits"] = replace(room.catalog.known["digits"], framework="Abacus")
     code, words = await refused(room.create())
     assert (code, "PyTorch" in words) == (grpc.StatusCode.INVALID_ARGUMENT, True)
 
@@ -304,9 +320,9 @@ async def test_uploads_of_every_shape(room: Room) -> None:
     big = bytes(range(256)) * 1000
     await room.start([("image0", None, big), ("", "", b"x"), ("image2", "../../etc/passwd", b"y")], piece=1000)
     spec = PredictionSpec.read(room.jobs.requests[await room.submitted()].command[3])
-    contents = {sample.id: (Path(spec.input_dir) / sample.file).read_bytes() for sample in spec.samples}
+    contents = {name: path.read_bytes() for name, path in uploaded(spec).items()}
     assert contents == {"image0": big, "image1": b"x", "passwd": b"y"}
-    assert all(path.parent == Path(spec.input_dir) for path in (Path(spec.input_dir) / s.file for s in spec.samples))
+    assert all(path.parent == Path(spec.input_dir) for path in uploaded(spec).values())
 
     await room.start([(f"image{i}", f"{i}.png", b"i") for i in range(300)], predictname="many", signame="big")
     detail = await room.prediction("many")
@@ -322,7 +338,7 @@ async def test_uploads_that_are_too_large_cut_off_or_empty(room: Room) -> None:
     await room.create()
     huge = [("image0", "huge.png", b"x" * (MAX_IMAGE_BYTES + 1))]
     code, words = await refused(room.start(huge))
-    assert (code, "image0" in words) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+    assert (code, "image0" in words) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
     assert (await refused(room.start([])))[1].startswith("image0")
     body = multipart([("image0", "a.png", b"a")])[:-20]
     assert (await refused(room.stub.StartPrediction(uploads(body, 10))))[0] is grpc.StatusCode.INVALID_ARGUMENT
@@ -439,6 +455,9 @@ async def test_jobs_that_fail_vanish_or_are_refused(room: Room) -> None:
     await room.start(predictname="silent")
     room.jobs.move(await room.submitted("silent"), "FINISHED")
     assert "without reporting" in (await room.settled("FAILED", "silent")).status_message
+    await room.start(predictname="empty")
+    room.jobs.move(await room.submitted("empty"), "FINISHED", result={"samples": 1, **CLASSIFIED})
+    assert "without a result file" in (await room.settled("FAILED", "empty")).status_message
     room.jobs.refusal = invalid("ranks", 1, "at most 0 slots")
     await room.start(predictname="refused")
     assert "at most 0 slots" in (await room.settled("FAILED", "refused")).status_message
@@ -518,7 +537,8 @@ async def test_a_new_process_goes_on_where_the_old_one_ended(tmp_path: Path) -> 
         async with running(built, room.settings) as room.client:
             job_id = await room.submitted()
         room.server.serving.clear()
-        room.jobs.move(job_id, "FINISHED", result={"samples": 1, "best": None, "unreadable": []})
+        publish(PredictionSpec.read(room.jobs.requests[job_id].command[3]))
+        room.jobs.move(job_id, "FINISHED", result={"samples": 1, "best": None, "unreadable": [], **CLASSIFIED})
         built, _ = application(room, tmp_path)
         async with running(built, room.settings) as room.client:
             await room.settled("FINISHED")

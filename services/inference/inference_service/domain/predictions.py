@@ -1,4 +1,4 @@
-"""Predictions: a life that a job of the scheduling service drives."""
+"""Predictions: a life that a job of the scheduling service drives, and what they answer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 from servicekit.jobs import InstanceGroup, JobFacts
 
 RESERVED_NAMES = ("startpredict",)
+# Of the uploads of a prediction so many are named in its detail.
+SHOWN_SAMPLES = 1000
+_SHOWN_UNREADABLE = 10
 
 
 class Status(StrEnum):
@@ -28,9 +31,18 @@ class Status(StrEnum):
         return self in (Status.FINISHED, Status.FAILED, Status.STOPPED)
 
 
+class ResultType(StrEnum):
+    """Which kind of results a prediction has."""
+
+    CLASSIFICATION = "classification"
+    DETECTION = "detection"
+    COMPARISON = "comparison"
+    VECTOR = "vector"
+
+
 @dataclass(frozen=True)
 class Sample:
-    """An uploaded image: `id` is what the client called it, `file` its name in the input folder."""
+    """A file to predict: `id` is what the client called it, `file` its name in the input folder."""
 
     id: str
     file: str
@@ -38,26 +50,60 @@ class Sample:
 
 @dataclass(frozen=True)
 class Score:
-    """A label, its index and probability."""
+    """A label, its index and probability; `box` is "xmin,ymin,xmax,ymax" of an object, in pixels of its picture."""
 
     index: int
     label: str
     probability: float
+    box: str = ""
 
 
 @dataclass(frozen=True)
 class SampleResult:
-    """Scores of one sample, best first; `error` says why it could not be read as an image."""
+    """Scores of one sample, best first, or the vector that the model answers; `error` says why it has neither.
+
+    `file` is relative to the input folder.
+    """
 
     sample_id: str
-    input_path: str
+    file: str
     scores: tuple[Score, ...] = ()
+    vector: tuple[float, ...] = ()
     error: str = ""
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """Two samples compared; `error` says why they could not be."""
+
+    first_id: str
+    second_id: str
+    file: str
+    distance: float = 0.0
+    is_similar: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class ResultPage:
+    """Some results in their order, of `total`; their files are relative to `folder`. `are_images` is false for rows of
+    tables and for texts."""
+
+    type: ResultType
+    total: int
+    folder: str
+    results: tuple[SampleResult, ...] | tuple[PairResult, ...]
+    are_images: bool = True
 
 
 @dataclass
 class Prediction:
-    """One prediction; `accepted` is true once the scheduling service has its job."""
+    """One prediction; `accepted` is true once the scheduling service has its job.
+
+    `input_path` is a folder or file below a data root that is read where it lies, and empty for uploads. `samples` are
+    the first of the uploads (all, for predictions from before there were manifests), or that one file. `sample_count`
+    is 0 while nobody has counted. `model_version` was the main one when the prediction was asked for.
+    """
 
     uid: str
     name: str
@@ -68,10 +114,16 @@ class Prediction:
     created_at: datetime
     job_id: str
     threshold: str
+    model_version: int = 1
+    input_path: str = ""
     samples: list[Sample] = field(default_factory=list)
+    sample_count: int = 0
+    done: int = 0
     status: Status = Status.SUBMITTED
     status_message: str = ""
-    progress: int = 0
+    result_type: ResultType = ResultType.CLASSIFICATION
+    result_file: str = "results.jsonl"
+    are_images: bool = True
     driver_id: str = ""
     accepted: bool = False
     stop_requested: bool = False
@@ -84,11 +136,14 @@ class Prediction:
         """
         if self.status.is_final:
             return False
-        before = (self.status, self.status_message, self.progress, self.driver_id)
+        before = (self.status, self.status_message, self.done, self.sample_count, self.driver_id)
         if job is None:
             self.end(Status.FAILED, "the scheduling service no longer knows the job of this prediction")
         else:
             self.driver_id = job.driver_id or self.driver_id
+            # A job that begins again reports what its files hold: it never counts back for long.
+            self.done = max(self.done, int(job.done))
+            self.sample_count = max(self.sample_count, int(job.total))
             if job.state == "FINISHED":
                 self._finish(job.result)
             elif job.state == "ERROR":
@@ -97,11 +152,8 @@ class Prediction:
                 self.end(Status.STOPPED, job.reason or "stopped")
             else:
                 self.status = Status.RUNNING if job.state == "RUNNING" else Status.SUBMITTED
-                self.status_message = job.reason
-                # 100 is said by the finished prediction only.
-                done = int(100 * job.done / job.total) if job.total > 0 else 0
-                self.progress = max(self.progress, min(99, done))
-        return before != (self.status, self.status_message, self.progress, self.driver_id)
+                self.status_message = job.reason or job.phase
+        return before != (self.status, self.status_message, self.done, self.sample_count, self.driver_id)
 
     def wait_for(self, reason: str) -> bool:
         """It cannot be submitted yet; True when the reason is new."""
@@ -115,11 +167,49 @@ class Prediction:
         self.status, self.status_message = status, message
 
     def _finish(self, result: Mapping[str, Any] | None) -> None:
-        if not result:
+        try:
+            report = _Report.read(result or {})
+        except (KeyError, TypeError, ValueError):
             self.end(Status.FAILED, "the prediction program ended without reporting a result")
             return
-        self.best = result.get("best")
+        self.best, self.result_type, self.are_images = report.best, report.type, report.are_images
+        self.result_file = report.result_file
+        self.done = self.sample_count = report.samples
+        shown = ", ".join(report.unreadable[:_SHOWN_UNREADABLE])
+        count = report.unreadable_count
+        self.end(Status.FINISHED, f"{count} of {report.samples} could not be read: {shown}" if count else "")
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What the job's program reported at its end; programs of users run in it, so it may be anything."""
+
+    samples: int
+    type: ResultType
+    result_file: str
+    are_images: bool
+    best: dict[str, Any] | None
+    unreadable: list[str]
+    unreadable_count: int
+
+    @classmethod
+    def read(cls, result: Mapping[str, Any]) -> _Report:
+        best = result.get("best")
+        if best is not None:
+            best = {
+                "sample": str(best["sample"]),
+                "index": int(best["index"]),
+                "label": str(best["label"]),
+                "probability": float(best["probability"]),
+            }
         unreadable = [str(name) for name in result.get("unreadable", ())]
-        message = f"{len(unreadable)} of {len(self.samples)} could not be read: {', '.join(unreadable[:10])}"
-        self.end(Status.FINISHED, message if unreadable else "")
-        self.progress = 100
+        return cls(
+            samples=int(result["samples"]),
+            type=ResultType(result.get("type", ResultType.CLASSIFICATION)),
+            # Workers of a release that knew classification only wrote one JSON document.
+            result_file="results.jsonl" if "type" in result else "results.json",
+            are_images=bool(result.get("are_images", True)),
+            best=best,
+            unreadable=unreadable,
+            unreadable_count=int(result.get("unreadable_count", len(unreadable))),
+        )

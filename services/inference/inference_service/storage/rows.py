@@ -11,7 +11,7 @@ from servicekit.errors import already_exists
 from servicekit.jobs import InstanceGroup
 from sqlalchemy.exc import IntegrityError
 
-from inference_service.domain.predictions import Prediction, Sample, Status
+from inference_service.domain.predictions import Prediction, ResultType, Sample, Status
 from inference_service.storage.tables import PredictionRow
 
 _FINAL = [str(status) for status in Status if status.is_final]
@@ -26,7 +26,7 @@ class SqlPredictions:
     async def add(self, prediction: Prediction) -> None:
         try:
             async with self._database.session() as session:
-                session.add(PredictionRow(**asdict(prediction) | {"status": str(prediction.status)}))
+                session.add(PredictionRow(**asdict(prediction) | _texts(prediction)))
         except IntegrityError as error:
             raise already_exists("prediction", prediction.name) from error
 
@@ -40,15 +40,23 @@ class SqlPredictions:
     async def active(self) -> list[Prediction]:
         return await self._select(PredictionRow.status.not_in(_FINAL))
 
+    async def count_active(self, owner: str) -> int:
+        query = sa.select(sa.func.count()).where(PredictionRow.owner == owner, PredictionRow.status.not_in(_FINAL))
+        async with self._database.session(read_only=True) as session:
+            return int(await session.scalar(query) or 0)
+
     async def save_state(self, prediction: Prediction) -> None:
         await self._update(
             prediction.uid,
-            status=str(prediction.status),
             status_message=prediction.status_message,
-            progress=prediction.progress,
+            done=prediction.done,
+            sample_count=prediction.sample_count,
+            result_file=prediction.result_file,
+            are_images=prediction.are_images,
             driver_id=prediction.driver_id,
             accepted=prediction.accepted,
             best=prediction.best,
+            **_texts(prediction),
         )
 
     async def request_stop(self, uid: str) -> None:
@@ -73,9 +81,14 @@ class SqlPredictions:
         return [_prediction(values) for values in rows]
 
 
+def _texts(prediction: Prediction) -> dict[str, str]:
+    return {"status": str(prediction.status), "result_type": str(prediction.result_type)}
+
+
 def _prediction(values: dict[str, Any]) -> Prediction:
     values["group"] = InstanceGroup(**values["group"])
     values["status"] = Status(values["status"])
+    values["result_type"] = ResultType(values["result_type"])
     values["samples"] = [Sample(**sample) for sample in values["samples"]]
     return Prediction(**values)
 

@@ -1,4 +1,4 @@
-"""The folders of predictions: `inference/predictions/<uid>/{input/,output/results.json,spec.json}`."""
+"""The folders of predictions: `inference/predictions/<uid>/{input/, manifest.jsonl, spec.json, output/}`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import asyncio
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from inference_service.domain.predictions import Prediction, Sample, SampleResult
-from inference_service.domain.specs import RESULT_FILE, PredictionSpec, read_results
+from inference_service.domain.predictions import SHOWN_SAMPLES, Prediction, ResultPage, Sample
+from inference_service.domain.specs import MANIFEST_FILE, SPEC_FILE, PredictionSpec, write_manifest
+from inference_service.storage.results import read_page
 from inference_service.usecases.ports import Upload
 
-# An upload that takes longer than this is taken for one that was cut off by a kill.
+# An upload of which nothing came for so long is taken for one that was cut off by a kill.
 STRAY_SECONDS = 3600.0
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -21,10 +23,12 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 class DiskWorkspace:
     """`ports.Workspace` below the platform's home."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, data_roots: Sequence[Path], max_image_bytes: int) -> None:
         self._predictions = home / "inference" / "predictions"
         self._repository = home / "inference" / "repository"
         self._address_file = home / "inference" / "triton.json"
+        self._data_roots = tuple(root.resolve() for root in data_roots)
+        self._max_image_bytes = max_image_bytes
 
     def folder(self, uid: str) -> Path:
         return self._predictions / uid
@@ -38,8 +42,12 @@ class DiskWorkspace:
     async def prepare(self, prediction: Prediction) -> Sequence[str]:
         return await asyncio.to_thread(self._prepare, prediction)
 
-    async def results(self, prediction: Prediction) -> list[SampleResult]:
-        return await asyncio.to_thread(read_results, self.result_file(prediction.uid))
+    async def results(self, prediction: Prediction, start: int, length: int | None) -> ResultPage:
+        input_dir = str(self._input_dir(prediction))
+        return await asyncio.to_thread(read_page, self.folder(prediction.uid), prediction, start, length, input_dir)
+
+    async def has_results(self, prediction: Prediction) -> bool:
+        return await asyncio.to_thread((self.folder(prediction.uid) / "output" / prediction.result_file).is_file)
 
     async def remove(self, uid: str) -> None:
         await asyncio.to_thread(shutil.rmtree, self.folder(uid), ignore_errors=True)
@@ -47,45 +55,73 @@ class DiskWorkspace:
     async def remove_strays(self, known: set[str]) -> None:
         await asyncio.to_thread(self._remove_strays, known)
 
-    def result_file(self, uid: str) -> Path:
-        """Where the worker writes."""
-        return self.folder(uid) / "output" / RESULT_FILE
+    def _input_dir(self, prediction: Prediction) -> Path:
+        if not prediction.input_path:
+            return self.input_folder(prediction.uid)
+        # A file is a sample, and a folder has none before the worker has looked.
+        path = Path(prediction.input_path)
+        return path.parent if prediction.samples else path
 
     def _keep(self, uid: str, uploads: Sequence[Upload]) -> list[Sample]:
-        folder = self.input_folder(uid)
+        shown: list[Sample] = []
+
+        def kept() -> Iterator[Sample]:
+            for sample in self._moved(self.input_folder(uid), uploads):
+                if len(shown) < SHOWN_SAMPLES:
+                    shown.append(sample)
+                yield sample
+
+        if uploads:
+            write_manifest(self.folder(uid) / MANIFEST_FILE, kept())
+        shutil.rmtree(self.folder(uid) / "spool", ignore_errors=True)
+        return shown
+
+    def _moved(self, folder: Path, uploads: Sequence[Upload]) -> Iterator[Sample]:
         folder.mkdir(parents=True, exist_ok=True)
-        samples: list[Sample] = []
         taken: set[str] = set()
+        copies: Counter[str] = Counter()
         for index, upload in enumerate(uploads):
             # The client's name is only shown; the file's own begins with its number and holds nothing special.
             file = f"{index:05d}-{_UNSAFE.sub('_', upload.name)[-100:]}"
             upload.path.replace(folder / file)
-            name, copy = upload.name, 1
+            name = upload.name
             while name in taken:
-                copy += 1
-                name = f"{upload.name} ({copy})"
+                copies[upload.name] += 1
+                name = f"{upload.name} ({copies[upload.name] + 1})"
             taken.add(name)
-            samples.append(Sample(name, file))
-        shutil.rmtree(self.folder(uid) / "spool", ignore_errors=True)
-        return samples
+            yield Sample(name, file)
 
     def _prepare(self, prediction: Prediction) -> Sequence[str]:
+        folder = self.folder(prediction.uid)
+        manifest = folder / MANIFEST_FILE
+        if prediction.samples and not manifest.exists():
+            # A file below a data root, or all uploads, of a release that kept them in the row.
+            write_manifest(manifest, prediction.samples)
+        entry = self._repository / prediction.model_name / str(prediction.model_version)
         spec = PredictionSpec(
             model_name=prediction.model_name,
-            bundle=str(self._repository / prediction.model_name / "1" / "bundle"),
+            model_version=prediction.model_version,
+            bundle=str(entry / "bundle"),
             address_file=str(self._address_file),
-            input_dir=str(self.input_folder(prediction.uid)),
-            output_file=str(self.result_file(prediction.uid)),
+            input_dir=str(self._input_dir(prediction)),
+            roots=tuple(str(root) for root in (self.input_folder(prediction.uid).resolve(), *self._data_roots)),
+            manifest=str(manifest),
+            output_dir=str(folder / "output"),
             threshold=float(prediction.threshold),
-            samples=tuple(prediction.samples),
+            max_image_bytes=self._max_image_bytes,
         )
-        file = self.folder(prediction.uid) / "spec.json"
-        spec.write(file)
-        return ["python", "-m", "inference_service.worker.predict", str(file)]
+        spec.write(folder / SPEC_FILE)
+        return ["python", "-m", "inference_service.worker.predict", str(folder / SPEC_FILE)]
 
     def _remove_strays(self, known: set[str]) -> None:
         if not self._predictions.is_dir():
             return
         for folder in self._predictions.iterdir():
-            if folder.name not in known and time.time() - folder.stat().st_mtime > STRAY_SECONDS:
+            if folder.name not in known and time.time() - _changed_at(folder) > STRAY_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _changed_at(folder: Path) -> float:
+    """When a part of the upload was begun last."""
+    spool = folder / "spool"
+    return max(each.stat().st_mtime for each in (folder, spool) if each.is_dir())

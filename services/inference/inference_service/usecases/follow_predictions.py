@@ -81,11 +81,16 @@ class FollowPredictions:
         model = await self._models.find(prediction.model_name)
         if model is None or model.uid != prediction.model_uid:
             prediction.end(Status.FAILED, f"inference model {prediction.model_name} was deleted")
-        elif model.state is ModelState.FAILED:
-            prediction.end(Status.FAILED, f"inference model {model.name} failed: {model.status_message}")
-        elif model.state is not ModelState.READY:
-            because = f" ({model.status_message})" if model.status_message else ""
-            return prediction.wait_for(f"inference model {model.name} is {model.state}{because}")
+            return True
+        version = model.find_version(prediction.model_version)
+        if version is None:
+            message = f"version {prediction.model_version} of inference model {model.name} was deleted"
+            prediction.end(Status.FAILED, message)
+        elif version.state is ModelState.FAILED:
+            prediction.end(Status.FAILED, f"inference model {model.name} failed: {version.status_message}")
+        elif version.state is not ModelState.READY:
+            because = f" ({version.status_message})" if version.status_message else ""
+            return prediction.wait_for(f"inference model {model.name} is {version.state}{because}")
         elif reason := self._lacks(model):
             return prediction.wait_for(f"inference model {model.name} {reason}")
         else:
@@ -113,6 +118,8 @@ class FollowPredictions:
         for each in predictions:
             try:
                 if each.follow(jobs.get(each.job_id)):
+                    if each.status is Status.FINISHED and not await self._workspace.has_results(each):
+                        each.end(Status.FAILED, "the prediction program ended without a result file")
                     await self._predictions.save_state(each)
                 if each.stop_requested and not each.status.is_final and each.uid not in self._told_to_stop:
                     await self._jobs.stop(each.job_id)

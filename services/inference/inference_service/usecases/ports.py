@@ -11,7 +11,7 @@ from typing import Protocol
 from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
 
 from inference_service.domain.models import InferenceModel, ModelVersion
-from inference_service.domain.predictions import Prediction, Sample, SampleResult
+from inference_service.domain.predictions import Prediction, ResultPage, Sample
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,9 @@ class Predictions(Protocol):
     async def active(self) -> list[Prediction]:
         """Those without a final status, oldest first."""
 
+    async def count_active(self, owner: str) -> int:
+        """How many of them are this user's."""
+
     async def save_state(self, prediction: Prediction) -> None:
         """Write what the reconcile loop decides (never `stop_requested`)."""
 
@@ -236,6 +239,16 @@ class Upload:
     path: Path
 
 
+class Inputs(Protocol):
+    """What lies below the data roots."""
+
+    def resolve(self, text: str) -> tuple[str, bool]:
+        """The path that `inputpath` names, and whether it is a file; 400 when it is no folder either, or outside."""
+
+    async def task(self, model: InferenceModel, number: int) -> str:
+        """What a version of the model is for, empty while nobody can say."""
+
+
 class Workspace(Protocol):
     """The folders of predictions on disk."""
 
@@ -246,13 +259,19 @@ class Workspace(Protocol):
         """Where its images are."""
 
     async def keep(self, uid: str, uploads: Sequence[Upload]) -> list[Sample]:
-        """Move spooled files into the input folder under safe names."""
+        """Move spooled files into the input folder under safe names, and write the manifest; the first of them.
+
+        Without files there is no manifest, and nothing is left of what was spooled.
+        """
 
     async def prepare(self, prediction: Prediction) -> Sequence[str]:
         """Write the worker's specification; the worker's command. Repeatable."""
 
-    async def results(self, prediction: Prediction) -> list[SampleResult]:
-        """Of a finished prediction."""
+    async def has_results(self, prediction: Prediction) -> bool:
+        """Whether its result file is there."""
+
+    async def results(self, prediction: Prediction, start: int, length: int | None) -> ResultPage:
+        """Of a finished prediction, all from `start` on when `length` is None. 400 when they do not fit an answer."""
 
     async def remove(self, uid: str) -> None:
         """Remove the folder; unknown is fine."""

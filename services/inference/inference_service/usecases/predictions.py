@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from servicekit.errors import conflict, not_found
+from servicekit.errors import conflict, invalid, not_found
 from servicekit.identity import current_identity
 
-from inference_service.domain.predictions import Prediction, SampleResult, Status
+from inference_service.domain.predictions import Prediction, ResultPage, Status
 from inference_service.usecases.ports import Catalog, InferenceModels, Jobs, Predictions, Workspace
 
 
@@ -42,8 +42,12 @@ class PredictionQueries:
         current_identity().require_access("prediction", name, prediction.owner)
         return prediction
 
-    async def results(self, name: str) -> list[SampleResult]:
-        """Of a finished one; 409 with the reason while there are none."""
+    async def results(self, name: str, start: int, length: int | None) -> ResultPage:
+        """Of a finished one, `length` at most from number `start` on; 409 with the reason while there are none."""
+        if start < 0:
+            raise invalid("start", start, "a whole number of at least 0")
+        if length is not None and length < 1:
+            raise invalid("length", length, "a whole number of at least 1")
         prediction = await self.get(name)
         if prediction.status is not Status.FINISHED:
             because = f": {prediction.status_message}" if prediction.status_message else ""
@@ -52,7 +56,7 @@ class PredictionQueries:
                 reason="NOT_FINISHED",
                 metadata={"name": name, "status": str(prediction.status)},
             )
-        return await self._workspace.results(prediction)
+        return await self._workspace.results(prediction, start, length)
 
     async def stop(self, name: str) -> None:
         """Ask for the end; what has ended already stays as it is."""

@@ -1,4 +1,4 @@
-"""Queue a prediction of uploaded images."""
+"""Queue a prediction of uploaded files, or of what lies below a data root."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from servicekit.errors import already_exists, invalid
+from servicekit.errors import already_exists, invalid, too_many
 from servicekit.identity import current_identity
 from servicekit.jobs import InstanceGroup
 from servicekit.names import check_name
 from servicekit.times import utc_now
 
 from inference_service.domain.models import InferenceModel, ModelState
-from inference_service.domain.predictions import RESERVED_NAMES, Prediction
-from inference_service.usecases.ports import InferenceModels, Jobs, ModelServer, Predictions, Upload, Workspace
+from inference_service.domain.predictions import RESERVED_NAMES, Prediction, Sample
+from inference_service.usecases.ports import InferenceModels, Inputs, Jobs, ModelServer, Predictions, Upload, Workspace
+
+RETRY_AFTER_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class PredictionRequest:
-    """The parts of the upload; the files lie in the folder that was given to receive them."""
+    """The parts of the upload; the files lie in the folder that was given to receive them. `input_path` instead of
+    files names what lies below a data root."""
 
     name: str
     model_name: str
     threshold: str
     uploads: Sequence[Upload]
+    input_path: str = ""
     group_id: str = ""
     group_name: str = ""
     master_url: str = ""
@@ -45,17 +49,22 @@ class StartPrediction:
         jobs: Jobs,
         server: ModelServer,
         workspace: Workspace,
+        inputs: Inputs,
         wake: Callable[[], None],
+        max_active: int,
     ) -> None:
         self._predictions, self._models, self._jobs = predictions, models, jobs
-        self._server, self._workspace, self._wake = server, workspace, wake
+        self._server, self._workspace, self._inputs, self._wake = server, workspace, inputs, wake
+        self._max_active = max_active
 
     async def __call__(self, receive: Receive) -> Prediction:
+        # Before gigabytes arrive.
+        await self._require_room()
         uid = uuid4().hex
         try:
             request = await receive(self._workspace.folder(uid) / "spool")
             prediction = await self._check(uid, request)
-            prediction.samples = await self._workspace.keep(uid, request.uploads)
+            prediction.samples += await self._workspace.keep(uid, request.uploads)
             await self._predictions.add(prediction)
         except BaseException:
             await self._workspace.remove(uid)
@@ -63,14 +72,24 @@ class StartPrediction:
         self._wake()
         return prediction
 
+    async def _require_room(self) -> None:
+        user = current_identity().user
+        count = await self._predictions.count_active(user)
+        if count >= self._max_active:
+            raise too_many(
+                f"{count} predictions of {user} wait or run, at most {self._max_active} may; stop one or wait",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+                metadata={"allowed": str(self._max_active)},
+            )
+
     async def _check(self, uid: str, request: PredictionRequest) -> Prediction:
         check_name("predictname", request.name, RESERVED_NAMES)
         if await self._predictions.find(request.name) is not None:
             raise already_exists("prediction", request.name)
-        if not request.uploads:
-            raise invalid("image0", "", "one image file or more")
+        input_path, is_file = self._input_path(request)
         _check_threshold(request.threshold)
         model = await self._model(request.model_name)
+        await self._check_pairs(request, model)
         self._server.require()
         return Prediction(
             uid=uid,
@@ -82,7 +101,23 @@ class StartPrediction:
             created_at=utc_now(),
             job_id=uuid4().hex,
             threshold=request.threshold,
+            model_version=model.main_version,
+            input_path=input_path,
+            samples=[Sample(Path(input_path).name, Path(input_path).name)] if is_file else [],
+            sample_count=len(request.uploads),
         )
+
+    def _input_path(self, request: PredictionRequest) -> tuple[str, bool]:
+        if request.uploads and request.input_path:
+            raise invalid("inputpath", request.input_path, "nothing, where files are uploaded")
+        if not request.uploads and not request.input_path:
+            raise invalid("image0", "", "one image file or more, or inputpath instead")
+        return self._inputs.resolve(request.input_path) if request.input_path else ("", False)
+
+    async def _check_pairs(self, request: PredictionRequest, model: InferenceModel) -> None:
+        count = len(request.uploads)
+        if count % 2 and await self._inputs.task(model, model.main_version) == "comparison":
+            raise invalid("image0", f"({count} files)", "an even number of files: they are compared two by two")
 
     async def _model(self, name: str) -> InferenceModel:
         model = await self._models.find(name) if name else None
@@ -92,8 +127,9 @@ class StartPrediction:
             known = [each.name for each in await self._models.all() if identity.may_access(each.owner)]
             raise invalid("modelname", name, f"an inference model (POST /inferences makes one); known: {known}")
         current_identity().require_access("model", name, model.owner)
-        if model.state is ModelState.FAILED:
-            raise invalid("modelname", name, f"an inference model that can be served; {model.status_message}")
+        version = model.version(model.main_version)
+        if version.state is ModelState.FAILED:
+            raise invalid("modelname", name, f"an inference model that can be served; {version.status_message}")
         return model
 
     async def _group(self, request: PredictionRequest, model: InferenceModel) -> InstanceGroup:

@@ -1,201 +1,217 @@
-"""`python -m inference_service.worker.predict SPEC.json`: images in, labels with probabilities out, by Triton."""
+"""`python -m inference_service.worker.predict SPEC.json`: files in, results out, by Triton.
+
+Batches are read, encoded and answered by a few threads, so that decoding and the forward passes overlap; what they
+answered is written in order. Memory is that of a few batches, however many samples there are.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+import itertools
+import os
 import sys
 import time
-import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
-import tritonclient.grpc as triton
-from PIL import Image
-from tritonclient.utils import InferenceServerException
+from dlmesh_sdk import served
+from dlmesh_sdk.served import Item, Unreadable
 from workerkit import Reporter
 
-from inference_service.backends.base import Serving
-from inference_service.domain.predictions import Sample, SampleResult, Score
-from inference_service.domain.specs import PredictionSpec, write_results
-from inference_service.triton.server import read_grpc_address
+from inference_service.domain.predictions import ResultType, Sample
+from inference_service.domain.specs import PredictionSpec
+from inference_service.worker.answers import Answers, Model, Row
+from inference_service.worker.errors import PredictionError
+from inference_service.worker.manifest import (
+    PICTURES,
+    TABLES,
+    TEXTS,
+    count_lines,
+    ensure_manifest,
+    find_input,
+    read_manifest,
+)
+from inference_service.worker.pairs import compared
+from inference_service.worker.programs import Program
+from inference_service.worker.result_files import Position, ResultFiles
+from inference_service.worker.triton_client import Client, InterruptedCallError
 
-BATCH_SIZE = 32
-CALL_SECONDS = 120.0
-# For a Triton that restarts: the supervisor is back within seconds, importing torch takes some more.
-PATIENCE_SECONDS = 120.0
-# While the server starts it does not listen, then it does not know the model, then the model is not ready.
-PASSING = {"StatusCode.UNAVAILABLE", "StatusCode.NOT_FOUND", "StatusCode.CANCELLED", "StatusCode.DEADLINE_EXCEEDED"}
-
-Preprocess = Callable[[Image.Image], np.ndarray[Any, Any]]
-
-
-class PredictionError(Exception):
-    """The prediction cannot be made; the text says why."""
+FIRST_BATCH_SIZE = 8
+MAX_BATCH_SIZE = 64
+# Tensors of one request; more of them at once do not make it faster.
+BATCH_BYTES = 16 * 1024 * 1024
+THREADS = 2 + min(8, len(os.sched_getaffinity(0)))
+CHECKPOINT_SECONDS = 2.0
+SUFFIXES = {"tabular": TABLES, "text": TEXTS}
+Progress = Callable[[int, int, str], None]
 
 
 def main(spec_file: str) -> None:
-    """Predict, write the results whole, report. SystemExit with a message when it cannot be done."""
+    """Predict, publish the results whole, report. SystemExit with a message when it cannot be done."""
     spec = PredictionSpec.read(spec_file)
     with Reporter.from_environment() as reporter:
         try:
-            results = predict(spec, lambda done: reporter.progress(done, len(spec.samples), "predicting"))
+            reporter.result(predict(spec, reporter.progress))
         except PredictionError as error:
             sys.exit(str(error))
-        write_results(Path(spec.output_file), results)
-        reporter.result(summary(results))
 
 
-def predict(spec: PredictionSpec, on_progress: Callable[[int], None]) -> list[SampleResult]:
-    """Results in the order of the samples; PredictionError when Triton stays away or refuses."""
-    bundle = Path(spec.bundle)
-    serving = Serving.read(bundle / "serving.json")
-    program = load_program(bundle)
+def predict(spec: PredictionSpec, on_progress: Progress) -> dict[str, Any]:
+    """Results of all samples in their order, behind those that an earlier attempt has; what the job reports.
 
-    def preprocess(image: Image.Image) -> np.ndarray[Any, Any]:
-        pixels = program.preprocess(image, serving.channels, serving.height, serving.width)
-        return np.ascontiguousarray(pixels, np.float32)
+    PredictionError when Triton stays away, or answers what is no result.
+    """
+    model = load_model(Path(spec.bundle))
+    ensure_manifest(spec, SUFFIXES.get(model.task, PICTURES))
+    with contextlib.closing(ResultFiles(Path(spec.output_dir))) as files:
+        if not files.is_published:
+            total = _count(spec, model)
+            on_progress(files.position.samples, total, "predicting")
+            _predict(spec, model, files, _Pace(files.position.samples, total, on_progress))
+            files.publish()
+    return summary(files.position, model.task)
 
-    results: list[SampleResult] = []
-    client = Client(Path(spec.address_file), spec.model_name)
+
+def load_model(bundle: Path) -> Model:
+    """The bundle's model; PredictionError when its program does not load."""
+    if not (bundle / "serving.json").is_file():
+        return Program()
     try:
-        for batch in _batches(spec.samples):
-            results += _predict_batch(batch, spec, serving.labels, preprocess, client)
-            on_progress(len(results))
+        return served.load(bundle)
+    except Exception as error:
+        raise PredictionError(f"the model's program does not load: {type(error).__name__}: {error}") from error
+
+
+def summary(position: Position, task: str) -> dict[str, Any]:
+    """What the job reports: the best score of the first sample that has one, and what could not be read."""
+    kind = ResultType.CLASSIFICATION
+    if task in ("detection", "comparison"):
+        kind = ResultType(task)
+    elif position.has_vectors:
+        kind = ResultType.VECTOR
+    return {
+        "samples": position.samples,
+        "type": str(kind),
+        "are_images": task not in SUFFIXES,
+        "best": position.best,
+        "unreadable": position.unreadable,
+        "unreadable_count": position.unreadable_count,
+    }
+
+
+@dataclass(frozen=True)
+class Work:
+    """One sample; `entry` is the byte of the manifest where its file's line begins, `row` its number in the file."""
+
+    item: Item
+    file: str
+    entry: int
+    row: int
+
+
+def walk(spec: PredictionSpec, model: Model, position: Position) -> Iterator[Work]:
+    """The samples behind `position`."""
+    for entry, sample in read_manifest(Path(spec.manifest), position.entry):
+        skipped = position.rows if entry == position.entry else 0
+        for row, item in enumerate(_items(spec, model, sample)):
+            if row >= skipped:
+                yield Work(item, sample.file, entry, row)
+
+
+def _items(spec: PredictionSpec, model: Model, sample: Sample) -> Iterator[Item]:
+    """Those of a file, the last one Unreadable when the file is or becomes so."""
+    try:
+        path = find_input(spec, sample)
+        if model.task not in SUFFIXES and path.stat().st_size > spec.max_image_bytes:
+            raise ValueError(f"it has {path.stat().st_size} bytes; at most {spec.max_image_bytes} are taken")
+        yield from model.items(path, sample.id)
+    except (ValueError, OSError) as error:
+        yield Item(sample.id, Unreadable(str(error)))
+
+
+def _count(spec: PredictionSpec, model: Model) -> int:
+    if model.task in SUFFIXES:
+        return sum(1 for _ in walk(spec, model, Position()))
+    count = count_lines(Path(spec.manifest))
+    if model.task == "comparison" and count % 2:
+        raise PredictionError(f"pictures are compared in pairs; {count} is an odd number")
+    return count
+
+
+def _predict(spec: PredictionSpec, model: Model, files: ResultFiles, pace: _Pace) -> None:
+    def make_client() -> Client:
+        return Client(Path(spec.address_file), spec.model_name, spec.model_version)
+
+    answers = Answers(model, make_client, spec.threshold)
+    most = _max_batch_size(make_client())
+    pending: deque[tuple[Sequence[Work], Future[list[Row]]]] = deque()
+    checkpointed_at = time.monotonic()
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="batch")
+    try:
+        works = walk(spec, model, files.position)
+        while batch := list(itertools.islice(works, _batch_size(answers.sample_bytes, most, model.task))):
+            pending.append((batch, pool.submit(answers, [work.item for work in batch])))
+            if len(pending) >= THREADS:
+                _settle(*pending.popleft(), model, files)
+                pace.report(files.position.samples)
+            if time.monotonic() - checkpointed_at > CHECKPOINT_SECONDS:
+                files.checkpoint()
+                checkpointed_at = time.monotonic()
+        while pending:
+            _settle(*pending.popleft(), model, files)
+            pace.report(files.position.samples)
+    finally:
+        answers.is_given_up.set()
+        pool.shutdown(cancel_futures=True)
+        answers.close()
+
+
+def _settle(batch: Sequence[Work], answer: Future[list[Row]], model: Model, files: ResultFiles) -> None:
+    rows = [{**row, "file": work.file} for work, row in zip(batch, answer.result(), strict=True)]
+    files.append(compared(rows, model) if model.task == "comparison" else rows)
+    position, last = files.position, batch[-1]
+    position.entry, position.rows = last.entry, last.row + 1
+    position.samples += len(batch)
+
+
+def _max_batch_size(client: Client) -> int:
+    """Of the model; patient, as it may be loaded just now."""
+    import threading
+
+    never = threading.Event()
+    try:
+        while True:
+            client.await_model(never)
+            try:
+                return max(1, min(MAX_BATCH_SIZE, client.max_batch_size()))
+            except InterruptedCallError:
+                continue
     finally:
         client.close()
-    return results
 
 
-def summary(results: Sequence[SampleResult]) -> dict[str, Any]:
-    """What the job reports: the best score of the first sample that has one, and what could not be read."""
-    best = next(
-        (
-            {
-                "sample": result.sample_id,
-                "index": result.scores[0].index,
-                "label": result.scores[0].label,
-                "probability": result.scores[0].probability,
-            }
-            for result in results
-            if result.scores
-        ),
-        None,
-    )
-    unreadable = [result.sample_id for result in results if result.error]
-    return {"samples": len(results), "best": best, "unreadable": unreadable[:100]}
+def _batch_size(sample_bytes: int, most: int, task: str) -> int:
+    """How many samples go together; an even number where they are compared."""
+    size = min(most, max(1, BATCH_BYTES // sample_bytes) if sample_bytes else FIRST_BATCH_SIZE)
+    return max(2, size // 2 * 2) if task == "comparison" else size
 
 
-def scores_of(probabilities: Sequence[float], labels: Sequence[str], threshold: float) -> tuple[Score, ...]:
-    """Labels whose probability reaches the threshold, best first."""
-    scores = [Score(index, labels[index], float(value)) for index, value in enumerate(probabilities)]
-    kept = [score for score in scores if score.probability >= threshold]
-    return tuple(sorted(kept, key=lambda score: (-score.probability, score.index)))
+class _Pace:
+    """Progress with the rate of this attempt and the time that the rest takes at that rate."""
 
+    def __init__(self, done: int, total: int, on_progress: Progress) -> None:
+        self._begun_with, self._total, self._on_progress = done, total, on_progress
+        self._begun_at = time.monotonic()
 
-def load_program(bundle: Path) -> ModuleType:
-    """The bundle's model.py under a name of its own; PredictionError when it does not load."""
-    sys.path.insert(0, str(bundle))
-    specification = importlib.util.spec_from_file_location(
-        f"dlmesh_bundle_{bundle.parents[1].name}", bundle / "model.py"
-    )
-    if specification is None or specification.loader is None:
-        raise PredictionError(f"{bundle / 'model.py'} is not a Python file")
-    program = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = program
-    specification.loader.exec_module(program)
-    return program
-
-
-class Client:
-    """Infers with one model, patient while Triton restarts."""
-
-    def __init__(self, address_file: Path, model_name: str) -> None:
-        self._address_file, self._model_name = address_file, model_name
-        self._client: Any = None
-        self._address = ""
-
-    def infer(self, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Probabilities [n, labels] of inputs [n, channels, height, width]."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            try:
-                return self._infer(inputs)
-            except InferenceServerException as error:
-                if not _is_passing(error):
-                    raise PredictionError(f"Triton refuses: {error.message()}") from error
-                if time.monotonic() > deadline:
-                    message = f"Triton did not answer for {PATIENCE_SECONDS:.0f} s: {error.message()}"
-                    raise PredictionError(message) from error
-            time.sleep(0.25)
-
-    def close(self) -> None:
-        """Close the channel."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
-
-    def _infer(self, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        address = read_grpc_address(self._address_file)
-        if address is None:
-            raise InferenceServerException("no address was published", "StatusCode.UNAVAILABLE")
-        if self._client is None or address != self._address:
-            self.close()
-            options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
-            options += [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-            self._client = triton.InferenceServerClient(address, channel_args=options)
-            self._address = address
-        tensor = triton.InferInput("INPUT__0", list(inputs.shape), "FP32")
-        tensor.set_data_from_numpy(inputs)
-        answer = self._client.infer(self._model_name, [tensor], client_timeout=CALL_SECONDS)
-        probabilities: np.ndarray[Any, Any] = answer.as_numpy("OUTPUT__0")
-        return probabilities
-
-
-def _is_passing(error: InferenceServerException) -> bool:
-    # "not healthy": the process of the model was killed under a living server; the service loads it again.
-    message = str(error.message())
-    return error.status() in PASSING or "not ready" in message or "not healthy" in message
-
-
-def _batches(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
-    for start in range(0, len(samples), BATCH_SIZE):
-        yield samples[start : start + BATCH_SIZE]
-
-
-def _predict_batch(
-    batch: Sequence[Sample], spec: PredictionSpec, labels: Sequence[str], preprocess: Preprocess, client: Client
-) -> list[SampleResult]:
-    inputs: dict[str, np.ndarray[Any, Any]] = {}
-    errors: dict[str, str] = {}
-    for sample in batch:
-        try:
-            inputs[sample.id] = preprocess(_open(Path(spec.input_dir) / sample.file))
-        except Exception as error:
-            # Whatever a picture from anywhere makes the decoder say: it is that picture's result.
-            errors[sample.id] = f"{type(error).__name__}: {error}"
-    probabilities = client.infer(np.stack(list(inputs.values()))) if inputs else ()
-    scores = dict(zip(inputs, probabilities, strict=True))
-    return [
-        SampleResult(
-            sample_id=sample.id,
-            input_path=str(Path(spec.input_dir) / sample.file),
-            scores=scores_of(scores[sample.id], labels, spec.threshold) if sample.id in scores else (),
-            error=errors.get(sample.id, ""),
-        )
-        for sample in batch
-    ]
-
-
-def _open(path: Path) -> Image.Image:
-    with warnings.catch_warnings():
-        # A small file may claim to be a picture of gigabytes.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
-            image.load()
-            return image
+    def report(self, done: int) -> None:
+        seconds = max(1e-3, time.monotonic() - self._begun_at)
+        rate = (done - self._begun_with) / seconds
+        left = time.strftime("%H:%M:%S", time.gmtime((self._total - done) / rate)) if rate else "?"
+        self._on_progress(done, self._total, f"predicting: {rate:.0f} samples/s, {left} left")
 
 
 if __name__ == "__main__":
