@@ -1,4 +1,4 @@
-"""Trainings of built-in PyTorch templates that never ran: their programs with weights by a seed, and input files."""
+"""Trainings of built-in PyTorch templates that never ran: programs, weights by a seed, input files, and questions."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import models_service
 import numpy as np
 import torch
+import tritonclient.grpc as tritongrpc
 from dlmesh_sdk import served
 from dlmesh_sdk.served.program import load_program
+from inference_service.triton.server import read_grpc_address
 from PIL import Image
+from triton_fixtures import ServedHome
+from tritonclient.utils import np_to_triton_dtype
 
 BUILTIN = Path(models_service.__file__).parent / "builtin"
 LABELS = ["ant", "bee", "cat"]
@@ -89,3 +94,19 @@ def validated(code: Path, checkpoints: Path, source: Path, output: Path) -> dict
     assert done.returncode == 0, done.stderr[-2000:]
     result: dict[str, Any] = json.loads((output / "result.json").read_text())
     return result
+
+
+def ask(room: ServedHome, name: str, inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+    """All outputs of one request."""
+    with tritongrpc.InferenceServerClient(read_grpc_address(room.address_file)) as client:
+        tensors = []
+        for tensor, array in inputs.items():
+            tensors.append(tritongrpc.InferInput(tensor, list(array.shape), np_to_triton_dtype(array.dtype)))
+            tensors[-1].set_data_from_numpy(array)
+        answer = client.infer(name, tensors)
+        return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
+
+
+def ask_items(room: ServedHome, name: str, items: Sequence[bytes]) -> list[dict[str, Any]]:
+    rows = np.array([[item] for item in items], np.object_)
+    return [json.loads(result) for result in ask(room, name, {"ITEM": rows})["RESULT"].ravel()]

@@ -5,39 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tritonclient.grpc as tritongrpc
 from dlmesh_sdk import served
-from inference_service.triton.server import read_grpc_address
-from template_bundles import REGRESSION, SERVING, validated, write_bundle, write_pictures, write_table
+from template_bundles import REGRESSION, SERVING, ask, ask_items, validated, write_bundle, write_pictures, write_table
 from triton_fixtures import ServedHome, make_model
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.triton
 
 CASES = [*((template, None) for template in SERVING), ("pytorch-tabular", REGRESSION)]
 NAMES = [*SERVING, "pytorch-tabular of numbers"]
-
-
-def ask(room: ServedHome, name: str, inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
-    """All outputs of one request."""
-    with tritongrpc.InferenceServerClient(read_grpc_address(room.address_file)) as client:
-        tensors = []
-        for tensor, array in inputs.items():
-            tensors.append(tritongrpc.InferInput(tensor, list(array.shape), np_to_triton_dtype(array.dtype)))
-            tensors[-1].set_data_from_numpy(array)
-        answer = client.infer(name, tensors)
-        return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
-
-
-def ask_items(room: ServedHome, name: str, items: Sequence[bytes]) -> list[dict[str, Any]]:
-    rows = np.array([[item] for item in items], np.object_)
-    return [json.loads(result) for result in ask(room, name, {"ITEM": rows})["RESULT"].ravel()]
 
 
 def plain(result: Mapping[str, Any]) -> list[Any]:
