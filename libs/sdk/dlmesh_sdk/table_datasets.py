@@ -71,11 +71,11 @@ class Table:
     """Rows as lists of cells, by their numbers from 0; a row may be read from any process.
 
     `path` is a CSV file, or the folder of a split of a CSV dataset. `columns` have the types that the import found (a
-    file that was not imported is read once for them). ValueError when it is no table, WrongDataError when there is no
-    file.
+    file that was not imported is read once for them, unless `has_types` is false: then all are texts, and a wrong row
+    is found when it is read). ValueError when it is no table, WrongDataError when there is no file.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, has_types: bool = True) -> None:
         self.path = Path(path) / DATA if Path(path).is_dir() else Path(path)
         csv.field_size_limit(MAX_CELL_CHARACTERS)
         self._map: mmap.mmap | None = None
@@ -92,8 +92,9 @@ class Table:
         if len(set(names)) < len(names):
             raise ValueError(f"{self.path} has columns of the same name: {', '.join(sorted(names))}")
         self.columns = tuple(Column(name, False) for name in names)
-        are_numbers = _known_types(self.path.parent.parent / COLUMNS, names) or self._find_types()
-        self.columns = tuple(map(Column, names, are_numbers))
+        if has_types:
+            are_numbers = _known_types(self.path.parent.parent / COLUMNS, names) or self._find_types()
+            self.columns = tuple(map(Column, names, are_numbers))
 
     def __len__(self) -> int:
         return len(self._starts) - 1

@@ -64,7 +64,7 @@ class ServedRows(Served):
 
         try:
             require_file(file)
-            table = Table(file)
+            table = Table(file, has_types=False)
         except (OSError, ValueError) as error:
             yield Item(name, Unreadable(str(error).replace(str(file), name)))
             return
