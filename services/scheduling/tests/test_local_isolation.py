@@ -144,6 +144,27 @@ async def test_what_is_hidden_can_neither_be_read_nor_changed(engine: Engine, ho
 
 
 @with_landlock
+async def test_what_triton_serves_is_read_only_but_for_the_predictions_own_folder(engine: Engine, home: Path) -> None:
+    served = home / "inference" / "repository" / "m" / "1" / "model.py"
+    prediction = home / "inference" / "predictions" / "p"
+    for folder in (served.parent, prediction, prediction.with_name("other")):
+        folder.mkdir(parents=True)
+    served.write_text("ours")
+    ways = {
+        "read": f"open({str(served)!r}).read()",
+        "write": f"open({str(served)!r}, 'a')",
+        "redirect": f"open({str(home / 'inference' / 'triton.json')!r}, 'x')",
+        "other": f"open({str(prediction.with_name('other') / 'x')!r}, 'x')",
+        "own": "open('own', 'x').close()",
+        "replace": f"os.replace('own', {str(served)!r})",
+    }
+    found = await tried(engine, home, ways, working_directory=str(prediction))
+    assert found.pop("read") == repr("ours")
+    assert found.pop("own") == "None"
+    assert {name: text for name, text in found.items() if "Error" not in text} == {}
+
+
+@with_landlock
 async def test_programs_go_on_working(engine: Engine, home: Path, room: Path) -> None:
     """All that is no secret is as it was."""
     (room / "elsewhere").mkdir()

@@ -17,10 +17,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 # Below the home; the rest of it (passwords, databases, logs, what runs, other jobs) is hidden.
-SHARED_FOLDERS: tuple[str, ...] = ("data", "datasets", "fabric", "frameworks", "inference", "models")
+SHARED_FOLDERS: tuple[str, ...] = ("data", "datasets", "fabric", "frameworks", "models")
 SHARED_FOLDERS += ("templates", "trainings", "validations", "weights")
-# Programs of plug-ins are run by the platform itself, too. Of `execs` a task has its own folder, where it works.
-READ_ONLY_FOLDERS = ("exec-frameworks",)
+# Programs of plug-ins and what Triton serves are run beside the queue, too. Of `execs` a task, and of `inference` a
+# prediction, has its own folder, where it works.
+READ_ONLY_FOLDERS = ("exec-frameworks", "inference")
 # Before 2 files could not be renamed from folder to folder by a process that had given up anything.
 LEAST_ABI = 2
 
