@@ -17,7 +17,7 @@ class ModelRoom:
 
     def __init__(self, bundle: Path, name: str) -> None:
         self.bundle = bundle
-        is_ours = (bundle.parents[2].name, bundle.parents[3].name) == ("repository", "inference")
+        is_ours = [parent.name for parent in bundle.parents][2:4] == ["repository", "inference"]
         self.home = bundle.parents[4] if is_ours else None
         if self.home is None or not os.access(self.home / "inference", os.W_OK):
             self.work = Path(tempfile.mkdtemp(prefix="dlmesh-model-"))
