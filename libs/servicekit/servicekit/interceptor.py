@@ -38,6 +38,13 @@ METHODS_OF_WORKERS = frozenset(
         "/dlmesh.training.v1.MetricService/RecordMetrics",
     }
 )
+# POST because they carry a body; they change nothing, and come by the thousand.
+METHODS_THAT_ONLY_ASK = frozenset(
+    {
+        "/dlmesh.inference.v1.KernelModelService/InvokeKernelModel",
+        "/dlmesh.inference.v1.KernelModelService/TestKernelModel",
+    }
+)
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -198,9 +205,8 @@ def method_contract(method: str) -> MethodContract:
     if descriptor.output_type.full_name == "google.protobuf.Empty":
         headers.append((HTTP_EMPTY_HEADER, "1"))
     rule = options.Extensions[http_annotations.http]
-    return MethodContract(
-        mutating=rule.WhichOneof("pattern") in {"post", "put", "delete", "patch"}, headers=tuple(headers)
-    )
+    is_write = rule.WhichOneof("pattern") in {"post", "put", "delete", "patch"}
+    return MethodContract(mutating=is_write and method not in METHODS_THAT_ONLY_ASK, headers=tuple(headers))
 
 
 async def _refuse(context: grpc.aio.ServicerContext, error: ServiceError) -> None:

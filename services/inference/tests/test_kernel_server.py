@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -342,3 +343,19 @@ async def test_profiles(room: KernelModelRoom) -> None:
     ):
         work = room.stub.UpdateKernelProfile(pb.UpdateKernelProfileRequest(name="pong", profile=wrong))
         await refused(work, INVALID, words)
+
+
+async def test_what_is_changed_is_in_the_audit_trail_and_what_is_asked_is_not(
+    room: KernelModelRoom, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "dlmesh.audit"):
+        await room.publish()
+        await room.start()
+        await room.invoke()
+        await room.stop()
+    rows = [json.loads(record.message) for record in caplog.records if record.name == "dlmesh.audit"]
+    assert [row["what"].rpartition("/")[2] for row in rows] == [
+        "PublishKernelModel",
+        "StartKernelModel",
+        "StopKernelModel",
+    ]
