@@ -59,6 +59,11 @@ async def test_a_kernel_reads_no_secret_and_changes_nothing_but_its_own_folder(r
     (room.home / "db").mkdir()
     (room.home / "db" / "inference.sqlite").write_text("hidden")
     (room.folder / "labels.txt").write_text("cat")
+    other = room.folder.parent.parent / "other" / "model" / "kernel.py"
+    other.parent.mkdir(parents=True)
+    other.write_text("hidden")
+    (room.home / "data").mkdir()
+    (room.home / "data" / "table.csv").write_text("1,2")
     await room.start()
     service = os.getpid()
     found = json.loads(
@@ -66,6 +71,9 @@ async def test_a_kernel_reads_no_secret_and_changes_nothing_but_its_own_folder(r
             attempts(
                 secret=f"open({str(room.home / 'secret')!r}).read()",
                 database=f"open({str(room.home / 'db' / 'inference.sqlite')!r}).read()",
+                other_model=f"open({str(other)!r}).read()",
+                data=f"open({str(room.home / 'data' / 'table.csv')!r}).read()",
+                more_data=f"open({str(room.home / 'data' / 'more.csv')!r}, 'w')",
                 environment=f"open('/proc/{service}/environ').read()",
                 memory=f"open('/proc/{service}/mem')",
                 own_program="open('kernel.py', 'a')",
@@ -80,6 +88,7 @@ async def test_a_kernel_reads_no_secret_and_changes_nothing_but_its_own_folder(r
     hidden = "PermissionError"
     assert found == {
         **{"secret": hidden, "database": hidden, "environment": hidden, "memory": hidden},
+        **{"other_model": hidden, "data": "'1,2'", "more_data": hidden},
         **{"own_program": hidden, "beside": hidden, "elsewhere": hidden},
         **{"labels": "'cat'", "note": "'mine'", "temporary": "True"},
     }
@@ -252,12 +261,7 @@ async def test_kernels_that_import_torch_are_forks_of_a_process_that_has_it(tmp_
         text = (room.folder / "kernel.py").read_text()
         room.publish("import sys\nwas_there = 'torch' in sys.modules\nimport random, numpy, torch\n" + text)
         await room.start(replace(room.launch(kernel_min=2, kernel_max=2), limits=KernelLimits(cores=1)))
-        await until(lambda: room.pools._starter._warm.is_ready)
-        for pid in room.pids:
-            os.kill(pid, signal.SIGKILL)
-        await until(
-            lambda: {kernel.id for kernel in room.kernels if kernel.status == "idle"} == {"obedient-3", "obedient-4"}
-        )
+        await until(lambda: [kernel.status for kernel in room.kernels] == ["idle"] * 2)
         wait, open_gate = room.gate("both")
         facts = (
             "[was_there, torch.get_num_threads(), random.random(), float(numpy.random.rand()), float(torch.rand(1))]"

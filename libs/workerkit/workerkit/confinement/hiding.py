@@ -46,10 +46,18 @@ def supported_abi() -> int:
     return version if version >= LEAST_ABI else 0
 
 
-def hide(home: Path, writable: Iterable[Path], readable: Iterable[Path], *, changes_nothing_else: bool = False) -> None:
+def hide(
+    home: Path,
+    writable: Iterable[Path],
+    readable: Iterable[Path],
+    *,
+    changes_nothing_else: bool = False,
+    shared: Iterable[str] = (*SHARED_FOLDERS, *READ_ONLY_FOLDERS),
+) -> None:
     """Give up, for this process and all that it starts, what is hidden; `writable` and `readable` lie below `home`.
 
     With `changes_nothing_else` only `writable` and devices can be written, and all the rest that is not hidden read.
+    `shared` are the folders of the home that are not hidden.
     Nothing is given up where there is no `home`; files stay within reach where the kernel has no Landlock. OSError when
     the kernel refuses.
     """
@@ -62,7 +70,7 @@ def hide(home: Path, writable: Iterable[Path], readable: Iterable[Path], *, chan
         return
     abi = supported_abi()
     if abi:
-        _restrict(abi, _reachable(home, writable, readable, not changes_nothing_else))
+        _restrict(abi, _reachable(home, writable, readable, shared, not changes_nothing_else))
     if os.geteuid() == 0:
         # Root looks into every process and every disk, whatever files it has given up.
         _drop_capabilities()
@@ -97,7 +105,7 @@ def _restrict(abi: int, reachable: Iterable[tuple[str, bool]]) -> None:
 
 
 def _reachable(
-    home: Path, writable: Iterable[Path], readable: Iterable[Path], rest_is_writable: bool
+    home: Path, writable: Iterable[Path], readable: Iterable[Path], shared: Iterable[str], rest_is_writable: bool
 ) -> Iterator[tuple[str, bool]]:
     """Everything beside the way from / to the home, and what of the home is shared or the rank's own."""
     is_root = os.geteuid() == 0
@@ -112,10 +120,8 @@ def _reachable(
             else:
                 is_device = entry == "/dev"
                 yield entry, (rest_is_writable or is_device) and not (is_root and entry in ("/proc", "/sys"))
-    for name in SHARED_FOLDERS:
-        yield str(home / name), rest_is_writable
-    for name in READ_ONLY_FOLDERS:
-        yield str(home / name), False
+    for name in shared:
+        yield str(home / name), rest_is_writable and name not in READ_ONLY_FOLDERS
     for paths, is_writable in ((readable, False), (writable, True)):
         for path in paths:
             resolved = path.resolve()

@@ -38,12 +38,6 @@ class Nursery:
         """Of the process, while it runs."""
         return self._process.pid if self._process and self._process.returncode is None else None
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether everything is imported."""
-        ready = self._readiness
-        return self.pid is not None and ready is not None and ready.done() and not ready.cancelled() and ready.result()
-
     async def start(self) -> None:
         """Begin to import; OSError when the machine has no room for it at the moment."""
         async with self._lock:

@@ -58,17 +58,24 @@ class KernelStarter:
 
     async def start(self, launch: KernelLaunch, number: int, gpus: str, output: KernelOutput) -> KernelProcess:
         """As `KernelProcess.start` says."""
-        is_warm = await self._is_for_warm(launch)
-        nursery = self._plain
-        if is_warm:
-            # Another one when it was ended meanwhile; until it is ready kernels import for themselves.
-            await self._warm.start()
-            nursery = self._warm if self._warm.is_ready else self._plain
-        await nursery.start()
-        await nursery.wait_ready()
+        nursery = await self._nursery(launch)
         spec = self._spec(launch, number, gpus, is_warm=nursery is self._warm)
         most_bytes = FRAME_BYTES + FRAME_SHARE * self.limits.output_bytes
         return await KernelProcess.start(nursery, spec, output, most_bytes)
+
+    async def _nursery(self, launch: KernelLaunch) -> Nursery:
+        if await self._is_for_warm(launch):
+            try:
+                # To wait takes no longer than to import, and the next one need not.
+                await self._warm.start()
+                await self._warm.wait_ready()
+            except OSError as error:
+                log.warning("kernels import torch for themselves: %s", error)
+            else:
+                return self._warm
+        await self._plain.start()
+        await self._plain.wait_ready()
+        return self._plain
 
     async def close(self) -> None:
         """End what was started for all of them."""
@@ -91,7 +98,7 @@ class KernelStarter:
             "file": launch.kernel_file,
             "home": str(self._home),
             "work": str(work_folder(launch, number)),
-            "readable": [*needed, sys.prefix, sys.base_prefix],
+            "readable": [str(launch.folder.parent), *needed, sys.prefix, sys.base_prefix],
             "needed": needed,
             "user": launch.execution_user,
             "umask": launch.umask,

@@ -8,7 +8,7 @@ A guard is a process of its own with three descriptors: `control`, on which it r
 and writes lines: {"pid", "guard"}, the processes, {"cannot_start", "is_transient"}, {"ended", "code"}; `data`, the
 kernel's connection; and `output`, where it prints. It works in `work`, where links show it what is in `folder`, as the
 operating system's `user` if there is one, who must be able to read `needed`. Of the platform's `home` it can write
-`work` only, and read besides what everybody shares only `readable`. When `control` is closed at the other end, or it
+`work` only, and read besides SHARED_FOLDERS only `readable`. When `control` is closed at the other end, or it
 takes too much, it is killed with all that it started, also what tried to get away. Standard library only.
 """
 
@@ -37,6 +37,8 @@ LOOK_SECONDS, FOLDER_LOOK_SECONDS = 1.0, 5.0
 LOOK_SHARE = 0.02
 # What it may allocate beyond its limit before it is an error: it is ended at the next look.
 BURST = 1.25
+# Of the home. What a model needs of others' work is published with it.
+SHARED_FOLDERS = ("data",)
 DESCRIPTOR = 3
 DESCRIPTOR_VARIABLE = "DLMESH_KERNEL_SOCKET"
 _TRANSIENT = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ETXTBSY, errno.EINTR)
@@ -75,7 +77,7 @@ def guard(control: int, data: int, output: int, confinement: Mapping[str, Any]) 
 def start(spec: Mapping[str, Any], data: int, output: int, confinement: Mapping[str, Any], ours: list[int]) -> int:
     """Start the kernel; its pid. Of the descriptors none of `ours` is left to it."""
     work, folder = Path(spec["work"]), Path(spec["folder"])
-    work.mkdir(parents=True, exist_ok=True)
+    work.mkdir(mode=0o700, parents=True, exist_ok=True)
     for entry in folder.iterdir():
         with contextlib.suppress(FileExistsError):
             (work / entry.name).symlink_to(entry)
@@ -124,6 +126,7 @@ def _take_descriptors(data: int, output: int) -> None:
 
 def _become_kernel(spec: Mapping[str, Any], account: Any, parent: int, hiding: Any) -> None:
     """In the child: give up all that a kernel must not have, and be it."""
+    work = Path(spec["work"])
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
         file.write(OOM_SCORE_ADJUSTMENT)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -143,8 +146,9 @@ def _become_kernel(spec: Mapping[str, Any], account: Any, parent: int, hiding: A
         os._exit(1)
     os.umask(spec["umask"])
     environment[DESCRIPTOR_VARIABLE] = str(DESCRIPTOR)
-    hiding.hide(Path(spec["home"]), [Path(spec["work"])], map(Path, spec["readable"]), changes_nothing_else=True)
-    os.chdir(spec["work"])
+    readable = map(Path, spec["readable"])
+    hiding.hide(Path(spec["home"]), [work], readable, changes_nothing_else=True, shared=SHARED_FOLDERS)
+    os.chdir(work)
     if spec["is_warm"]:
         import kernel_host  # type: ignore[import-not-found]
 
