@@ -18,8 +18,11 @@ import numpy as np
 import pytest
 import torch
 import tritonclient.grpc as tritongrpc
+from inference_service.domain.predictions import Sample
+from inference_service.domain.specs import RESULT_FILE, PredictionSpec, write_manifest
 from inference_service.triton.server import read_grpc_address
 from inference_service.usecases.ports import LoadRefusedError
+from inference_service.worker.predict import predict
 from PIL import Image
 from triton_fixtures import ServedHome, make_model, write_training
 from tritonclient.utils import InferenceServerException
@@ -63,6 +66,12 @@ def encoded(pixels: Any) -> bytes:
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG")
     return content.getvalue()
+
+
+def write_pictures(folder: Path, seen: Sequence[Any]) -> None:
+    folder.mkdir()
+    for number, pixels in enumerate(seen):
+        (folder / f"{number}.png").write_bytes(encoded(pixels))
 
 
 def ask(address_file: Path, name: str, items: Sequence[bytes]) -> list[dict[str, Any]]:
@@ -112,7 +121,27 @@ def write_record(folder: Path) -> None:
         transaction.put(b"0", encode_datum(np.full((1, 8, 8), 200, np.uint8), 0))
 
 
-async def test_a_program_with_only_an_inference_py(triton: ServedHome) -> None:
+def predicted(triton: ServedHome, name: str, folder: Path) -> list[dict[str, Any]]:
+    """What a batch prediction of the files in `folder/input` writes."""
+    names = sorted(file.name for file in (folder / "input").iterdir())
+    write_manifest(folder / "manifest.jsonl", [Sample(name, name) for name in names])
+    spec = PredictionSpec(
+        model_name=name,
+        model_version=1,
+        bundle=str(triton.home / "inference" / "repository" / name / "1" / "bundle"),
+        address_file=str(triton.address_file),
+        input_dir=str(folder / "input"),
+        roots=(str(folder.resolve()),),
+        manifest=str(folder / "manifest.jsonl"),
+        output_dir=str(folder / "output"),
+        threshold=0.0,
+        max_image_bytes=1 << 20,
+    )
+    predict(spec, lambda *_: None)
+    return [json.loads(line) for line in (folder / "output" / RESULT_FILE).read_text().splitlines()]
+
+
+async def test_a_program_with_only_an_inference_py(triton: ServedHome, tmp_path: Path) -> None:
     code, checkpoints = write_program(triton.home, "original", PROGRAM)
     scope: dict[str, Any] = {}
     exec(NET, scope)
@@ -134,6 +163,14 @@ async def test_a_program_with_only_an_inference_py(triton: ServedHome) -> None:
     assert "what is black cannot be classified" in str(refusal)
     answers = [answer for answer in (first, *rest) if isinstance(answer, list)]
     np.testing.assert_allclose(probabilities([answer[0] for answer in answers], LABELS), expected, rtol=1e-5)
+    # A batch prediction, with pictures that it cannot bear and one that is none.
+    write_pictures(tmp_path / "input", [*seen, np.zeros((8, 8), np.uint8)])
+    (tmp_path / "input" / "9.png").write_bytes(b"no picture")
+    rows = await asyncio.to_thread(predicted, triton, "original", tmp_path)
+    assert [row["sampleId"] for row in rows] == [*(f"{number}.png" for number in range(7)), "9.png"]
+    np.testing.assert_allclose(probabilities(rows[:6], LABELS), expected, rtol=1e-5)
+    assert "what is black cannot be classified" in rows[6]["error"]
+    assert "error" in rows[7]
 
 
 async def test_a_program_that_cannot_answer_its_own_dataset_is_not_ready(triton: ServedHome) -> None:
@@ -157,12 +194,6 @@ options = ["--model", folder, "--input_dir", input_dir, "--output_dir", input_di
 sys.argv = ["inference.py", *options]
 runpy.run_path("inference.py", run_name="__main__")
 """
-
-
-def write_pictures(folder: Path, seen: Sequence[Any]) -> None:
-    folder.mkdir()
-    for number, pixels in enumerate(seen):
-        (folder / f"{number}.png").write_bytes(encoded(pixels))
 
 
 def rows_of(file: Path, labels: Sequence[str]) -> Any:
