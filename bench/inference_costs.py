@@ -2,199 +2,103 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import os
-import statistics
-import subprocess
-import sys
+import random
+import shutil
 import tempfile
-import time
-from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import requests
-from dlmesh_platform.endpoints import free_port
+from dlmesh_platform.client import Client
 from dlmesh_platform.launch import RunningPlatform, launch
-from dlmesh_platform.main_job import IMAGE_PIXELS, MainJob, write_digits
-from inference_load import Load, grpc_load, post_request, rest_load, tensor_request
+from dlmesh_platform.main_job import MainJob, write_digits
+from inference_batch import measure_batches
+from inference_kernels import measure_kernels
+from inference_online import measure_online, ratios
 from report import Row, announce
 
-HERE = Path(__file__).resolve().parent
-PEERS = HERE.parent / ".bench"
-FASTAPI = ("fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0")
-# Slices are short and alternate, so that what a machine does meanwhile falls on all alike.
-SLICE_SECONDS, WARMUP_SECONDS, PAIRS = 2.0, 1.0, 12
-FEW, MANY = 16, 64
-LEAST_OF_STRAIGHT, LEAST_OF_FASTAPI = 0.9, 3.0
-SHAPE = (1, IMAGE_PIXELS, IMAGE_PIXELS)
-Measure = Callable[[float], Load]
+# Pictures of each net, so that a turn takes some ten seconds.
+BATCHES, BATCH_TURNS = {"small net": 3000, "ResNet": 600}, 4
+LEAST_OF_IDEAL = 0.9
+TEXT_TEMPLATE = "pytorch-text-classification"
+PATIENCE: dict[str, float] = {"seconds": 600.0, "interval_seconds": 1.0}
 
 
 def measure_inference() -> list[Row]:
     """Rows of the section `inference`."""
     with tempfile.TemporaryDirectory(prefix="dlmesh-bench-", ignore_cleanup_errors=True) as folder:
+        # While it is measured no model goes for being idle.
         with launch(Path(folder), {"DLMESH_MODEL_IDLE_SECONDS": "0"}) as platform:
-            model = serve_digits(platform)
-            return [*measure_online(platform, model)]
+            online = measure_online(platform, serve_pictures(platform), serve_texts(platform))
+    return [*online, *batch_rows(), *measure_kernels()]
 
 
-def serve_digits(platform: RunningPlatform) -> str:
+def serve_pictures(platform: RunningPlatform) -> str:
     """A trained model of digits, READY; its name."""
-    announce("training what is served")
+    announce("training what is served: pictures")
     write_digits(platform.home / "data" / "digits", platform.home / "held-out")
-    job = MainJob(platform.client(), "digits", epochs=3, seconds=600.0)
+    job = MainJob(platform.client(), "digits", epochs=3, seconds=PATIENCE["seconds"])
     for step in (job.create_dataset, job.await_dataset, job.create_model, job.start_training, job.await_training):
         step()
-    job.create_inference()
-    job.start_prediction(sorted((platform.home / "held-out").glob("*.png")), "first")
-    job.await_prediction("first")
-    return job.inference_model
+    return _serve(platform.client(), "digits")
 
 
-def measure_online(platform: RunningPlatform, model: str) -> list[Row]:
-    """tritonclient through the gateway and straight to Triton; a plain client against FastAPI."""
-    triton = json.loads((platform.home / "inference" / "triton.json").read_text())
-    gateway = platform.url.removeprefix("http://")
-    password = (platform.home / "admin_password").read_text().strip()
-    credentials = {"authorization": f"Basic {b64encode(f'Admin:{password}'.encode()).decode()}"}
-    values = np.random.default_rng(0).standard_normal((1, *SHAPE), np.float32)
-    rows = []
-    for connections in (FEW, MANY):
-
-        def over_grpc(address: str, headers: Mapping[str, str] | None, number: int = connections) -> Measure:
-            return lambda seconds: grpc_load(address, model, values, headers, number, seconds)
-
-        pairs = _in_turns(
-            f"online, {connections} connections",
-            {"gateway": over_grpc(gateway, credentials), "straight": over_grpc(triton["grpc"], None)},
-        )
-        rows.append(_straight_row(connections, pairs))
-    request = tensor_request(model, gateway, values.tobytes(), SHAPE, credentials)
-    bundle = platform.home / "inference" / "repository" / model / "1" / "bundle"
-    with _fastapi(bundle, 1) as one, _fastapi(bundle, 2) as two:
-        plain = post_request("/predict", one, values.tobytes(), {})
-        _same_answers(platform.url, f"http://{one}/predict", model, values, credentials)
-        loads = _in_turns(
-            f"online against FastAPI, {MANY} connections",
-            {
-                "gateway": lambda seconds: rest_load(gateway, request, MANY, seconds),
-                "one": lambda seconds: rest_load(one, plain, MANY, seconds),
-                "two": lambda seconds: rest_load(two, plain, MANY, seconds),
-            },
-        )
-    return [*rows, *_fastapi_rows(loads)]
+def serve_texts(platform: RunningPlatform) -> str:
+    """A trained model of short texts, READY; its name."""
+    announce("training what is served: texts")
+    client, data = platform.client(), platform.home / "data"
+    dice = random.Random(1)
+    (data / "games").mkdir()
+    for split, count in {"train": 400, "val": 100, "test": 100}.items():
+        with (data / "games" / f"{split}.csv").open("w", newline="") as file:
+            pairs = (dice.sample(["Ann", "Bob", "Cleo", "Dan", "Eve"], 2) for _ in range(count))
+            csv.writer(file).writerows([["report", "winner"], *([f"{a} beats {b}!", a] for a, b in pairs)])
+    paths = {f"{split}path": f"games/{split}.csv" for split in ("train", "val", "test")}
+    kind = {"dbbackend": "CSV", "datasourcetype": "CSV", "sigid": "local"}
+    client.post("/datasets", {"name": "games", **kind, **paths})
+    client.wait(lambda: client.get("/datasets/games"), **PATIENCE)
+    shutil.copytree(client.get(f"/modeltemplates/{TEXT_TEMPLATE}")["path"], data / "winners")
+    program = data / "winners" / "main.py"
+    program.write_text(program.read_text().replace('TARGET = ""', 'TARGET = "winner"'))
+    (data / "winners" / "template.json").unlink()
+    client.post("/modeltemplates", {"name": "winners", "path": "winners", "framework": "PyTorch"})
+    rates = {"solvertype": "Adam", "learningrate": 0.002, "lrpolicy": "fixed", "epoch": 1}
+    body = {"name": "texts", "templatename": "winners", "dataset": "games", "sig": "local", "accelerator": "Single"}
+    client.post("/models", {**body, "type": "Training", "batchsize": 32, "hyperparameter": rates})
+    client.post("/models/texts/trainings", {"trainName": "first", "dlFramework": "PyTorch", "clusterSize": 1})
+    client.wait(lambda: client.get("/models/texts/trainings/first")["trainingParameters"], **PATIENCE)
+    return _serve(client, "texts")
 
 
-def _in_turns(what: str, ways: Mapping[str, Measure]) -> dict[str, list[Load]]:
-    """Each way measured PAIRS times in slices; the order turns round with each round."""
-    announce(f"{what}: {PAIRS} rounds of {len(ways)} slices")
-    for measure in ways.values():
-        measure(WARMUP_SECONDS)
-    loads: dict[str, list[Load]] = {name: [] for name in ways}
-    for turn in range(PAIRS):
-        for name in ways if turn % 2 else reversed(ways):
-            loads[name].append(ways[name](SLICE_SECONDS))
-    return loads
+def _serve(client: Client, model: str) -> str:
+    name = f"{model}-online"
+    client.post("/inferences", {"modelName": model, "trainName": "first", "inferenceModelName": name})
+
+    def detail() -> dict[str, Any]:
+        found: dict[str, Any] = client.get(f"/servedmodels/{name}")
+        return found
+
+    client.until(lambda: detail()["state"] in ("READY", "FAILED"), **PATIENCE)
+    if detail()["state"] != "READY":
+        raise RuntimeError(detail()["statusMessage"])
+    return name
 
 
-def ratios(mine: Sequence[float], other: Sequence[float]) -> tuple[float, str]:
-    """The median of the ratios of pairs, and how it is printed."""
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(mine, other, strict=True)], n=4)
-    return middle, f"{middle:.2f} (quartiles {low:.2f}, {high:.2f} of {len(mine)} turns)"
-
-
-def _median(loads: Sequence[Load], attribute: str) -> float:
-    return statistics.median(getattr(load, attribute) for load in loads)
-
-
-def _rates(loads: Sequence[Load]) -> list[float]:
-    return [load.rate for load in loads]
-
-
-def _straight_row(connections: int, loads: Mapping[str, list[Load]]) -> Row:
-    ratio, shown = ratios(_rates(loads["gateway"]), _rates(loads["straight"]))
-    return Row(
-        f"online, one tensor a request, tritonclient over gRPC, {connections} connections",
-        f"{_median(loads['gateway'], 'rate'):,.0f} answers/s through the gateway",
-        f"{_median(loads['straight'], 'rate'):,.0f} straight to Triton",
-        shown,
-        f"at least {LEAST_OF_STRAIGHT}",
-        ratio >= LEAST_OF_STRAIGHT,
-    )
-
-
-def _fastapi_rows(loads: Mapping[str, list[Load]]) -> Iterator[Row]:
-    ours, ours_p99 = _median(loads["gateway"], "rate"), _median(loads["gateway"], "p99_ms")
-    for name, said, least in (("one", "one process", LEAST_OF_FASTAPI), ("two", "a process a core", None)):
-        ratio, shown = ratios(_rates(loads["gateway"]), _rates(loads[name]))
+def batch_rows() -> Iterator[Row]:
+    """A prediction's worker beside an ideal loop in one process."""
+    announce("predictions of folders")
+    for batches in measure_batches(BATCHES, BATCH_TURNS):
+        ratio, shown = ratios(batches.ours, batches.ideal)
         yield Row(
-            f"online over REST through the gateway, {MANY} connections, against FastAPI with torch, {said}",
-            f"{ours:,.0f} answers/s",
-            f"{_median(loads[name], 'rate'):,.0f} answers/s",
+            f"prediction of a folder, 224 x 224 JPEG, {batches.net}",
+            f"{sorted(batches.ours)[len(batches.ours) // 2]:,.0f} pictures/s",
+            f"{sorted(batches.ideal)[len(batches.ideal) // 2]:,.0f} pictures/s loop in one process",
             shown,
-            "" if least is None else f"at least {least}",
-            None if least is None else ratio >= least,
+            f"at least {LEAST_OF_IDEAL}",
+            ratio >= LEAST_OF_IDEAL,
         )
-        theirs = _median(loads[name], "p99_ms")
-        yield Row(
-            f"99% of answers within, {said}",
-            f"{ours_p99:.0f} ms",
-            f"{theirs:.0f} ms",
-            f"{ours_p99 / theirs:.2f}",
-            "" if least is None else "below 1",
-            None if least is None else ours_p99 < theirs,
-        )
-
-
-@contextmanager
-def _fastapi(bundle: Path, workers: int) -> Iterator[str]:
-    """The server of fastapi_server.py on one port of loopback; host:port once it answers."""
-    address = f"127.0.0.1:{free_port(set())}"
-    words = [str(_fastapi_python()), str(HERE / "fastapi_server.py"), str(bundle), address.split(":")[1], str(workers)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "DLMESH"))}
-    process = subprocess.Popen(words, env=environment)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"FastAPI did not start: {process.returncode}")
-            try:
-                requests.get(f"http://{address}/openapi.json", timeout=10).raise_for_status()
-                break
-            except requests.ConnectionError:
-                time.sleep(0.2)
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _fastapi_python() -> Path:
-    """An environment of its own, with the platform's torch: the same forward pass is compared."""
-    python = PEERS / "fastapi" / "bin" / "python"
-    installed = PEERS / "fastapi-installed"
-    if not installed.exists() or installed.read_text() != str(FASTAPI):
-        announce("installing FastAPI for comparison")
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(PEERS / "fastapi")], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *FASTAPI], check=True)
-        packages = next((PEERS / "fastapi" / "lib").glob("python3.*/site-packages"))
-        (packages / "torch_of_the_platform.pth").write_text(f"{Path(np.__file__).parents[1]}\n")
-        installed.write_text(str(FASTAPI))
-    return python
-
-
-def _same_answers(url: str, peer: str, model: str, values: Any, headers: Mapping[str, str]) -> None:
-    """RuntimeError unless both servers say the same of one tensor."""
-    tensor = {"name": "INPUT__0", "shape": [1, *SHAPE], "datatype": "FP32", "data": values.ravel().tolist()}
-    ours = requests.post(f"{url}/v2/models/{model}/infer", json={"inputs": [tensor]}, headers=headers, timeout=60)
-    outputs = {each["name"]: each["data"] for each in ours.json()["outputs"]}
-    theirs = requests.post(peer, data=values.tobytes(), timeout=60).json()["probabilities"]
-    if not np.allclose(outputs["OUTPUT__0"], theirs, atol=1e-5):
-        raise RuntimeError(f"{outputs['OUTPUT__0']} is not {theirs}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,16 +31,26 @@ class Load:
         return statistics.quantiles(self.seconds, n=100)[98] * 1e3
 
 
-def tensor_request(model: str, host: str, values: bytes, shape: Sequence[int], headers: Mapping[str, str]) -> bytes:
-    """POST /v2/models/{model}/infer of one FP32 tensor in the binary form of the protocol, rendered once."""
-    tensor = {"name": "INPUT__0", "shape": [1, *shape], "datatype": "FP32"}
+@dataclass(frozen=True)
+class Example:
+    """One request to a model: its only tensor, [1, ...], by its name and datatype in the protocol."""
+
+    model: str
+    tensor: str
+    datatype: str
+    values: Any
+
+
+def tensor_request(example: Example, host: str, headers: Mapping[str, str]) -> bytes:
+    """POST /v2/models/{model}/infer in the binary form of the protocol, rendered once."""
+    values = example.values.tobytes()
+    tensor = {"name": example.tensor, "shape": list(example.values.shape), "datatype": example.datatype}
     wanted = {"name": "OUTPUT__0", "parameters": {"binary_data": True}}
     head = json.dumps(
         {"inputs": [{**tensor, "parameters": {"binary_data_size": len(values)}}], "outputs": [wanted]}
     ).encode()
-    return post_request(
-        f"/v2/models/{model}/infer", host, head + values, {**headers, "inference-header-content-length": str(len(head))}
-    )
+    lengths = {"inference-header-content-length": str(len(head))}
+    return post_request(f"/v2/models/{example.model}/infer", host, head + values, {**headers, **lengths})
 
 
 def post_request(path: str, host: str, body: bytes, headers: Mapping[str, str]) -> bytes:
@@ -112,21 +122,21 @@ def rest_load(address: str, request: bytes, connections: int, seconds: float) ->
 
 
 def grpc_load(
-    address: str, model: str, values: Any, headers: Mapping[str, str] | None, connections: int, seconds: float
+    address: str, example: Example, headers: Mapping[str, str] | None, connections: int, seconds: float
 ) -> Load:
-    """The same with tritonclient over gRPC, each connection a channel of its own. `values` is float32 [1, ...]."""
+    """The same with tritonclient over gRPC, each connection a channel of its own."""
     from tritonclient.grpc import InferInput
     from tritonclient.grpc.aio import InferenceServerClient
 
-    tensor = InferInput("INPUT__0", list(values.shape), "FP32")
-    tensor.set_data_from_numpy(values)
+    tensor = InferInput(example.tensor, list(example.values.shape), example.datatype)
+    tensor.set_data_from_numpy(example.values)
 
     async def one(load: Load, until: float) -> None:
         client = InferenceServerClient(address, channel_args=[("grpc.use_local_subchannel_pool", 1)])
         try:
             now = time.perf_counter()
             while now < until:
-                await client.infer(model, [tensor], headers=headers)
+                await client.infer(example.model, [tensor], headers=headers)
                 sent, now = now, time.perf_counter()
                 load.seconds.append(now - sent)
         finally:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from dataset_costs import measure_datasets
 from exec_latency import measure_exec_latency
+from inference_costs import measure_inference
 from platform_costs import measure_platform
 from report import Row, publish
 from scheduling_costs import measure_scheduling
@@ -27,6 +28,7 @@ SECTIONS: dict[str, Callable[[], list[Row]]] = {
     "datasets": measure_datasets,
     "training": measure_training,
     "tuning": measure_tuning,
+    "inference": measure_inference,
     "scheduling": measure_scheduling,
     "spark": measure_spark,
     "exec": measure_exec_latency,
