@@ -15,8 +15,9 @@ from dlmesh_platform.client import Client
 from dlmesh_platform.launch import RunningPlatform, launch
 from dlmesh_platform.main_job import MainJob, write_digits
 from inference_batch import measure_batches
+from inference_idle import LOADED, measure_idle
 from inference_kernels import measure_kernels
-from inference_online import measure_online, ratios
+from inference_online import make_picture, measure_online, ratios
 from report import Row, announce
 
 # Pictures of each net, so that a turn takes some ten seconds.
@@ -30,9 +31,13 @@ def measure_inference() -> list[Row]:
     """Rows of the section `inference`."""
     with tempfile.TemporaryDirectory(prefix="dlmesh-bench-", ignore_cleanup_errors=True) as folder:
         # While it is measured no model goes for being idle.
-        with launch(Path(folder), {"DLMESH_MODEL_IDLE_SECONDS": "0"}) as platform:
+        memory = {"DLMESH_MODEL_IDLE_SECONDS": "0", "DLMESH_MAX_LOADED_MODELS": str(LOADED)}
+        with launch(Path(folder), memory) as platform:
             online = measure_online(platform, serve_pictures(platform), serve_texts(platform))
-    return [*online, *batch_rows(), *measure_kernels()]
+            for name in ("digits-online", "texts-online"):
+                platform.client().delete(f"/models/{name}")
+            idle = list(measure_idle(platform, ("digits", "first"), make_picture()))
+    return [*online, *batch_rows(), *idle, *measure_kernels()]
 
 
 def serve_pictures(platform: RunningPlatform) -> str:

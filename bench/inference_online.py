@@ -40,7 +40,7 @@ def measure_online(platform: RunningPlatform, pictures: str, texts: str) -> list
     gateway = platform.url.removeprefix("http://")
     password = (platform.home / "admin_password").read_text().strip()
     credentials = {"authorization": f"Basic {b64encode(f'Admin:{password}'.encode()).decode()}"}
-    picture = example(platform.home, pictures, _picture())
+    picture = example(platform.home, pictures, make_picture())
     rows = []
     for connections in (FEW, MANY):
 
@@ -73,7 +73,8 @@ def bundle_of(home: Path, model: str) -> Path:
     return home / "inference" / "repository" / model / "1" / "bundle"
 
 
-def _picture() -> bytes:
+def make_picture() -> bytes:
+    """A PNG of 8 x 8 pixels."""
     from PIL import Image
 
     file = io.BytesIO()
