@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ipaddress
+from importlib import resources
 from typing import Any
+
+from gateway_service.settings import GatewaySettings
 
 Json = dict[str, Any]
 
+CREDENTIALS_FILTER = "envoy.filters.http.lua"
+AUTHORIZATION_FILTER = "envoy.filters.http.ext_authz"
 BUFFER_FILTER = "envoy.filters.http.buffer"
 TRANSCODER_FILTER = "envoy.filters.http.grpc_json_transcoder"
+CREDENTIAL_HEADERS = ("authorization", "x-auth-token", "cookie")
+MAX_CACHED_ENTRIES = 10_000
 # What is kept of a request to send it again; a longer upload is not repeated once it has begun.
 MAX_REPEATED_BYTES = 1024 * 1024
 
@@ -21,6 +28,22 @@ def typed(kind: str, **fields: Any) -> Json:
 def make_filter(name: str, kind: str, **fields: Any) -> Json:
     """A filter called `name` with its settings."""
     return {"name": name, "typed_config": typed(kind, **fields)}
+
+
+def script(settings: GatewaySettings, cache_salt: str, *names: str) -> str:
+    """Lua files of this package one after the other, with the constants that all of them know."""
+    constants = (
+        f'local SALT = "{cache_salt}"\n'
+        f"local TTL_MILLISECONDS = {settings.credential_cache_seconds * 1000:.0f}\n"
+        f"local MAX_ENTRIES = {MAX_CACHED_ENTRIES}\n"
+    )
+    folder = resources.files("gateway_service.envoy")
+    return constants + "".join(folder.joinpath(f"{name}.lua").read_text() for name in names)
+
+
+def lua_filter(name: str, source: str) -> Json:
+    """A filter that runs `source`."""
+    return make_filter(name, "envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": source})
 
 
 def router() -> Json:
@@ -62,17 +85,18 @@ def circuit_breakers(limit: int = 4096) -> Json:
     return {"thresholds": [dict.fromkeys(limits, limit)]}
 
 
-def internal_listener(name: str, *, route: Json, filters: tuple[Json, ...] = ()) -> Json:
-    """A listener inside of Envoy: what it asks itself passes `filters` and goes where `route` says."""
+def internal_listener(name: str, *, routes: list[Json], filters: tuple[Json, ...] = (), **more: Any) -> Json:
+    """A listener inside of Envoy: what it sends itself passes `filters` and goes where `routes` say."""
     manager = typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=name,
         codec_type="HTTP2",
         route_config={
             "name": name,
-            "virtual_hosts": [{"name": name, "domains": ["*"], "routes": [{"match": {"prefix": "/"}, **route}]}],
+            "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}],
         },
         http_filters=[*filters, router()],
+        **more,
     )
     return {
         "name": name,

@@ -2,21 +2,23 @@
 
 A request walks: header_mutation (drops identity headers a client may have forged) > lua (recognises credentials
 verified within the last seconds) > ext_authz (asks the gateway service) > buffer (bounds what is not streamed) >
-grpc_json_transcoder > router. An answer walks back the same way, so the lua filter sees it last and sets the HTTP
-status that the contract documents.
+grpc_json_transcoder > router; one to Triton walks another way (`inference`). An answer walks back the same way, so the
+lua filter sees it last and sets the HTTP status that the contract documents.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from importlib import resources
 
 from servicekit.identity import SECRET_HEADER, SERVICE_HEADER
 from servicekit.settings import DEFAULT_PORTS
 
 from gateway_service.envoy.blocks import (
+    AUTHORIZATION_FILTER,
     BUFFER_FILTER,
+    CREDENTIAL_HEADERS,
+    CREDENTIALS_FILTER,
     MAX_REPEATED_BYTES,
     TRANSCODER_FILTER,
     Json,
@@ -25,19 +27,21 @@ from gateway_service.envoy.blocks import (
     internal_cluster,
     internal_listener,
     is_address,
+    lua_filter,
     make_filter,
     retries,
     router,
+    script,
     set_header,
     socket_address,
     typed,
 )
 from gateway_service.envoy.inference import (
-    admission_cluster,
     admission_listener,
+    inference_clusters,
     inference_filter,
+    inference_listener,
     inference_routes,
-    triton_clusters,
 )
 from gateway_service.envoy.replies import local_replies
 from gateway_service.envoy.surface import PublicMethod, PublicSurface
@@ -45,11 +49,9 @@ from gateway_service.settings import GatewaySettings
 
 HEALTH_PATH = "/healthz"
 HEALTH_SERVICE = "dlmesh.gateway.v1.PlatformHealthService"
-CREDENTIAL_HEADERS = ("authorization", "x-auth-token", "cookie")
 # The transcoder's limits for one message; also how much of a streamed body it may hold while a slow peer reads.
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
-MAX_CACHED_CREDENTIALS = 10_000
 PATIENT = "authorization"
 UNARY_TIMEOUT = "60s"
 IDLE_TIMEOUT = "300s"
@@ -62,13 +64,13 @@ def render_config(settings: GatewaySettings, surface: PublicSurface, *, cache_sa
             "listeners": [
                 _listener(settings, surface, cache_salt),
                 _patient_listener(),
+                inference_listener(settings, cache_salt),
                 admission_listener(settings, surface.descriptor_path),
             ],
             "clusters": [
                 *(_cluster(name, settings) for name in DEFAULT_PORTS),
                 internal_cluster(PATIENT),
-                admission_cluster(settings),
-                *triton_clusters(settings),
+                *inference_clusters(settings),
             ],
         },
         # Asked for by the subscriptions to the files of Triton's addresses.
@@ -113,11 +115,8 @@ def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str
                 "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
                 mutations={"request_mutations": [_remove_prefixed("x-dlmesh-"), _remove_prefixed("x-envoy-")]},
             ),
-            make_filter(
-                "envoy.filters.http.lua",
-                "envoy.extensions.filters.http.lua.v3.Lua",
-                default_source_code={"inline_string": _lua_source(settings, cache_salt, surface.wire_names)},
-            ),
+            inference_filter(settings, cache_salt) | {"disabled": True},
+            lua_filter(CREDENTIALS_FILTER, _lua_source(settings, cache_salt, surface.wire_names)),
             _authorization(settings),
             # The transcoder makes one message of a JSON body however long it is.
             make_filter(
@@ -125,7 +124,6 @@ def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str
                 "envoy.extensions.filters.http.buffer.v3.Buffer",
                 max_request_bytes=MAX_REQUEST_BYTES,
             ),
-            inference_filter(),
             make_filter(
                 TRANSCODER_FILTER,
                 "envoy.extensions.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder",
@@ -166,20 +164,13 @@ def _remove_prefixed(prefix: str) -> Json:
 
 
 def _lua_source(settings: GatewaySettings, cache_salt: str, wire_names: dict[str, str]) -> str:
-    source = resources.files("gateway_service.envoy").joinpath("gateway.lua").read_text()
     names = ", ".join(f'["{name}"] = "{wire}"' for name, wire in wire_names.items())
-    constants = (
-        f'local SALT = "{cache_salt}"\n'
-        f"local TTL_MILLISECONDS = {settings.credential_cache_seconds * 1000:.0f}\n"
-        f"local MAX_ENTRIES = {MAX_CACHED_CREDENTIALS}\n"
-        f"local WIRE_NAMES = {{ {names} }}\n"
-    )
-    return constants + source
+    return f"local WIRE_NAMES = {{ {names} }}\n" + script(settings, cache_salt, "credentials", "gateway")
 
 
 def _authorization(settings: GatewaySettings) -> Json:
     return make_filter(
-        "envoy.filters.http.ext_authz",
+        AUTHORIZATION_FILTER,
         "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
         transport_api_version="V3",
         grpc_service={
@@ -202,7 +193,7 @@ def _authorization(settings: GatewaySettings) -> Json:
 def _patient_listener() -> Json:
     """ext_authz does not retry by itself: it asks through this listener inside of Envoy, whose route does."""
     ask = {"cluster": "gateway", "timeout": "20s", "retry_policy": retries(24, "reset")}
-    return internal_listener(PATIENT, route={"route": ask})
+    return internal_listener(PATIENT, routes=[{"match": {"prefix": "/"}, "route": ask}])
 
 
 def _routes(settings: GatewaySettings, surface: PublicSurface) -> Json:
@@ -210,9 +201,7 @@ def _routes(settings: GatewaySettings, surface: PublicSurface) -> Json:
         "match": {"path": HEALTH_PATH, "headers": [{"name": ":method", "string_match": {"exact": "GET"}}]},
         "route": {"cluster": "gateway"},
         "typed_per_filter_config": {
-            "envoy.filters.http.ext_authz": typed(
-                "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute", disabled=True
-            )
+            AUTHORIZATION_FILTER: typed("envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute", disabled=True)
         },
     }
     # The order matters: exact paths before their service's prefix. The last route exists so that every request has one

@@ -1,22 +1,20 @@
--- Runs on requests of the Open Inference Protocol, once the caller is known (x-dlmesh-user is set by then, by us only).
---   request:  which model does it mean, may the caller infer with it, and which version answers? The request then names
---             that version and carries the mark without which it has no route to Triton;
+-- Runs on requests of the Open Inference Protocol.
+--   request:  who calls, which model is meant, may the caller infer with it, and which version answers? The request then
+--             names that version and carries the mark that is its way to Triton;
 --   response: Triton's errors in the shape of the platform's, and "not loaded" as what it is: try again.
--- One table of admissions for each Envoy worker thread. `MARK`, `ADMISSION_CLUSTER`, `ADMISSION_PATH`,
--- `ADMISSION_MILLISECONDS`, `MAX_ENTRIES` and `CODE_OF_STATUS` are set above by the renderer.
-
-local byte, char, concat, floor, sub = string.byte, string.char, table.concat, math.floor, string.sub
+-- The script of the public listener lets callers that it does not know yet pass without the mark, through ext_authz to a
+-- listener inside, whose script knows them by the headers that ext_authz set (`IS_INSIDE`).
+-- Follows credentials.lua and admissions.lua; `MARK`, `ASKED`, `IS_INSIDE`, `MAX_BYTES` and `CODE_OF_STATUS` are set above
+-- by the renderer.
 
 local INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED = 3, 5, 7
-local RESOURCE_EXHAUSTED, UNIMPLEMENTED, UNAVAILABLE = 8, 12, 14
+local RESOURCE_EXHAUSTED, UNIMPLEMENTED = 8, 12
 local STATUS_OF_CODE = {
   [3] = "400", [4] = "504", [5] = "404", [7] = "403", [8] = "429", [10] = "409", [12] = "501", [13] = "500",
   [14] = "503", [16] = "401",
 }
 local MAX_FIELDS = 4096
 local MAX_NAME = 128
--- A new answer is fetched by one request while the others still go by the one before.
-local REFRESH_SHARE = 0.7
 
 -- Whether a model must be named: true, or false for what is about the server.
 local RPCS = {
@@ -28,14 +26,15 @@ local SERVER_PATHS = { ["/v2"] = true, ["/v2/health/live"] = true, ["/v2/health/
 local KEPT_BACK = {
   repository = true, systemsharedmemory = true, cudasharedmemory = true, trace = true, logging = true,
 }
+local TOO_LARGE = ("body: it is too large; allowed: at most %d bytes"):format(MAX_BYTES)
 local STREAM_REFUSED = "ModelStreamInfer is not offered: each message of a stream may name another model; use ModelInfer"
 
-local function refuse(handle, is_grpc, code, message)
-  local headers = { [":status"] = STATUS_OF_CODE[code] or "500" }
+local function refuse(handle, is_grpc, code, message, status)
+  local headers = { [":status"] = status or STATUS_OF_CODE[code] or "500" }
   if is_grpc then
     headers["grpc-status"] = tostring(code)
   end
-  if code == UNAVAILABLE or code == RESOURCE_EXHAUSTED then
+  if code == UNAVAILABLE or (code == RESOURCE_EXHAUSTED and status == nil) then
     headers["retry-after"] = "1"
   end
   handle:respond(headers, message)
@@ -49,143 +48,19 @@ local function is_version(text)
   return text:find("^[1-9]%d?%d?%d?%d?%d?%d?%d?%d?$") ~= nil
 end
 
--- Admissions -------------------------------------------------------------------------------------------------------
-
--- Two generations bound the table: when the young one is full it becomes the old one, and the old one is dropped.
-local young, old, young_count = {}, {}, 0
-
-local function remember(key, entry)
-  if young[key] == nil then
-    if young_count >= MAX_ENTRIES / 2 then
-      old, young, young_count = young, {}, 0
-    end
-    young_count = young_count + 1
-  end
-  young[key] = entry
-end
-
-local ESCAPES = { b = "\b", f = "\f", n = "\n", r = "\r", t = "\t" }
-
-local function utf8_of(number)
-  if number < 128 then
-    return char(number)
-  elseif number < 2048 then
-    return char(192 + floor(number / 64), 128 + number % 64)
-  end
-  return char(224 + floor(number / 4096), 128 + floor(number / 64) % 64, 128 + number % 64)
-end
-
--- The string under `key` of a JSON object; nil when there is none.
-local function json_text(json, key)
-  local _, start = json:find('"' .. key .. '":"', 1, true)
-  local position = start and start + 1
-  while position ~= nil do
-    local stop = json:find('["\\]', position)
-    if stop == nil then
-      return nil
-    elseif byte(json, stop) == 34 then
-      return (sub(json, start + 1, stop - 1):gsub("\\(.)(%x?%x?%x?%x?)", function(kind, digits)
-        if kind == "u" and #digits == 4 then
-          return utf8_of(tonumber(digits, 16))
-        end
-        return (ESCAPES[kind] or kind) .. digits
-      end))
-    end
-    position = stop + 2
-  end
-  return nil
-end
-
-local function read_admission(json, asked_at)
-  local shares, total = {}, 0
-  for share in (json:match('"shares":%[(.-)%]') or ""):gmatch("{[^}]*}") do
-    local version = share:match('"version":(%d+)')
-    local percentage = tonumber(share:match('"percentage":(%d+)') or 0)
-    if version ~= nil and percentage > 0 then
-      shares[#shares + 1] = { version = version, percentage = percentage }
-      total = total + percentage
-    end
-  end
-  local lifetime = (tonumber(json:match('"lifetimeSeconds":([%d.eE+-]+)')) or 0) * 1000
-  return {
-    shares = shares,
-    total = total,
-    expires = asked_at + lifetime,
-    refresh = asked_at + lifetime * REFRESH_SHARE,
-  }
-end
-
--- -> entry, or nil and why not (gRPC code, message)
-local function admit(handle, name, version, is_look)
-  local headers = handle:headers()
-  local user, admin = headers:get("x-dlmesh-user"), headers:get("x-dlmesh-admin")
-  if user == nil or admin == nil then
-    return nil, UNAVAILABLE, "the caller is not known"
-  end
-  local key = concat({ user, admin, name, version, tostring(is_look) }, "\n")
-  local now = handle:timestamp()
-  local entry = young[key] or old[key]
-  if entry ~= nil and now < entry.expires then
-    if now < entry.refresh then
-      return entry
-    end
-    entry.refresh = entry.expires
-  end
-  local answer, body = handle:httpCall(ADMISSION_CLUSTER, {
-    [":method"] = "POST",
-    [":path"] = ADMISSION_PATH,
-    [":authority"] = "inference",
-    ["content-type"] = "application/json",
-    ["x-dlmesh-user"] = user,
-    ["x-dlmesh-admin"] = admin,
-  }, ('{"modelName":"%s","version":"%s","isLook":%s}'):format(name, version, tostring(is_look)), ADMISSION_MILLISECONDS)
-  body = body or ""
-  if answer[":status"] == "200" then
-    entry = read_admission(body, now)
-    remember(key, entry)
-    return entry
-  end
-  young[key], old[key] = nil, nil
-  local code = tonumber(body:match('^{"code":(%d+)'))
-  if code == nil then
-    return nil, UNAVAILABLE, "the inference service is away or busy: try again in a moment"
-  end
-  return nil, code, json_text(body, "message") or "refused"
-end
-
-local is_seeded = false
-
-local function choose(handle, entry)
-  if entry.total == 0 then
-    return nil
-  elseif #entry.shares == 1 then
-    return entry.shares[1].version
-  end
-  if not is_seeded then
-    math.randomseed(handle:timestamp() % 2147483647)
-    is_seeded = true
-  end
-  local draw = math.random() * entry.total
-  for _, share in ipairs(entry.shares) do
-    draw = draw - share.percentage
-    if draw < 0 then
-      return share.version
-    end
-  end
-  return entry.shares[#entry.shares].version
-end
-
-local function version_for(handle, entry, version)
-  if version ~= "" then
-    return version
-  end
-  return choose(handle, entry)
-end
-
 -- REST -------------------------------------------------------------------------------------------------------------
 
-local function rest_request(handle)
-  local headers = handle:headers()
+-- What says its length streams through; what does not is held first. Held bodies that are much too large Envoy refuses.
+local function is_body_small(handle, headers)
+  local length = headers:get("content-length")
+  if length == nil then
+    local body = handle:body()
+    return body == nil or body:length() <= MAX_BYTES
+  end
+  return (tonumber(length) or 0) <= MAX_BYTES
+end
+
+local function rest_request(handle, headers, caller)
   local path, verb = headers:get(":path"):match("^[^?]*"), headers:get(":method")
   if path == "/v2/" then
     path = "/v2"
@@ -221,12 +96,15 @@ local function rest_request(handle)
   if operation == "/infer" and encoding ~= nil and encoding ~= "" and encoding ~= "identity" then
     return refuse(handle, false, INVALID_ARGUMENT, "content-encoding: a compressed body is not taken; send it as it is")
   end
-  local entry, code, message = admit(handle, name, version, operation == "/stats")
+  if operation == "/infer" and not is_body_small(handle, headers) then
+    return refuse(handle, false, RESOURCE_EXHAUSTED, TOO_LARGE, "413")
+  end
+  local entry, code, message = admit(handle, caller, name, version, operation == "/stats")
   if entry == nil then
     return refuse(handle, false, code, message)
   end
-  if operation == "/infer" or operation == "/ready" then
-    version = version_for(handle, entry, version)
+  if version == "" and (operation == "/infer" or operation == "/ready") then
+    version = choose(handle, entry)
     if version == nil then
       return refuse(handle, false, UNAVAILABLE, "no version of the inference model answers now")
     end
@@ -290,6 +168,8 @@ local function read_message(handle)
   local length = body ~= nil and body:length() or 0
   if length < 5 then
     return nil, INVALID_ARGUMENT, "the request has no message"
+  elseif length > MAX_BYTES then
+    return nil, RESOURCE_EXHAUSTED, TOO_LARGE
   end
   local frame = body:getBytes(0, 5)
   if byte(frame, 1) ~= 0 then
@@ -301,8 +181,7 @@ local function read_message(handle)
   return body:getBytes(5, length - 5)
 end
 
-local function grpc_request(handle)
-  local headers = handle:headers()
+local function grpc_request(handle, headers, caller)
   local content_type = headers:get("content-type") or ""
   local method = headers:get(":path"):match("^/inference%.GRPCInferenceService/(%a+)$")
   if method == "ModelStreamInfer" then
@@ -330,7 +209,7 @@ local function grpc_request(handle)
     return refuse(handle, true, INVALID_ARGUMENT, "version: it is not valid; allowed: a whole number of at least 1")
   end
   local entry
-  entry, code, reason = admit(handle, name, version, method == "ModelStatistics")
+  entry, code, reason = admit(handle, caller, name, version, method == "ModelStatistics")
   if entry == nil then
     return refuse(handle, true, code, reason)
   end
@@ -348,12 +227,23 @@ local function grpc_request(handle)
   headers:replace(MARK, "grpc")
 end
 
-function envoy_on_request(handle)
-  if sub(handle:headers():get(":path"), 1, 4) == "/inf" then
-    grpc_request(handle)
-  else
-    rest_request(handle)
+local function caller_of(handle, headers)
+  if not IS_INSIDE then
+    return recognise(handle, headers)
   end
+  local user = headers:get("x-dlmesh-user")
+  return user ~= nil and { user = user, admin = headers:get("x-dlmesh-admin") or "0" } or nil
+end
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  local caller = caller_of(handle, headers)
+  if caller == nil then
+    return
+  elseif sub(headers:get(":path"), 1, 4) == "/inf" then
+    return grpc_request(handle, headers, caller)
+  end
+  return rest_request(handle, headers, caller)
 end
 
 -- Answers ----------------------------------------------------------------------------------------------------------
@@ -380,12 +270,15 @@ end
 
 function envoy_on_response(handle)
   local headers = handle:headers()
-  local content_type = headers:get("content-type")
-  if content_type ~= nil and sub(content_type, 1, 16) == "application/grpc" then
-    return grpc_response(headers)
-  end
   local status = headers:get(":status")
-  if status < "400" then
+  if headers:get(ASKED) ~= nil then
+    headers:remove(ASKED)
+    remember_verdict(handle)
+    return
+  elseif status < "400" then
+    if headers:get("grpc-status") ~= nil then
+      grpc_response(headers)
+    end
     return
   end
   local body = handle:body()

@@ -1,97 +1,107 @@
 """The way to Triton: the Open Inference Protocol (KServe v2) over REST and gRPC.
 
-After the caller is known, `inference.lua` finds the model that a request means, asks the inference service whether the
-caller may infer with it, chooses a version and marks the request. Only a marked request has a route to Triton: what the
-script does not understand, and a script that fails, end at a route that refuses.
+A request of a caller that is known takes the fast way: one script (`inference.lua`) finds the model that is meant, asks
+the inference service whether the caller may infer with it, chooses a version and marks the request. Only a marked
+request has a route to Triton. Any other passes ext_authz to a listener inside, where the same script does the same.
+What it does not understand there, and a script that fails, end at a route that refuses.
 """
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from servicekit.identity import ADMIN_HEADER, SECRET_HEADER
 
 from gateway_service.envoy.blocks import (
     BUFFER_FILTER,
+    CREDENTIALS_FILTER,
     TRANSCODER_FILTER,
     Json,
     circuit_breakers,
     http2,
     internal_cluster,
     internal_listener,
+    lua_filter,
     make_filter,
     retries,
+    script,
     set_header,
     typed,
 )
 from gateway_service.envoy.endpoints import TRITON_GRPC, TRITON_HTTP, endpoints_file, endpoints_folder
-from gateway_service.envoy.replies import GRPC_CODE_OF_STATUS, GRPC_INFERENCE, REST_INFERENCE
+from gateway_service.envoy.replies import GRPC_CODE_OF_STATUS, GRPC_INFERENCE, REST_INFERENCE, local_replies
 from gateway_service.settings import GatewaySettings
 
 FILTER = "dlmesh.inference"
 MARK = "x-dlmesh-triton"
+# On answers to callers that were not known: ext_authz has been asked about them.
+ASKED = "x-dlmesh-asked"
+INSIDE = "inference_inside"
 ADMISSION = "admission"
 ADMISSION_SERVICE = "dlmesh.inference.v1.AdmissionService"
 # A model that was idle is loaded first.
 ADMISSION_SECONDS = 60
 MAX_WAITING_ADMISSIONS = 512
-MAX_CACHED_ADMISSIONS = 10_000
 
 
-def inference_filter() -> Json:
-    """The script; a route turns it on."""
-    source = resources.files("gateway_service.envoy").joinpath("inference.lua").read_text()
+def inference_filter(settings: GatewaySettings, cache_salt: str, *, is_inside: bool = False) -> Json:
+    """The script."""
     codes = ", ".join(f'["{status}"] = {code}' for status, code in GRPC_CODE_OF_STATUS.items())
     constants = (
         f'local MARK = "{MARK}"\n'
+        f'local ASKED = "{ASKED}"\n'
+        f"local IS_INSIDE = {str(is_inside).lower()}\n"
         f'local ADMISSION_CLUSTER = "{ADMISSION}"\n'
         f'local ADMISSION_PATH = "/{ADMISSION_SERVICE}/AdmitInference"\n'
         f"local ADMISSION_MILLISECONDS = {ADMISSION_SECONDS * 1000}\n"
-        f"local MAX_ENTRIES = {MAX_CACHED_ADMISSIONS}\n"
+        f"local MAX_BYTES = {settings.max_inference_bytes}\n"
         f"local CODE_OF_STATUS = {{ {codes} }}\n"
     )
-    lua = make_filter(
-        FILTER,
-        "envoy.extensions.filters.http.lua.v3.Lua",
-        default_source_code={"inline_string": constants + source},
-    )
-    return lua | {"disabled": True}
+    return lua_filter(FILTER, constants + script(settings, cache_salt, "credentials", "admissions", "inference"))
 
 
 def inference_routes(settings: GatewaySettings) -> list[Json]:
-    """Marked requests go to Triton, others end here; the first to fit is taken."""
+    """Of the public listener, the first that fits counts: marked requests go to Triton, others inside."""
+    filters = {FILTER: typed("envoy.config.route.v3.FilterConfig", config={})}
+    for name in (CREDENTIALS_FILTER, BUFFER_FILTER, TRANSCODER_FILTER):
+        filters[name] = typed("envoy.config.route.v3.FilterConfig", disabled=True)
+    inside: Json = {
+        "route": {"cluster": INSIDE, "timeout": "0s"},
+        "response_headers_to_add": [set_header(ASKED, "1")],
+    }
+    return [route | {"typed_per_filter_config": filters} for route in _routes(settings, inside)]
+
+
+def inference_listener(settings: GatewaySettings, cache_salt: str) -> Json:
+    """The listener inside, for requests whose caller ext_authz has just found out."""
+    refusal = {"direct_response": {"status": 503, "body": {"inline_string": "the request could not be admitted"}}}
+    return internal_listener(
+        INSIDE,
+        routes=_routes(settings, refusal),
+        filters=(inference_filter(settings, cache_salt, is_inside=True),),
+        local_reply_config=local_replies(),
+    )
+
+
+def _routes(settings: GatewaySettings, unmarked: Json) -> list[Json]:
     faces: tuple[tuple[Json, str, str], ...] = (
         ({"safe_regex": {"regex": f"{REST_INFERENCE}(/.*)?"}}, "rest", TRITON_HTTP),
         ({"prefix": GRPC_INFERENCE}, "grpc", TRITON_GRPC),
     )
-    filters = {
-        FILTER: typed("envoy.config.route.v3.FilterConfig", config={}),
-        TRANSCODER_FILTER: typed("envoy.config.route.v3.FilterConfig", disabled=True),
-        BUFFER_FILTER: typed(
-            "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
-            buffer={"max_request_bytes": settings.max_inference_bytes},
-        ),
-    }
-    limits: Json = {
-        "typed_per_filter_config": filters,
-        "request_body_buffer_limit": settings.max_inference_bytes,
-    }
-    refusal: Json = {"status": 503, "body": {"inline_string": "the request could not be admitted"}}
     routes = []
     for match, mark, cluster in faces:
-        action: Json = {
+        to_triton: Json = {
             "cluster": cluster,
             "timeout": f"{settings.inference_timeout_seconds:g}s",
             # Inference changes nothing: it may be repeated though Triton died over it.
             "retry_policy": retries(24, "reset"),
         }
-        admitted = match | {"headers": [{"name": MARK, "string_match": {"exact": mark}}]}
+        marked = match | {"headers": [{"name": MARK, "string_match": {"exact": mark}}]}
         routes += [
-            {"match": admitted, "route": action, "request_headers_to_remove": [MARK, ADMIN_HEADER], **limits},
-            {"match": match, "direct_response": refusal, **limits},
+            {"match": marked, "route": to_triton, "request_headers_to_remove": [MARK, ADMIN_HEADER]},
+            {"match": match, **unmarked},
         ]
-    return routes
+    return [route | {"request_body_buffer_limit": settings.max_inference_bytes} for route in routes]
 
 
 def admission_listener(settings: GatewaySettings, descriptor_path: Path) -> Json:
@@ -106,15 +116,20 @@ def admission_listener(settings: GatewaySettings, descriptor_path: Path) -> Json
     )
     ask = {"cluster": "inference", "timeout": f"{ADMISSION_SECONDS}s", "retry_policy": retries(24, "reset")}
     secret = set_header(SECRET_HEADER, settings.service.secret)
-    return internal_listener(ADMISSION, route={"route": ask, "request_headers_to_add": [secret]}, filters=(transcoder,))
+    return internal_listener(
+        ADMISSION,
+        routes=[{"match": {"prefix": "/"}, "route": ask, "request_headers_to_add": [secret]}],
+        filters=(transcoder,),
+    )
 
 
-def admission_cluster(settings: GatewaySettings) -> Json:
-    """The way there; of requests beyond the limit each is refused at once."""
-    return internal_cluster(ADMISSION, min(MAX_WAITING_ADMISSIONS, settings.max_inference_requests))
+def inference_clusters(settings: GatewaySettings) -> list[Json]:
+    """The ways to these listeners and to Triton; of admissions that wait beyond the limit each is refused at once."""
+    waiting = min(MAX_WAITING_ADMISSIONS, settings.max_inference_requests)
+    return [internal_cluster(INSIDE), internal_cluster(ADMISSION, waiting), *_triton_clusters(settings)]
 
 
-def triton_clusters(settings: GatewaySettings) -> list[Json]:
+def _triton_clusters(settings: GatewaySettings) -> list[Json]:
     """Triton's two ports, wherever it is at the moment."""
     return [
         _triton_cluster(TRITON_HTTP, settings),
