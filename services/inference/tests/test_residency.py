@@ -194,6 +194,27 @@ async def test_the_least_recently_used_makes_room(room: Room) -> None:
     assert room.server.unloads == ["b"]
 
 
+async def test_who_was_driven_out_does_not_drive_out_others_while_the_place_is_being_taken(room: Room) -> None:
+    for name in "abcd":
+        room.models.add(name)
+    for name in "abc":
+        await room.ensure(name)
+        room.now += 10
+    await room.settle()
+    room.server.may_load.clear()
+    waiting = asyncio.create_task(room.ensure("d"))
+
+    async def asked() -> bool:
+        return room.server.loads[-1] == "d"
+
+    await until(asked)
+    await room.step()
+    room.server.may_load.set()
+    await waiting
+    await room.settle()
+    assert set(room.loaded) == {"b", "c", "d"}
+
+
 async def test_versions_count_and_a_model_has_room_whatever_the_limit_is(room: Room) -> None:
     room.models.add("wide", *[ModelState.READY] * 5)
     room.models.add("b")

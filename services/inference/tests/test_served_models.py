@@ -40,8 +40,8 @@ class Trainings(FakeTrainings):
         self.known: dict[str, TrainingFacts] = {}
         self.add("first")
 
-    def add(self, name: str, status: str = "FINISHED", **serving: Any) -> None:
-        code, checkpoints = write_training(self.folder / name)
+    def add(self, name: str, status: str = "FINISHED", seed: int = 0, **serving: Any) -> None:
+        code, checkpoints = write_training(self.folder / name, seed)
         file = checkpoints / "serving.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | serving))
         self.known[name] = TrainingFacts(f"t-{name}", name, status, str(code), str(checkpoints))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections import defaultdict
@@ -145,6 +146,8 @@ class Residency:
         if task is None:
             task = asyncio.create_task(self._attempt(name), name=f"load {name}")
             self._tasks[name] = task
+            # At least; it says how many when it looks for room.
+            self._claims[name] = max(1, len(self._loaded.get(name, ())))
             task.add_done_callback(lambda _: self._ended(name))
         return task
 
@@ -291,6 +294,11 @@ class Residency:
                 )
             else:
                 await asyncio.sleep(ROOM_POLL_SECONDS)
+
+    @property
+    def room(self) -> float:
+        """For how many versions there is room beside what is loaded and being loaded."""
+        return self.limits.max_loaded - self._taken() if self.limits.max_loaded else math.inf
 
     def _taken(self) -> int:
         sizes = {name: len(versions) for name, versions in self._loaded.items()}

@@ -78,8 +78,6 @@ class ServeModels:
     def _load(self, models: Sequence[InferenceModel], held: set[str]) -> None:
         residency = self._residency
         self._wanted |= set(residency.loaded)
-        loaded = [model for model in models if residency.serves(model)]
-        room = residency.limits.max_loaded - sum(len(model.ready_versions) for model in loaded)
         running = sum(residency.is_loading(model.name) for model in models)
         for model in sorted(models, key=lambda each: self._urgency(each, held)):
             version, name = _new(model), model.name
@@ -90,12 +88,10 @@ class ServeModels:
                 continue
             if version is None and not has_gone and (residency.serves(model) or not self._wants(model, held)):
                 continue
-            if version is None and name not in held and not has_gone and residency.limits.max_loaded:
+            if version is None and name not in held and not has_gone and len(model.ready_versions) > residency.room:
                 # Lately used ones fill what is free; they drive nobody out.
-                room -= len(model.ready_versions)
-                if room < 0:
-                    self._wanted.discard(name)
-                    continue
+                self._wanted.discard(name)
+                continue
             if version is not None and model.ready_versions and utc_now() - version.created_at < SETTLING:
                 continue
             residency.start(name)
