@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from google.protobuf import text_format
 from inference_service.backends.registry import BACKENDS, make_backends
 from inference_service.storage.repository import DiskRepository
 from inference_service.usecases.ports import ExportRefusedError
+from servicekit.errors import ServiceError
 from triton_fixtures import LABELS, make_model, write_training
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -76,6 +79,51 @@ async def test_what_is_missing_is_named_and_nothing_stays(tmp_path: Path, spoil,
     with pytest.raises(ExportRefusedError, match=words):
         await repository.publish(make_model("tiny", code, checkpoints))
     assert await repository.entries() == set()
+
+
+def link_weights(training: Path) -> None:
+    (training / "checkpoints" / "model_epoch_final.pth").unlink()
+    (training / "checkpoints" / "model_epoch_final.pth").symlink_to("../../secret")
+
+
+def link_checkpoints(training: Path) -> None:
+    (training / "checkpoints").rename(training / "moved")
+    (training / "checkpoints").symlink_to("moved")
+
+
+def link_code(training: Path) -> None:
+    (training / "code").rename(training / "moved")
+    (training / "code").symlink_to("moved")
+
+
+def link_in_code(training: Path) -> None:
+    (training / "code" / "more.py").symlink_to("../../secret")
+
+
+def pipe_for_weights(training: Path) -> None:
+    (training / "checkpoints" / "model_epoch_final.pth").unlink()
+    os.mkfifo(training / "checkpoints" / "model_epoch_final.pth")
+
+
+@pytest.mark.parametrize("spoil", [link_weights, link_checkpoints, link_code, link_in_code, pipe_for_weights])
+async def test_what_links_lead_to_is_not_published(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    (tmp_path / "secret").write_text("secret")
+    code, checkpoints = write_training(tmp_path / "training")
+    spoil(tmp_path / "training")
+    with pytest.raises((ExportRefusedError, ServiceError)):
+        await DiskRepository(tmp_path).publish(make_model("tiny", code, checkpoints))
+    assert not any((tmp_path / "inference").rglob("*.pth"))
+
+
+async def test_weights_may_be_a_link_to_others_beside_them(tmp_path: Path) -> None:
+    code, checkpoints = write_training(tmp_path / "training")
+    final = checkpoints / "model_epoch_final.pth"
+    final.rename(checkpoints / "model_epoch_3.pth")
+    final.symlink_to("model_epoch_3.pth")
+    await DiskRepository(tmp_path).publish(make_model("tiny", code, checkpoints))
+    served = tmp_path / "inference" / "repository" / "tiny" / "1" / "bundle" / "model_epoch_final.pth"
+    assert not served.is_symlink()
+    assert served.read_bytes() == final.read_bytes()
 
 
 async def test_labels_and_names_are_text_not_configuration(tmp_path: Path) -> None:

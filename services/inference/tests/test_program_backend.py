@@ -169,13 +169,19 @@ def test_what_cannot_be_exported_is_said(tmp_path: Path, spoil: Callable[[Source
         ProgramBackend().write(source, entry)
 
 
-def test_links_among_checkpoints_are_left_out(tmp_path: Path) -> None:
+def test_links_among_checkpoints_are_left_out_but_for_those_to_others(tmp_path: Path) -> None:
     source = write_training(tmp_path)
     (source.checkpoints / "more.pth").symlink_to("/etc/passwd")
+    (source.checkpoints / "lost.pth").symlink_to("nowhere.pth")
+    (source.checkpoints / "model_epoch_final.pth").unlink()
+    (source.checkpoints / "model_epoch_final.pth").symlink_to("model_epoch_1.pth")
     entry = tmp_path / "entry"
     entry.mkdir()
     ProgramBackend().write(source, entry)
-    assert not (entry / "1" / "bundle" / "checkpoints" / "more.pth").is_symlink()
+    copied = entry / "1" / "bundle" / "checkpoints"
+    assert {file.name for file in copied.iterdir()} == {"model_epoch_final.pth", "words.txt"}
+    assert not (copied / "model_epoch_final.pth").is_symlink()
+    assert (copied / "model_epoch_final.pth").read_text() == "model_epoch_1.pth"
 
 
 def test_results_are_those_of_the_items_and_what_is_no_picture_costs_nobody(make: Make) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from dlmesh_sdk.served import Facts, Tensor
+from servicekit.archives import ArchiveLimits
+from servicekit.plain_folders import copy_plain_folder
 
-from inference_service.backends.base import SERVING_FILE, Source
+from inference_service.backends.base import SERVING_FILE, ExportError, Source
 from inference_service.triton.probes import PARAMETER
 
 MAX_BATCH_SIZE = 64
+# Of a folder that a training has left.
+LIMITS = ArchiveLimits(size_bytes=64 * 1024**3, members=100_000)
 # KIND_AUTO is one instance on each GPU where there are GPUs, else one on the CPU.
 CONFIG = """\
 name: {name}
@@ -30,12 +37,41 @@ RESULT = '{ name: "RESULT" data_type: TYPE_STRING dims: [ 1 ] }'
 
 def write_program(source: Source, bundle: Path, files: Sequence[str]) -> None:
     """Copy the program, serving.json and these files of the checkpoints into the new folder `bundle`."""
-    # A link stays a link: what it points to is not the model's to publish.
-    shutil.copytree(source.code, bundle, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    copy_code(source, bundle)
     for name in (*files, SERVING_FILE):
-        # What the code folder has in that place, a link out of it perhaps, is not written through.
         (bundle / name).unlink(missing_ok=True)
-        shutil.copy2(source.checkpoints / name, bundle / name)
+        copy_file(source.checkpoints, name, bundle / name)
+
+
+def copy_code(source: Source, target: Path) -> None:
+    """Copy the program's folder to the new folder `target`; ExportError, ServiceError naming what is no plain file."""
+    if source.code.is_symlink():
+        raise ExportError("the training's folder of code is a link")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    field = f"code of training {source.code.parent.name}"
+    copy_plain_folder(source.code, target, LIMITS, field, left_out=("__pycache__", ".git"))
+
+
+def copy_file(folder: Path, name: str, target: Path) -> None:
+    """Copy a file that a program has left; ExportError unless it is a plain file, or a link to one beside it: what else
+    a link leads to is not the model's to publish."""
+    try:
+        place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise ExportError(f"the training's folder of checkpoints cannot be read: {error.strerror}") from error
+    try:
+        with contextlib.suppress(OSError):
+            beside = os.readlink(name, dir_fd=place)
+            name = beside if "/" not in beside else name
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(name, flags, dir_fd=place), "rb") as reader, target.open("xb") as writer:
+            if not stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
+                raise ExportError(f"{name} of the training is not a plain file")
+            shutil.copyfileobj(reader, writer, 1024 * 1024)
+    except OSError as error:
+        raise ExportError(f"{name} of the training is not a plain file that can be read: {error.strerror}") from error
+    finally:
+        os.close(place)
 
 
 def write_description(entry: Path, name: str, facts: Facts, probe: str, max_batch_size: int = MAX_BATCH_SIZE) -> None:

@@ -12,11 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
-from servicekit.archives import ArchiveLimits
 from servicekit.plain_folders import copy_plain_folder
 
 from inference_service.backends.base import SERVING_FILE, Backend, ExportError, Source
-from inference_service.backends.entries import CONFIG, ITEM, MAX_BATCH_SIZE, RESULT
+from inference_service.backends.entries import CONFIG, ITEM, LIMITS, MAX_BATCH_SIZE, RESULT, copy_code, copy_file
 from inference_service.triton.probes import PARAMETER, probe_with_item
 
 PROGRAM, TABLE = "inference.py", "data.csv"
@@ -26,7 +25,6 @@ RUNNER = "program_runner.py"
 MODULES = ("bytes_tensors.py", "model_room.py", "program_host.py", "program_results.py", "program_runs.py")
 # A run that takes longer is ended.
 RUN_SECONDS = 120
-LIMITS = ArchiveLimits(size_bytes=64 * 1024**3, members=100_000)
 MAX_LABEL_BYTES = 16 * 1024**2
 MAX_PARAMETER_BYTES = 16 * 1024**2
 EXAMPLE_SECONDS = 120
@@ -58,8 +56,7 @@ class ProgramBackend(Backend):
         version, parameters = entry / "1", _parameters(source)
         bundle = version / "bundle"
         bundle.mkdir(parents=True)
-        field = f"code of training {source.checkpoints.parent.name}"
-        copy_plain_folder(source.code, bundle / "code", LIMITS, field, left_out=("__pycache__", ".git"))
+        copy_code(source, bundle / "code")
         _copy_checkpoints(source.checkpoints, bundle / "checkpoints")
         labels: list[str] = []
         if parameters:
@@ -115,22 +112,31 @@ def _copy_checkpoints(source: Path, target: Path) -> None:
         if entry.is_dir():
             copy_plain_folder(entry, target / entry.name, LIMITS, "checkpoints")
         else:
-            shutil.copy2(entry, target / entry.name, follow_symlinks=False)
+            copy_file(source, entry.name, target / entry.name)
 
 
 def _left_by(checkpoints: Path) -> list[Path]:
-    """What a training leaves for a program to read: files and folders, but no links nor what it would go on with."""
-    entries = sorted(checkpoints.iterdir()) if checkpoints.is_dir() else []
+    """What a training leaves for a program to read: files and folders, without what it would go on with.
+
+    Links are left out, but those to files beside them.
+    """
+    # A link in its place could lead to anything.
+    entries = sorted(checkpoints.iterdir()) if checkpoints.is_dir() and not checkpoints.is_symlink() else []
     if len(entries) > LIMITS.members:
         raise ExportError(f"the training has more than {LIMITS.members} checkpoints")
-    is_final = any(_FINAL.fullmatch(entry.name) for entry in entries)
-    modes = {entry: entry.lstat().st_mode for entry in entries if not entry.name.startswith(".")}
-    return [
-        entry
-        for entry, mode in modes.items()
-        if (stat.S_ISDIR(mode) and entry.name not in _RESUMPTION_FOLDERS)
-        or (stat.S_ISREG(mode) and not (is_final and _SUPERSEDED.fullmatch(entry.name)))
-    ]
+    visible = [entry for entry in entries if not entry.name.startswith(".")]
+    files = [entry for entry in visible if _is_plain(entry)]
+    if any(_FINAL.fullmatch(entry.name) for entry in files):
+        files = [entry for entry in files if not _SUPERSEDED.fullmatch(entry.name)]
+    folders = [entry for entry in visible if entry.is_dir() and not entry.is_symlink()]
+    return files + [entry for entry in folders if entry.name not in _RESUMPTION_FOLDERS]
+
+
+def _is_plain(entry: Path) -> bool:
+    if entry.is_symlink():
+        beside = entry.readlink()
+        entry = entry.parent / beside.name if beside.name == str(beside) else entry
+    return stat.S_ISREG(entry.lstat().st_mode) if os.path.lexists(entry) else False
 
 
 def _parameters(source: Source) -> dict[str, Any]:
