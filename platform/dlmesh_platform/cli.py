@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dlmesh_platform import demo as demonstration
-from dlmesh_platform import search_command, spark_command
+from dlmesh_platform import kernel_command, search_command, spark_command
 from dlmesh_platform.client import API, GROUPS, USERS, Client, segment
 from dlmesh_platform.endpoints import SERVICES, public_address
 from dlmesh_platform.supervisor import Platform, PlatformError, Supervisor, describe, exclusive
@@ -42,6 +42,7 @@ user_app = typer.Typer(help="Accounts: add, list, remove (administrators only)."
 app.add_typer(user_app, name="user")
 group_app = typer.Typer(help="Instance groups: what jobs run on (administrators change them).", no_args_is_help=True)
 app.add_typer(group_app, name="group")
+app.add_typer(kernel_command.app, name="kernel")
 app.add_typer(search_command.app, name="search")
 app.add_typer(spark_command.app, name="spark")
 LOGS = (*SERVICES, "envoy", "access", "supervisor", "warm-pool", "triton")

@@ -50,7 +50,7 @@ class Client:
 
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
         """One call; ApiError for a status from 400."""
-        url = self.url + (path if path.startswith(("/platform", "/healthz")) else API + path)
+        url = self.url + (path if path.startswith(("/platform", "/healthz", "/dlim")) else API + path)
         deadline = time.monotonic() + (self._patience_seconds if method == "GET" else 0.0)
         while True:
             try:
