@@ -7,9 +7,9 @@ numpy 2 and would, silently, answer zeros through numpy.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import bytes_tensors  # type: ignore[import-not-found]
 import torch
@@ -22,6 +22,13 @@ from torch.utils import dlpack
 bytes_tensors.mend()
 
 Batch = dict[str, torch.Tensor]
+
+
+class Call(NamedTuple):
+    """A request and its inputs by name."""
+
+    request: Any
+    inputs: dict[str, Any]
 
 
 class TritonPythonModel:
@@ -44,33 +51,19 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """An answer to each request, or the words of its own failure: others of its batch are answered."""
+        calls = [Call(request, {tensor.name(): tensor for tensor in request.inputs()}) for request in requests]
         answers: dict[int, Any] = {}
-        for answer in (self._answer_tensors, self._answer_items):
-            is_items = answer == self._answer_items
-            chosen = {
-                number: request
-                for number, request in enumerate(requests)
-                if ("ITEM" in {tensor.name() for tensor in request.inputs()}) is is_items
-            }
-            answers |= zip(chosen, self._each_answered(answer, list(chosen.values())), strict=True)
+        for answer, is_items in ((self._answer_tensors, False), (self._answer_items, True)):
+            chosen = [number for number, call in enumerate(calls) if ("ITEM" in call.inputs) is is_items]
+            answers |= zip(chosen, _each_answered(answer, [calls[number] for number in chosen]), strict=True)
         return [answers[number] for number in range(len(requests))]
 
     def finalize(self) -> None:
         """It is unloaded."""
         self.room.leave()
 
-    def _each_answered(self, answer: Any, requests: list[Any]) -> list[Any]:
-        try:
-            found: list[Any] = answer(requests) if requests else []
-            return found
-        except Exception as error:
-            if len(requests) > 1:
-                return [self._each_answered(answer, [request])[0] for request in requests]
-            refusal = pb_utils.TritonError(f"{type(error).__name__}: {error}")
-            return [pb_utils.InferenceResponse(error=refusal)]
-
-    def _answer_tensors(self, requests: Sequence[Any]) -> list[Any]:
-        parts = [self._tensors_of(request) for request in requests]
+    def _answer_tensors(self, calls: Sequence[Call]) -> list[Any]:
+        parts = [self._tensors_of(call.inputs) for call in calls]
         outputs = self._forward({name: _joined([part[name] for part in parts]) for name in parts[0]})
         counts = [len(next(iter(part.values()))) for part in parts]
         pieces = {name: output.split(counts) for name, output in outputs.items()}
@@ -79,19 +72,18 @@ class TritonPythonModel:
             pb_utils.InferenceResponse(
                 [pb_utils.Tensor.from_dlpack(name, each[number].clone()) for name, each in pieces.items()]
             )
-            for number in range(len(requests))
+            for number in range(len(calls))
         ]
 
-    def _tensors_of(self, request: Any) -> Batch:
-        given = {tensor.name(): tensor for tensor in request.inputs()}
+    def _tensors_of(self, given: Mapping[str, Any]) -> Batch:
         if missing := [tensor.name for tensor in self.tensors if tensor.name not in given]:
             raise ValueError(f"input {missing[0]} is missing: needed are ITEM alone, or {_names(self.tensors)}")
         return {tensor.name: dlpack.from_dlpack(given[tensor.name].to_dlpack()) for tensor in self.tensors}
 
-    def _answer_items(self, requests: Sequence[Any]) -> list[Any]:
-        if any(len(request.inputs()) > 1 for request in requests):
+    def _answer_items(self, calls: Sequence[Call]) -> list[Any]:
+        if any(len(call.inputs) > 1 for call in calls):
             raise ValueError(f"needed are ITEM alone, or {_names(self.tensors)}")
-        contents = [bytes_tensors.read(request, "ITEM") for request in requests]
+        contents = [bytes_tensors.read(call.request, "ITEM") for call in calls]
         flat = [content for each in contents for content in each]
         encoded = self.served.encode([self.served.item(content, str(place)) for place, content in enumerate(flat)])
         inputs = {name: torch.from_numpy(array) for name, array in encoded.inputs.items()}
@@ -106,6 +98,17 @@ class TritonPythonModel:
         with torch.inference_mode():
             on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
             return self.served.forward(self.module, on_device)
+
+
+def _each_answered(answer: Callable[[list[Call]], list[Any]], calls: list[Call]) -> list[Any]:
+    """Together, or, when that fails, one by one: the failure is of one of them."""
+    try:
+        return answer(calls) if calls else []
+    except Exception as error:
+        if len(calls) > 1:
+            return [_each_answered(answer, [call])[0] for call in calls]
+        refusal = pb_utils.TritonError(f"{type(error).__name__}: {error}")
+        return [pb_utils.InferenceResponse(error=refusal)]
 
 
 def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
