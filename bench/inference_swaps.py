@@ -1,0 +1,167 @@
+"""Two models that take turns in Triton's memory: what each swap leaves behind, and how long it takes (R12)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from inference_service.clients.triton import TritonClient
+from inference_service.domain.models import InferenceModel, ModelVersion
+from inference_service.storage.repository import DiskRepository
+from inference_service.triton.installation import find_installation
+from inference_service.triton.server import SHARED_MEMORY, TritonServer, read_grpc_address
+from inference_service.usecases.ports import ServerAwayError
+from report import Row, announce
+from servicekit.reconcile import ReconcileLoop
+from servicekit.times import utc_now
+from tritonclient.grpc import InferInput
+from tritonclient.grpc.aio import InferenceServerClient
+
+SWAPS, WARM_SWAPS = 200, 20
+NAMES = ("left", "right")
+SIDES = {"channels": 3, "height": 32, "width": 32}
+LABELS = ["cat", "dog", "owl"]
+PATIENCE_SECONDS, POLL_SECONDS = 300.0, 0.02
+MOST_MB_A_SWAP = 0.1
+PROGRAM = """
+import numpy as np
+from torch import nn
+
+def build_model(num_classes, channels, height, width):
+    hidden = nn.Linear(channels * height * width, 256)
+    return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(256, num_classes))
+
+def preprocess(image, channels, height, width):
+    return np.asarray(image.convert("RGB").resize((width, height)), np.float32).transpose(2, 0, 1) / 255
+"""
+
+
+@dataclass
+class Swaps:
+    """Of each swap: memory (PSS) of the server alone in MB when the model had gone, and seconds of its parts.
+
+    `answered` is from the order to load to the first answer, `swapped` also has the unload of the model before, until
+    its process had ended. `regions` are what was left in shared memory at the end.
+    """
+
+    server_mb: list[float] = field(default_factory=list)
+    answered: list[float] = field(default_factory=list)
+    swapped: list[float] = field(default_factory=list)
+    regions: int = 0
+
+    @property
+    def mb_a_swap(self) -> float:
+        """Growth after the first ones, by a line through all: one swap more or less does not matter."""
+        settled = self.server_mb[WARM_SWAPS:]
+        return float(np.polyfit(range(len(settled)), settled, 1)[0])
+
+
+def measure_swaps(count: int = SWAPS) -> Iterator[Row]:
+    """Rows of the section `inference`."""
+    announce(f"{count} swaps of two models")
+    with tempfile.TemporaryDirectory(prefix="dlmesh-bench-", ignore_cleanup_errors=True) as folder:
+        swaps = asyncio.run(swap(Path(folder), count))
+    first, last = swaps.server_mb[WARM_SWAPS], swaps.server_mb[-1]
+    yield Row(
+        f"memory (PSS) of Triton itself after {count} swaps of two models",
+        f"{last:,.0f} MB",
+        f"{first:,.0f} MB after {WARM_SWAPS} swaps",
+        f"{swaps.mb_a_swap:+.3f} MB a swap, {swaps.regions} regions of shared memory left",
+        f"at most {MOST_MB_A_SWAP:g} MB a swap, no region",
+        swaps.mb_a_swap <= MOST_MB_A_SWAP and swaps.regions == 0,
+    )
+    yield Row(
+        "a model that is not in memory: from the order to load it to its first answer",
+        f"{statistics.median(swaps.answered):.2f} s",
+        "",
+        f"{statistics.quantiles(swaps.answered, n=20)[-1]:.2f} s in 1 of 20",
+        "at most 3 s",
+        statistics.median(swaps.answered) <= 3.0,
+    )
+
+
+async def swap(home: Path, count: int) -> Swaps:
+    """One model in memory at a time, of two; with a server of its own below `home`."""
+    installation = find_installation()
+    if installation is None:
+        raise RuntimeError("Triton is not installed: run make setup")
+    repository = DiskRepository(home)
+    for seed, name in enumerate(NAMES):
+        await repository.publish(_train(home / "trainings" / name, name, seed))
+    server = TritonServer(installation, home)
+    loop = ReconcileLoop("triton", server.step, soon_seconds=0.1, later_seconds=0.1)
+    supervision = asyncio.create_task(loop.run())
+    address_file = home / "inference" / "triton.json"
+    control = TritonClient(lambda: read_grpc_address(address_file))
+    try:
+        await _until_live(control)
+        return await _swap(server, control, read_grpc_address(address_file) or "", count)
+    finally:
+        loop.stop()
+        await supervision
+        await control.close()
+        await server.stop()
+
+
+async def _swap(server: TritonServer, control: TritonClient, address: str, count: int) -> Swaps:
+    swaps = Swaps()
+    before = set(SHARED_MEMORY.iterdir())
+    process = psutil.Process(server.pid)
+    tensor = InferInput("INPUT__0", [1, *SIDES.values()], "FP32")
+    tensor.set_data_from_numpy(np.zeros([1, *SIDES.values()], np.float32))
+    async with InferenceServerClient(address) as client:
+        for number in range(count):
+            name, began = NAMES[number % 2], time.perf_counter()
+            await control.load(name)
+            await client.infer(name, [tensor])
+            swaps.answered.append(time.perf_counter() - began)
+            await control.unload(name)
+            while server.model_processes():
+                await asyncio.sleep(POLL_SECONDS)
+            swaps.swapped.append(time.perf_counter() - began)
+            swaps.server_mb.append(process.memory_full_info().pss / 2**20)
+            if process.pid != server.pid:
+                raise RuntimeError("Triton ended while it was measured")
+    swaps.regions = len(set(SHARED_MEMORY.iterdir()) - before)
+    return swaps
+
+
+async def _until_live(control: TritonClient) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            await control.loaded()
+            return
+        except ServerAwayError:
+            await asyncio.sleep(POLL_SECONDS)
+    raise RuntimeError("Triton did not start")
+
+
+def _train(folder: Path, name: str, seed: int) -> InferenceModel:
+    """What a training of a small net would have left; the weights are those it began with."""
+    code, checkpoints = folder / "code", folder / "checkpoints"
+    code.mkdir(parents=True)
+    checkpoints.mkdir()
+    (code / "model.py").write_text(PROGRAM)
+    (checkpoints / "serving.json").write_text(json.dumps({"labels": LABELS, "framework": "PyTorch", **SIDES}))
+    torch.manual_seed(seed)
+    program: dict[str, object] = {}
+    exec(PROGRAM, program)
+    network = program["build_model"](len(LABELS), **SIDES)  # type: ignore[operator]
+    torch.save(network.state_dict(), checkpoints / "model_epoch_final.pth")
+    version = ModelVersion(1, name, "first", "PyTorch", str(code), str(checkpoints), utc_now(), percentage=100)
+    return InferenceModel(f"uid-{name}", name, "bench", name, "", "", "", utc_now(), versions=[version])
+
+
+if __name__ == "__main__":
+    for row in measure_swaps():
+        print(json.dumps(row.cells))
