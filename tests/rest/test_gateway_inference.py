@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import struct
 import threading
 import time
@@ -91,6 +92,14 @@ def refused(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
     return refusal.value.code(), str(refusal.value.details())
 
 
+def marks_of(platform: Platform) -> list[str]:
+    """What marks a request as admitted, from Envoy's own configuration."""
+    text = (platform.home / "run" / "envoy.json").read_text()
+    marks = re.findall(r'"x-dlmesh-triton",\s+"string_match": {\s+"exact": "(\w+)"', text)
+    assert len(set(marks)) == 2
+    return sorted(set(marks))
+
+
 # -- REST
 
 
@@ -175,8 +184,10 @@ def test_every_path_needs_credentials(platform: Platform, channel: grpc.Channel)
     for path in ("/v2", "/v2/health/live", "/v2/models/echo", "/v2/models/echo/ready", "/v2/repository/index"):
         assert_error(answer := requests.get(platform.url(path), timeout=10), 401, 16)
         assert answer.json()["error"]
-    forged = {"x-dlmesh-user": "root", "x-dlmesh-admin": "1", "x-dlmesh-triton": "rest"}
-    assert_error(requests.get(platform.url("/v2/models/echo"), headers=forged, timeout=10), 401, 16)
+    for mark in marks_of(platform):
+        forged = {"x-dlmesh-user": "root", "x-dlmesh-admin": "1", "x-dlmesh-triton": mark}
+        assert_error(requests.get(platform.url("/v2/models/echo"), headers=forged, timeout=10), 401, 16)
+        assert_error(requests.post(platform.url("/v2/repository/index"), headers=forged, timeout=10), 401, 16)
     for method in ("ServerLive", "ModelInfer", "RepositoryIndex", "ModelStreamInfer"):
         call = channel.unary_unary(METHOD + method)
         assert refused(lambda call=call: call(b"", timeout=10))[0] is grpc.StatusCode.UNAUTHENTICATED
@@ -184,7 +195,7 @@ def test_every_path_needs_credentials(platform: Platform, channel: grpc.Channel)
 
 def test_a_mark_of_the_client_is_no_admission(platform: Platform, triton: Triton) -> None:
     client = platform.client(ALICE)
-    for mark in ("rest", "grpc"):
+    for mark in marks_of(platform):
         headers = {"x-dlmesh-triton": mark, "x-dlmesh-user": "Admin"}
         assert_error(client.post(platform.url("/v2/repository/index"), headers=headers), 403, 7)
         assert_error(client.post(platform.url("/v2/models/private/infer"), headers=headers, json={}), 403, 7)

@@ -10,6 +10,7 @@ from gateway_service.settings import GatewaySettings
 
 Json = dict[str, Any]
 
+HEADERS_FILTER = "envoy.filters.http.header_mutation"
 CREDENTIALS_FILTER = "envoy.filters.http.lua"
 AUTHORIZATION_FILTER = "envoy.filters.http.ext_authz"
 BUFFER_FILTER = "envoy.filters.http.buffer"

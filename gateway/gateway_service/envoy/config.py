@@ -19,6 +19,7 @@ from gateway_service.envoy.blocks import (
     BUFFER_FILTER,
     CREDENTIAL_HEADERS,
     CREDENTIALS_FILTER,
+    HEADERS_FILTER,
     MAX_REPEATED_BYTES,
     TRANSCODER_FILTER,
     Json,
@@ -58,13 +59,13 @@ IDLE_TIMEOUT = "300s"
 
 
 def render_config(settings: GatewaySettings, surface: PublicSurface, *, cache_salt: str) -> Json:
-    """The whole configuration. `cache_salt` (hex) keys the digests of the credential cache."""
+    """The whole configuration. `cache_salt` (hex, secret) keys the digests of the credential cache."""
     config: Json = {
         "static_resources": {
             "listeners": [
                 _listener(settings, surface, cache_salt),
                 _patient_listener(),
-                inference_listener(settings, cache_salt),
+                inference_listener(settings, _authorization(settings), cache_salt),
                 admission_listener(settings, surface.descriptor_path),
             ],
             "clusters": [
@@ -108,12 +109,20 @@ def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str
         },
         access_log=[_access_log(settings.access_log)],
         local_reply_config=local_replies(),
-        route_config=_routes(settings, surface),
+        route_config=_routes(settings, surface, cache_salt),
+        # Before a route is looked for: routes look at such headers.
+        early_header_mutation_extensions=[
+            make_filter(
+                "envoy.http.early_header_mutation.header_mutation",
+                "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+                mutations=_FORGEABLE,
+            )
+        ],
         http_filters=[
             make_filter(
-                "envoy.filters.http.header_mutation",
+                HEADERS_FILTER,
                 "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
-                mutations={"request_mutations": [_remove_prefixed("x-dlmesh-"), _remove_prefixed("x-envoy-")]},
+                mutations={"request_mutations": _FORGEABLE},
             ),
             inference_filter(settings, cache_salt) | {"disabled": True},
             lua_filter(CREDENTIALS_FILTER, _lua_source(settings, cache_salt, surface.wire_names)),
@@ -159,8 +168,9 @@ def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str
     }
 
 
-def _remove_prefixed(prefix: str) -> Json:
-    return {"remove_on_match": {"key_matcher": {"prefix": prefix}}}
+_FORGEABLE: list[Json] = [
+    {"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in ("x-dlmesh-", "x-envoy-")
+]
 
 
 def _lua_source(settings: GatewaySettings, cache_salt: str, wire_names: dict[str, str]) -> str:
@@ -196,7 +206,7 @@ def _patient_listener() -> Json:
     return internal_listener(PATIENT, routes=[{"match": {"prefix": "/"}, "route": ask}])
 
 
-def _routes(settings: GatewaySettings, surface: PublicSurface) -> Json:
+def _routes(settings: GatewaySettings, surface: PublicSurface, cache_salt: str) -> Json:
     open_health: Json = {
         "match": {"path": HEALTH_PATH, "headers": [{"name": ":method", "string_match": {"exact": "GET"}}]},
         "route": {"cluster": "gateway"},
@@ -218,7 +228,7 @@ def _routes(settings: GatewaySettings, surface: PublicSurface) -> Json:
                 "domains": ["*"],
                 "request_body_buffer_limit": MAX_REPEATED_BYTES,
                 "routes": [
-                    *inference_routes(settings),
+                    *inference_routes(settings, cache_salt),
                     open_health,
                     *(route | _UNBUFFERED for route in _signed(_grpc_routes(surface.methods), settings)),
                     *({**every_path, "match": match} | _UNBUFFERED for match in _upload_matches(surface.methods)),

@@ -106,37 +106,24 @@ local function digest_of_credentials(headers)
   return sha256(SALT .. kind .. value)
 end
 
--- The caller when the credentials are known: the request then says so, and ext_authz is not asked. nil otherwise.
-local function recognise(handle, headers)
+-- The caller when the credentials are known; else nil, and what `remember_caller_of` needs is noted.
+local function caller_of(handle, headers)
   local digest = digest_of_credentials(headers)
   if digest == nil then
     return nil
   end
   local now = handle:timestamp()
-  local metadata = handle:streamInfo():dynamicMetadata()
   local entry = recall_caller(digest, now)
   if entry == nil then
     local hex = digest:gsub(".", function(c) return ("%02x"):format(byte(c)) end)
-    metadata:set("dlmesh.auth", "asked", { digest = hex, at = now })
-    return nil
+    handle:streamInfo():dynamicMetadata():set("dlmesh.auth", "asked", { digest = hex, at = now })
   end
-  headers:remove("authorization")
-  headers:remove("x-auth-token")
-  headers:remove("cookie")
-  headers:replace("x-dlmesh-user", entry.user)
-  headers:replace("x-dlmesh-admin", entry.admin)
-  metadata:set("dlmesh.auth", "verified", true)
   return entry
 end
 
-local function remember_verdict(handle)
-  local metadata = handle:streamInfo():dynamicMetadata()
-  local own = metadata:get("dlmesh.auth")
-  local verdict = metadata:get("envoy.filters.http.ext_authz")
-  if own == nil or own.asked == nil or verdict == nil or verdict.user == nil then
-    return
-  end
-  local digest = own.asked.digest:gsub("%x%x", function(hex) return char(tonumber(hex, 16)) end)
-  local lifetime = math.min(TTL_MILLISECONDS, verdict.lifetime_milliseconds)
-  remember_caller(digest, { user = verdict.user, admin = verdict.admin, expires = own.asked.at + lifetime })
+-- `asked` is what was noted on the request, the rest is the gateway service's verdict.
+local function remember_caller_of(asked, user, admin, lifetime_milliseconds)
+  local digest = asked.digest:gsub("%x%x", function(hex) return char(tonumber(hex, 16)) end)
+  local lifetime = math.min(TTL_MILLISECONDS, lifetime_milliseconds)
+  remember_caller(digest, { user = user, admin = admin, expires = asked.at + lifetime })
 end

@@ -4,7 +4,26 @@
 -- `WIRE_NAMES` is set above by the renderer, after credentials.lua.
 
 function envoy_on_request(handle)
-  recognise(handle, handle:headers())
+  local headers = handle:headers()
+  local caller = caller_of(handle, headers)
+  if caller == nil then
+    return
+  end
+  headers:remove("authorization")
+  headers:remove("x-auth-token")
+  headers:remove("cookie")
+  headers:replace("x-dlmesh-user", caller.user)
+  headers:replace("x-dlmesh-admin", caller.admin)
+  handle:streamInfo():dynamicMetadata():set("dlmesh.auth", "verified", true)
+end
+
+local function remember_verdict(handle)
+  local metadata = handle:streamInfo():dynamicMetadata()
+  local own = metadata:get("dlmesh.auth")
+  local verdict = metadata:get("envoy.filters.http.ext_authz")
+  if own ~= nil and own.asked ~= nil and verdict ~= nil and verdict.user ~= nil then
+    remember_caller_of(own.asked, verdict.user, verdict.admin, verdict.lifetime_milliseconds)
+  end
 end
 
 -- A body that does not fit its message is refused by the transcoder, which calls the field by its proto name

@@ -2,9 +2,9 @@
 --   request:  who calls, which model is meant, may the caller infer with it, and which version answers? The request then
 --             names that version and carries the mark that is its way to Triton;
 --   response: Triton's errors in the shape of the platform's, and "not loaded" as what it is: try again.
--- The script of the public listener lets callers that it does not know yet pass without the mark, through ext_authz to a
--- listener inside, whose script knows them by the headers that ext_authz set (`IS_INSIDE`).
--- Follows credentials.lua and admissions.lua; `MARK`, `ASKED`, `IS_INSIDE`, `MAX_BYTES` and `CODE_OF_STATUS` are set above
+-- The script of the public listener lets callers that it does not know pass without the mark: to a listener inside, where
+-- the same script (`IS_INSIDE`) runs after ext_authz and tells the one before, in headers of its answer, who it was.
+-- Follows credentials.lua and admissions.lua; `MARK` and its values, `IS_INSIDE`, `MAX_BYTES` and `CODE_OF_STATUS` are set above
 -- by the renderer.
 
 local INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED = 3, 5, 7
@@ -70,7 +70,7 @@ local function rest_request(handle, headers, caller)
       return refuse(handle, false, NOT_FOUND, "no such path")
     end
     headers:replace(":path", path)
-    headers:replace(MARK, "rest")
+    headers:replace(MARK, REST_MARK)
     return
   end
   if KEPT_BACK[path:match("^/v2/([^/]*)")] or path:find("^/v2/models/.*/trace/") then
@@ -112,7 +112,7 @@ local function rest_request(handle, headers, caller)
   headers = handle:headers()
   local versions = version ~= "" and "/versions/" .. version or ""
   headers:replace(":path", "/v2/models/" .. name .. versions .. operation)
-  headers:replace(MARK, "rest")
+  headers:replace(MARK, REST_MARK)
 end
 
 -- gRPC -------------------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ local function grpc_request(handle, headers, caller)
   elseif content_type ~= "application/grpc" and content_type:sub(1, 22) ~= "application/grpc+proto" then
     return refuse(handle, true, INVALID_ARGUMENT, "content-type: it is not valid; allowed: application/grpc")
   elseif not RPCS[method] then
-    headers:replace(MARK, "grpc")
+    headers:replace(MARK, GRPC_MARK)
     return
   end
   local message, code, reason = read_message(handle)
@@ -224,23 +224,28 @@ local function grpc_request(handle, headers, caller)
     handle:body():setBytes(concat({ frame_of(#message + #field), message, field }))
     headers:remove("content-length")
   end
-  headers:replace(MARK, "grpc")
+  headers:replace(MARK, GRPC_MARK)
 end
 
-local function caller_of(handle, headers)
-  if not IS_INSIDE then
-    return recognise(handle, headers)
-  end
+-- ext_authz set these headers; what a client sends under such names the public listener drops.
+local function caller_inside(headers)
   local user = headers:get("x-dlmesh-user")
   return user ~= nil and { user = user, admin = headers:get("x-dlmesh-admin") or "0" } or nil
 end
 
 function envoy_on_request(handle)
   local headers = handle:headers()
-  local caller = caller_of(handle, headers)
+  local caller
+  if IS_INSIDE then
+    caller = caller_inside(headers)
+  else
+    caller = caller_of(handle, headers)
+  end
   if caller == nil then
     return
-  elseif sub(headers:get(":path"), 1, 4) == "/inf" then
+  end
+  headers:replace("x-dlmesh-user", caller.user)
+  if sub(headers:get(":path"), 1, 4) == "/inf" then
     return grpc_request(handle, headers, caller)
   end
   return rest_request(handle, headers, caller)
@@ -268,14 +273,41 @@ local function grpc_response(headers)
   end
 end
 
+-- Headers that go from the script inside to the one before.
+local VERDICT = { user = "x-dlmesh-user", admin = "x-dlmesh-admin", lifetime = "x-dlmesh-lifetime" }
+
+local function tell_verdict(handle, headers)
+  local verdict = handle:streamInfo():dynamicMetadata():get("envoy.filters.http.ext_authz")
+  if verdict ~= nil and verdict.user ~= nil then
+    headers:replace(VERDICT.user, verdict.user)
+    headers:replace(VERDICT.admin, verdict.admin)
+    headers:replace(VERDICT.lifetime, tostring(verdict.lifetime_milliseconds))
+  end
+end
+
+local function hear_verdict(handle, headers, user)
+  local own = handle:streamInfo():dynamicMetadata():get("dlmesh.auth")
+  if own ~= nil and own.asked ~= nil then
+    local lifetime = headers:get(VERDICT.lifetime)
+    remember_caller_of(own.asked, user, headers:get(VERDICT.admin), tonumber(lifetime) or 0)
+  end
+  for _, name in pairs(VERDICT) do
+    headers:remove(name)
+  end
+end
+
 function envoy_on_response(handle)
   local headers = handle:headers()
+  if IS_INSIDE then
+    tell_verdict(handle, headers)
+  else
+    local user = headers:get(VERDICT.user)
+    if user ~= nil then
+      return hear_verdict(handle, headers, user)
+    end
+  end
   local status = headers:get(":status")
-  if headers:get(ASKED) ~= nil then
-    headers:remove(ASKED)
-    remember_verdict(handle)
-    return
-  elseif status < "400" then
+  if status < "400" then
     if headers:get("grpc-status") ~= nil then
       grpc_response(headers)
     end

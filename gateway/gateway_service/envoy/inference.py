@@ -2,19 +2,24 @@
 
 A request of a caller that is known takes the fast way: one script (`inference.lua`) finds the model that is meant, asks
 the inference service whether the caller may infer with it, chooses a version and marks the request. Only a marked
-request has a route to Triton. Any other passes ext_authz to a listener inside, where the same script does the same.
-What it does not understand there, and a script that fails, end at a route that refuses.
+request has a route to Triton. Any other goes to a listener inside, through ext_authz to the same script. What it does
+not understand there, and a script that fails, end at a route that refuses.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from pathlib import Path
 
-from servicekit.identity import ADMIN_HEADER, SECRET_HEADER
+from servicekit.identity import SECRET_HEADER
 
 from gateway_service.envoy.blocks import (
+    AUTHORIZATION_FILTER,
     BUFFER_FILTER,
+    CREDENTIAL_HEADERS,
     CREDENTIALS_FILTER,
+    HEADERS_FILTER,
     TRANSCODER_FILTER,
     Json,
     circuit_breakers,
@@ -34,8 +39,6 @@ from gateway_service.settings import GatewaySettings
 
 FILTER = "dlmesh.inference"
 MARK = "x-dlmesh-triton"
-# On answers to callers that were not known: ext_authz has been asked about them.
-ASKED = "x-dlmesh-asked"
 INSIDE = "inference_inside"
 ADMISSION = "admission"
 ADMISSION_SERVICE = "dlmesh.inference.v1.AdmissionService"
@@ -48,8 +51,7 @@ def inference_filter(settings: GatewaySettings, cache_salt: str, *, is_inside: b
     """The script."""
     codes = ", ".join(f'["{status}"] = {code}' for status, code in GRPC_CODE_OF_STATUS.items())
     constants = (
-        f'local MARK = "{MARK}"\n'
-        f'local ASKED = "{ASKED}"\n'
+        f'local MARK, REST_MARK, GRPC_MARK = "{MARK}", "{_mark("rest", cache_salt)}", "{_mark("grpc", cache_salt)}"\n'
         f"local IS_INSIDE = {str(is_inside).lower()}\n"
         f'local ADMISSION_CLUSTER = "{ADMISSION}"\n'
         f'local ADMISSION_PATH = "/{ADMISSION_SERVICE}/AdmitInference"\n'
@@ -60,45 +62,47 @@ def inference_filter(settings: GatewaySettings, cache_salt: str, *, is_inside: b
     return lua_filter(FILTER, constants + script(settings, cache_salt, "credentials", "admissions", "inference"))
 
 
-def inference_routes(settings: GatewaySettings) -> list[Json]:
+def _mark(face: str, secret: str) -> str:
+    """Not to be guessed, should a header of a client ever get as far as the routes."""
+    return hmac.new(secret.encode(), f"mark:{face}".encode(), hashlib.sha256).hexdigest()
+
+
+def inference_routes(settings: GatewaySettings, cache_salt: str) -> list[Json]:
     """Of the public listener, the first that fits counts: marked requests go to Triton, others inside."""
     filters = {FILTER: typed("envoy.config.route.v3.FilterConfig", config={})}
-    for name in (CREDENTIALS_FILTER, BUFFER_FILTER, TRANSCODER_FILTER):
+    for name in (HEADERS_FILTER, CREDENTIALS_FILTER, AUTHORIZATION_FILTER, BUFFER_FILTER, TRANSCODER_FILTER):
         filters[name] = typed("envoy.config.route.v3.FilterConfig", disabled=True)
-    inside: Json = {
-        "route": {"cluster": INSIDE, "timeout": "0s"},
-        "response_headers_to_add": [set_header(ASKED, "1")],
-    }
-    return [route | {"typed_per_filter_config": filters} for route in _routes(settings, inside)]
+    inside: Json = {"route": {"cluster": INSIDE, "timeout": "0s"}}
+    return [route | {"typed_per_filter_config": filters} for route in _routes(settings, cache_salt, inside)]
 
 
-def inference_listener(settings: GatewaySettings, cache_salt: str) -> Json:
-    """The listener inside, for requests whose caller ext_authz has just found out."""
+def inference_listener(settings: GatewaySettings, authorization: Json, cache_salt: str) -> Json:
+    """The listener inside: the filter `authorization` finds out who calls, then the script runs."""
     refusal = {"direct_response": {"status": 503, "body": {"inline_string": "the request could not be admitted"}}}
     return internal_listener(
         INSIDE,
-        routes=_routes(settings, refusal),
-        filters=(inference_filter(settings, cache_salt, is_inside=True),),
+        routes=_routes(settings, cache_salt, refusal),
+        filters=(authorization, inference_filter(settings, cache_salt, is_inside=True)),
         local_reply_config=local_replies(),
     )
 
 
-def _routes(settings: GatewaySettings, unmarked: Json) -> list[Json]:
+def _routes(settings: GatewaySettings, cache_salt: str, unmarked: Json) -> list[Json]:
     faces: tuple[tuple[Json, str, str], ...] = (
         ({"safe_regex": {"regex": f"{REST_INFERENCE}(/.*)?"}}, "rest", TRITON_HTTP),
         ({"prefix": GRPC_INFERENCE}, "grpc", TRITON_GRPC),
     )
     routes = []
-    for match, mark, cluster in faces:
+    for match, face, cluster in faces:
         to_triton: Json = {
             "cluster": cluster,
             "timeout": f"{settings.inference_timeout_seconds:g}s",
             # Inference changes nothing: it may be repeated though Triton died over it.
             "retry_policy": retries(24, "reset"),
         }
-        marked = match | {"headers": [{"name": MARK, "string_match": {"exact": mark}}]}
+        marked = match | {"headers": [{"name": MARK, "string_match": {"exact": _mark(face, cache_salt)}}]}
         routes += [
-            {"match": marked, "route": to_triton, "request_headers_to_remove": [MARK, ADMIN_HEADER]},
+            {"match": marked, "route": to_triton, "request_headers_to_remove": [MARK, *CREDENTIAL_HEADERS]},
             {"match": match, **unmarked},
         ]
     return [route | {"request_body_buffer_limit": settings.max_inference_bytes} for route in routes]
