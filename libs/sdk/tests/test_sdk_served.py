@@ -217,6 +217,24 @@ def test_texts_of_files_and_requests(tmp_path: Path) -> None:
     assert (model.item(b"{no json").value, model.item(b'{"other": 1}').value) == ("{no json", '{"other": 1}')
 
 
+def test_indices_beyond_the_weights_are_refused(table: Served) -> None:
+    def complaint(model: Served, name: str, rows: list[list[int]]) -> str:
+        try:
+            model.check({name: np.array(rows)})
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    assert complaint(table, "TEXTS", [[0], [2]]) == ""
+    assert "0 to 2" in complaint(table, "TEXTS", [[0], [3]])
+    assert "0 to 2" in complaint(table, "TEXTS", [[-1]])
+    text = make({"encoding": TEXT}, PROGRAM)
+    most = 3 + 256 + len("abc") + 2 - 1
+    assert complaint(text, "TOKENS", [[1, most], [5, 0]]) == ""
+    for rows in ([[1, most + 1]], [[1, -2]], [[0, 1]], [[1] * 7], [[]]):
+        assert "TOKENS" in complaint(text, "TOKENS", rows)
+
+
 def test_a_bundle_is_loaded_with_what_lies_beside_its_program(tmp_path: Path) -> None:
     for name, shade in (("one", 1), ("two", 2)):
         bundle = tmp_path / name

@@ -122,6 +122,28 @@ async def test_one_unreadable_item_or_request_spoils_no_other(triton: ServedHome
         await asyncio.to_thread(ask, triton, "mixed", both)
 
 
+async def test_numbers_that_no_text_has_fail_alone(triton: ServedHome, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    code = write_bundle("pytorch-text-classification", checkpoints)
+    await triton.repository.publish(make_model("poisoned", code, checkpoints))
+    client = triton.client()
+    await client.load("poisoned")
+    await client.close()
+    good = {"TOKENS": np.array([[1, 268]])}
+    poisons = [{"TOKENS": np.array(rows)} for rows in ([[1, 10**6]], [[-1, 3]], [[0, 0]], [[1] * 17])]
+
+    def outcome(inputs: Mapping[str, Any]) -> str:
+        try:
+            return "answered" if np.isfinite(ask(triton, "poisoned", inputs)["OUTPUT__0"]).all() else "junk"
+        except InferenceServerException as error:
+            return str(error.message())
+
+    # So many at once that Triton makes batches of both.
+    outcomes = await asyncio.gather(*(asyncio.to_thread(outcome, each) for each in [good, *poisons] * 8))
+    assert outcomes[::5] == ["answered"] * 8
+    assert all("TOKENS" in words for number, words in enumerate(outcomes) if number % 5)
+
+
 async def test_texts_of_different_lengths_are_batched(triton: ServedHome, tmp_path: Path) -> None:
     template = "pytorch-text-classification"
     checkpoints = tmp_path / "checkpoints"

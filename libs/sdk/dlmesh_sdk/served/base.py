@@ -105,6 +105,10 @@ class Served(ABC):
     def encode(self, items: Sequence[Item]) -> Encoded:
         """Read and preprocess."""
 
+    def check(self, inputs: Mapping[str, Any]) -> None:  # noqa: B027  pixels may be anything
+        """ValueError for arrays or tensors that `encode` never makes and that would break more than their own answer:
+        an index beyond a table of weights ends all work of a GPU's process."""
+
     @abstractmethod
     def build_model(self) -> Any:
         """The torch module, with the weights it was built with."""

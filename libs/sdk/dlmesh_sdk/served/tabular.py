@@ -37,6 +37,12 @@ class ServedTabular(ServedRows):
         numbers, texts = (np.stack([np.asarray(part) for part in parts]) for parts in zip(*samples, strict=True))
         return {name: part for name, part in (("NUMBERS", numbers), ("TEXTS", texts)) if part.shape[1]}
 
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        for column, (name, values) in enumerate(self.encoding.texts):
+            indices = inputs["TEXTS"][:, column]
+            if int(indices.min()) < 0 or int(indices.max()) > len(values):
+                raise ValueError(f"TEXTS: allowed for column {name!r} are numbers from 0 to {len(values)}")
+
     def forward(self, module: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         import torch
 

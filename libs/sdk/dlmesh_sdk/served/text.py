@@ -75,6 +75,16 @@ class ServedText(ServedRows):
             row[: len(sample)] = sample
         return {"TOKENS": tokens}
 
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        tokens = inputs["TOKENS"]
+        most, longest = self.encoding.shape["tokens"] - 1, self.encoding.length
+        if not 1 <= tokens.shape[1] <= longest:
+            raise ValueError(f"TOKENS: {tokens.shape[1]} tokens; allowed: 1 to {longest}")
+        if int(tokens.min()) < 0 or int(tokens.max()) > most:
+            raise ValueError(f"TOKENS: allowed are numbers from 0 to {most}")
+        if not bool((tokens[:, 0] > 0).all()):
+            raise ValueError("TOKENS: a text begins with a token above 0, which stands for the end")
+
     def forward(self, module: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return self.answer(module(inputs["TOKENS"]))
 

@@ -78,7 +78,9 @@ class TritonPythonModel:
     def _tensors_of(self, given: Mapping[str, Any]) -> Batch:
         if missing := [tensor.name for tensor in self.tensors if tensor.name not in given]:
             raise ValueError(f"input {missing[0]} is missing: needed are ITEM alone, or {_names(self.tensors)}")
-        return {tensor.name: dlpack.from_dlpack(given[tensor.name].to_dlpack()) for tensor in self.tensors}
+        inputs = {tensor.name: dlpack.from_dlpack(given[tensor.name].to_dlpack()) for tensor in self.tensors}
+        self.served.check(inputs)
+        return inputs
 
     def _answer_items(self, calls: Sequence[Call]) -> list[Any]:
         if any(len(call.inputs) > 1 for call in calls):
