@@ -215,7 +215,7 @@ class MainJob:
         return detail
 
 
-def _percent(progress: str | None) -> float:
+def _percent(progress: int | str | None) -> float:
     """Of trainings it is a percentage, of predictions done/all."""
-    done, _, total = (progress or "0").partition("/")
+    done, _, total = str(progress or 0).partition("/")
     return 100 * float(done) / float(total) if total else float(done)
