@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 from inference_service.domain.kernel_pools import KernelFailedError, KernelTask, PoolPhase, TaskTimeoutError
 from kernel_room import PATIENCE_SECONDS, UID, Room, kernel_room, until
 
@@ -39,8 +40,13 @@ Squares().run()
 
 
 @pytest.mark.slow
-async def test_no_task_is_lost_or_mixed_up(tmp_path: Path) -> None:
-    async with kernel_room(tmp_path / "home", longest_backoff_seconds=0.05) as room:
+def test_no_task_is_lost_or_mixed_up(tmp_path: Path) -> None:
+    # On the service's event loop.
+    uvloop.run(_meet_chaos(tmp_path / "home"))
+
+
+async def _meet_chaos(home: Path) -> None:
+    async with kernel_room(home, longest_backoff_seconds=0.05) as room:
         room.publish(PROGRAM)
         policy = {"kernel_max": 3, "task_batch_size": 4, "task_pipe_size": 2, "task_execution_timeout_seconds": 1.0}
         await room.start(**policy)

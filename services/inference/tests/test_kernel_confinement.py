@@ -256,6 +256,20 @@ async def test_kernels_go_on_when_what_starts_them_is_killed_and_others_are_star
 
 
 @pytest.mark.slow
+async def test_who_gets_away_from_a_guard_that_is_killed_does_not_hold_its_kernel_up(room: Room) -> None:
+    await room.start()
+    stray = int(await room.ask(LEAVE))
+    [pid] = room.pids
+    guard = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(guard, signal.SIGKILL)
+    try:
+        assert await room.ask("answer = self.context.get_id()") == "obedient-2"
+        assert not is_alive(pid)
+    finally:
+        os.kill(stray, signal.SIGKILL)
+
+
+@pytest.mark.slow
 async def test_kernels_that_import_torch_are_forks_of_a_process_that_has_it(tmp_path: Path) -> None:
     async with kernel_room(tmp_path / "home", is_warm=True) as room:
         text = (room.folder / "kernel.py").read_text()

@@ -48,6 +48,7 @@ class KernelProcess:
         self.pid = self._guard = 0
         self.ending = ""
         self._why = "its guard was ended"
+        self._watching: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(
@@ -96,6 +97,7 @@ class KernelProcess:
             text = str(message["cannot_start"])
             raise OSError(text) if message["is_transient"] else CannotStartError(text, is_final=True)
         self.pid, self._guard = int(message["pid"]), int(message["guard"])
+        self._watching = asyncio.create_task(self._watch(self._answers))
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Tell it; that it has ended is seen by the next `receive`."""
@@ -130,6 +132,10 @@ class KernelProcess:
 
     async def end(self) -> str:
         """Wait until all of it has gone; why it went."""
+        if self._watching is None:
+            # It was not begun; closing its line ends what there may be of it.
+            self._watching = asyncio.create_task(self._watch(None))
+            self.kill("it was not begun")
         if self.ending or not await self._has_gone(LAST_SECONDS):
             self.kill("it closed its connection and did not end")
             if not await self._has_gone(MAX_ENDING_SECONDS):
@@ -138,6 +144,7 @@ class KernelProcess:
                     os.kill(self._guard, signal.SIGKILL)
                 await self._has_gone(MAX_ENDING_SECONDS)
         await self._output.close()
+        self._watching.cancel()
         for writer in (self._orders, self._tasks):
             if writer is not None:
                 writer.close()
@@ -148,15 +155,19 @@ class KernelProcess:
         """What it printed last."""
         return self._output.said
 
+    async def _watch(self, answers: asyncio.StreamReader | None) -> None:
+        """Until its guard has gone, and all of it with it."""
+        while (message := await self._hear()) is not None:
+            if "ended" in message:
+                self._why = str(message["ended"]) or _ended(int(message["code"]))
+        if answers is not None:
+            # By then its last words are read. Somebody who got away from a guard that was killed may hold its end open.
+            asyncio.get_running_loop().call_later(LAST_SECONDS, answers.feed_eof)
+
     async def _has_gone(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                while (message := await self._hear()) is not None:
-                    if "ended" in message:
-                        self._why = str(message["ended"]) or _ended(int(message["code"]))
-        except TimeoutError:
-            return False
-        return True
+        assert self._watching is not None
+        await asyncio.wait({self._watching}, timeout=seconds)
+        return self._watching.done()
 
     async def _hear(self) -> dict[str, Any] | None:
         try:
