@@ -213,3 +213,12 @@ async def refused(work: Any, code: grpc.StatusCode, words: str) -> Any:
 
 def trailing(error: grpc.aio.AioRpcError) -> dict[str, Any]:
     return dict(error.trailing_metadata())
+
+
+async def until_true(condition: Callable[[], bool]) -> None:
+    """Poll until it holds."""
+
+    async def answer() -> bool:
+        return condition()
+
+    await until(answer)

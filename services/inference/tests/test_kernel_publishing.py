@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import zipfile
@@ -12,11 +13,11 @@ from pathlib import Path
 import grpc
 import pytest
 from dlmesh.inference.v1 import kernels_pb2 as pb
-from kernel_fakes import KERNEL, KernelModelRoom, kernel_model_room, packed, refused, trailing
+from google.api.httpbody_pb2 import HttpBody
+from kernel_fakes import BOUNDARY, KERNEL, KernelModelRoom, kernel_model_room, packed, refused, trailing, until_true
 from testkit.services import ALICE, acting_as, collect
 
-ABORTED, INVALID = grpc.StatusCode.ABORTED, grpc.StatusCode.INVALID_ARGUMENT
-FORBIDDEN, MISSING = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT_FOUND
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.fixture
@@ -84,6 +85,37 @@ async def test_weights_from_elsewhere_are_copied_too(room: KernelModelRoom) -> N
     assert last.weight_path == f"{last.model_path}/kernel.py"
     assert last.size == len(KERNEL)
     assert list(Path(last.model_path).parent.glob("weights/*")) == []
+
+
+async def test_a_kernel_from_elsewhere_is_copied_too(room: KernelModelRoom) -> None:
+    (room.data / "kernels").mkdir()
+    (room.data / "kernels" / "far.py").write_text("# far\n")
+    (room.data / "kernels" / "kernel.py").write_text("# another\n")
+    await room.publish(kernel_path="kernels/far.py")
+    model = await room.model()
+    assert model.kernel_path == "far.py"
+    assert Path(model.model_path, "far.py").read_text() == "# far\n"
+    # What the folder has itself is never replaced.
+    await refused(room.publish("second", kernel_path="kernels/kernel.py"), INVALID, "^edi_py: 'kernels/kernel.py'")
+
+
+async def test_a_client_that_goes_away_leaves_nothing_half_made(room: KernelModelRoom) -> None:
+    messages: asyncio.Queue[pb.UploadKernelModelRequest] = asyncio.Queue()
+
+    async def sent() -> AsyncIterator[pb.UploadKernelModelRequest]:
+        while True:
+            yield await messages.get()
+
+    call = room.stub.UploadKernelModel(sent())
+    kind = f"multipart/form-data; boundary={BOUNDARY}"
+    begin = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="kernel.py"; filename="kernel.py"\r\n\r\n'
+    messages.put_nowait(
+        pb.UploadKernelModelRequest(name="pong", body=HttpBody(content_type=kind, data=begin.encode() + bytes(100_000)))
+    )
+    await until_true(lambda: room.kernels.exists() and list(room.kernels.rglob("part-*")) != [])
+    call.cancel()
+    await until_true(lambda: list(room.kernels.iterdir()) == [])
+    await refused(room.model(), grpc.StatusCode.NOT_FOUND, "pong")
 
 
 async def test_archives(room: KernelModelRoom) -> None:

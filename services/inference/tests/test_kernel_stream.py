@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ from dlmesh.inference.v1 import kernels_pb2 as pb
 from dlmesh.inference.v1 import kernels_pb2_grpc
 from inference_service.domain.kernel_pools import KernelFailedError, KernelTask
 from inference_service.usecases.stream_kernel_tasks import LEAST_AT_ONCE
-from kernel_fakes import KernelModelRoom, kernel_model_room
+from kernel_fakes import KernelModelRoom, kernel_model_room, until_true
 from testkit.services import ALICE, BOB, SECRET, acting_as
-from triton_fixtures import until
 
 
 @pytest.fixture
@@ -44,13 +43,6 @@ async def streaming(room: KernelModelRoom, user: str = "alice") -> AsyncIterator
 
 def task(number: int, **fields: str) -> pb.StreamKernelTasksRequest:
     return pb.StreamKernelTasksRequest(**{"name": "pong", "id": str(number), "input": f"ping {number}", **fields})
-
-
-async def holds(condition: Callable[[], bool]) -> None:
-    async def answer() -> bool:
-        return condition()
-
-    await until(answer)
 
 
 async def test_answers_come_as_tasks_end(room: KernelModelRoom) -> None:
@@ -117,7 +109,7 @@ async def test_a_fast_client_waits_and_one_that_goes_away_leaves_nothing(room: K
     async with streaming(room) as call:
         for number in range(total):
             await call.write(task(number))
-        await holds(lambda: len(room.pools.tasks) == LEAST_AT_ONCE)
+        await until_true(lambda: len(room.pools.tasks) == LEAST_AT_ONCE)
         gate.set()
         await call.done_writing()
         found = {one.id async for one in call}
@@ -127,8 +119,8 @@ async def test_a_fast_client_waits_and_one_that_goes_away_leaves_nothing(room: K
     async with streaming(room) as call:
         for number in range(total):
             await call.write(task(number))
-        await holds(lambda: len(room.pools.tasks) == LEAST_AT_ONCE)
-    await holds(lambda: len(room.pools.cancelled) == LEAST_AT_ONCE)
+        await until_true(lambda: len(room.pools.tasks) == LEAST_AT_ONCE)
+    await until_true(lambda: len(room.pools.cancelled) == LEAST_AT_ONCE)
     assert len(room.pools.tasks) == LEAST_AT_ONCE
 
 

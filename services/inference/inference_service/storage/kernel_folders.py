@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from servicekit.archives import ArchiveLimits, checked_parts, unpack
-from servicekit.errors import invalid
+from servicekit.errors import ServiceError, invalid
 from servicekit.folders import copy_file, remove_folder, sync_folder
 from servicekit.paths import DataRoots, check_length
 from servicekit.plain_folders import copy_plain_folder
@@ -147,10 +147,26 @@ class DiskKernelFolders:
 
     def _kernel(self, folder: Path, field: str, text: str, origins: Sequence[Path]) -> str:
         path = _inside(folder, field, text, origins)
+        if path is None and origins:
+            path = self._kernel_from_elsewhere(folder, field, text)
         if path is None or path.suffix != ".py" or not stat.S_ISREG(path.lstat().st_mode):
             known = sorted(str(one.relative_to(folder)) for one in folder.rglob("*.py"))[:10]
             raise invalid(field, text, f"a Python file in the model's folder, as {DEFAULT_KERNEL}; there are {known}")
         return str(path.relative_to(folder))
+
+    def _kernel_from_elsewhere(self, folder: Path, field: str, text: str) -> Path | None:
+        """A copy in the model's folder of a program that lies elsewhere below the data roots."""
+        try:
+            source = self._data_roots.resolve(field, text)
+        except ServiceError:
+            return None
+        target = folder / source.name
+        is_program = source.suffix == ".py" and source.is_file() and source.stat().st_size <= MAX_BYTES
+        if not is_program or target.exists():
+            return None
+        copy_file(source, target)
+        sync_folder(folder)
+        return target
 
     def _weights(self, top: Path, field: str, text: str, origins: Sequence[Path] = ()) -> str:
         if not text:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from servicekit.errors import conflict
+from servicekit.errors import ServiceError, conflict
 from servicekit.times import utc_now
 
 from inference_service.domain.kernel_models import KernelModel
@@ -56,14 +56,8 @@ class ChangeKernelModel:
         if changes.weight_path is not None:
             files = await self._folders.add_weights(model, changes.weight_path)
             model.weights, model.size_bytes = files.weights, files.size_bytes
-        try:
-            await self._save(model)
-        except BaseException:
-            if model.weights != former:
-                await asyncio.shield(self._folders.remove_weights(model, model.weights))
-            raise
-        if model.weights != former:
-            await self._folders.remove_weights(model, former)
+        # A client that goes away now must not leave a row without its weights.
+        await asyncio.shield(self._replace(model, former))
 
     async def update_profile(self, name: str, change: Callable[[KernelModel], KernelProfile]) -> None:
         """`change` makes the new profile, shown the model as it is."""
@@ -77,6 +71,17 @@ class ChangeKernelModel:
         if not await self._models.delete(model.uid):
             raise _overtaken(name)
         await asyncio.shield(self._folders.remove(model.uid))
+
+    async def _replace(self, model: KernelModel, former: str) -> None:
+        """Save the model and remove the weights that it no longer has."""
+        try:
+            await self._save(model)
+        except ServiceError:
+            if model.weights != former:
+                await self._folders.remove_weights(model, model.weights)
+            raise
+        if model.weights != former:
+            await self._folders.remove_weights(model, former)
 
     async def _changeable(self, name: str) -> KernelModel:
         model = await self._queries.get(name)
@@ -102,5 +107,5 @@ def _changed_profile(profile: KernelProfile, changes: KernelChanges) -> KernelPr
     return replace(profile, policy=policy).checked()
 
 
-def _overtaken(name: str) -> Exception:
+def _overtaken(name: str) -> ServiceError:
     return conflict(f"edimodel {name!r} was started or deleted in this moment; look at it and try again")

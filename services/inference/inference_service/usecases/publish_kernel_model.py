@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from servicekit.errors import already_exists, invalid
+from servicekit.errors import ServiceError, already_exists, invalid
 from servicekit.identity import current_identity
 from servicekit.names import check_name
 from servicekit.times import utc_now
@@ -68,10 +68,11 @@ class PublishKernelModel:
                 attributes=_over(manifest.attributes, attributes),
                 environments=_over(manifest.environments, environments),
             )
-            return await self._publish(uid, request, said)
+            model = await self._finish(uid, request, said)
         except BaseException:
             await asyncio.shield(self._folders.remove(uid))
             raise
+        return await asyncio.shield(self._add(model))
 
     async def from_upload(self, name: str, receive: Receive) -> KernelModel:
         """`receive` takes the upload into a folder."""
@@ -80,17 +81,18 @@ class PublishKernelModel:
         try:
             await self._folders.keep(uid, await receive(self._folders.spool(uid)))
             manifest = await self._folders.manifest(uid)
-            return await self._publish(uid, PublishRequest(name, ""), manifest)
+            model = await self._finish(uid, PublishRequest(name, ""), manifest)
         except BaseException:
             await asyncio.shield(self._folders.remove(uid))
             raise
+        return await asyncio.shield(self._add(model))
 
     async def _check_name(self, name: str) -> None:
         check_name("name", name, RESERVED_NAMES)
         if await self._models.find(name) is not None:
             raise already_exists(KIND, name)
 
-    async def _publish(self, uid: str, request: PublishRequest, said: Manifest) -> KernelModel:
+    async def _finish(self, uid: str, request: PublishRequest, said: Manifest) -> KernelModel:
         _check_runtime(f"{FILE}, runtime", said.runtime)
         profile = profile_of(said)
         files = await self._folders.finish(
@@ -100,7 +102,7 @@ class PublishKernelModel:
             request.model_path,
         )
         now = utc_now()
-        model = KernelModel(
+        return KernelModel(
             uid=uid,
             name=request.name,
             owner=current_identity().user,
@@ -117,8 +119,15 @@ class PublishKernelModel:
             size_bytes=files.size_bytes,
             profile=profile,
         )
-        # A client that goes away now has a model all the same, or none.
-        await asyncio.shield(self._models.add(model))
+
+    async def _add(self, model: KernelModel) -> KernelModel:
+        """Of a client that goes away now there is a model all the same, or nothing."""
+        try:
+            await self._models.add(model)
+        except ServiceError:
+            await self._folders.remove(model.uid)
+            raise
+        # Whatever else is thrown may come after the commit: a folder without a row is removed as a stray.
         return model
 
 

@@ -33,21 +33,26 @@ class RunKernels:
 
     async def __call__(self) -> Next:
         models = await self._models.all()
-        for model in models:
-            try:
-                await (self._keep_running(model) if model.state.runs else self._keep_ended(model))
-            except Exception as error:
-                # One model must not keep the others from running.
-                log.exception("%s: not seen to", model.name)
-                await self._say(model, f"cannot be seen to now: {error}")
-        self._started.set(model for model in models if model.state is KernelState.STARTED)
-        self._drains = {uid: task for uid, task in self._drains.items() if not task.done()}
+        self._started.set([model for model in models if await self._see_to(model)])
+        self._forget_drains()
         return Next.SOON if self._drains or any(model.state in _MOVES for model in models) else Next.LATER
 
-    async def _keep_running(self, model: KernelModel) -> None:
+    async def _see_to(self, model: KernelModel) -> bool:
+        """Whether it takes tasks now."""
+        try:
+            if model.state.runs:
+                return await self._keep_running(model)
+            await self._keep_ended(model)
+        except Exception as error:
+            # One model must not keep the others from running.
+            log.exception("%s: not seen to", model.name)
+            await self._say(model, f"cannot be seen to now: {error}")
+        return False
+
+    async def _keep_running(self, model: KernelModel) -> bool:
         if model.uid in self._drains:
             # It was started again while the last pool ends.
-            return
+            return False
         await self._pools.ensure(model.launch(self._folders.folder(model.uid), self._execution_user))
         pool, before = self._pools.state(model.uid), model.state
         if pool.phase is PoolPhase.FAILED:
@@ -55,12 +60,18 @@ class RunKernels:
             model.fail(pool.reason)
             if await self._models.move(model, before):
                 self._drain(model.uid)
-        elif pool.phase is PoolPhase.READY and before is KernelState.STARTING:
-            model.started()
-            if await self._models.move(model, before):
-                log.info("%s takes tasks", model.name)
-        elif before is KernelState.STARTING:
+            return False
+        if before is KernelState.STARTED:
+            return True
+        if pool.phase is not PoolPhase.READY:
             await self._say(model, pool.reason)
+            return False
+        model.started()
+        if not await self._models.move(model, before):
+            # It was stopped meanwhile; the next pass sees that.
+            return False
+        log.info("%s takes tasks", model.name)
+        return True
 
     async def _keep_ended(self, model: KernelModel) -> None:
         if self._pools.state(model.uid).phase is not PoolPhase.ABSENT:
@@ -78,6 +89,14 @@ class RunKernels:
     def _drain(self, uid: str) -> None:
         if uid not in self._drains:
             self._drains[uid] = asyncio.create_task(self._pools.drain(uid))
+
+    def _forget_drains(self) -> None:
+        for uid, task in list(self._drains.items()):
+            if not task.done():
+                continue
+            del self._drains[uid]
+            if not task.cancelled() and (error := task.exception()):
+                log.error("a pool did not end: %s", error, exc_info=error)
 
 
 class RemoveStrayKernels:
