@@ -18,6 +18,7 @@ from inference_batch import measure_batches
 from inference_idle import LOADED, measure_idle
 from inference_kernels import measure_kernels
 from inference_online import make_picture, measure_online, ratios
+from inference_swaps import measure_swaps
 from report import Row, announce
 
 # Pictures of each net, so that a turn takes some ten seconds.
@@ -37,7 +38,7 @@ def measure_inference() -> list[Row]:
             for name in ("digits-online", "texts-online"):
                 platform.client().delete(f"/models/{name}")
             idle = list(measure_idle(platform, ("digits", "first"), make_picture()))
-    return [*online, *batch_rows(), *idle, *measure_kernels()]
+    return [*online, *batch_rows(), *idle, *measure_swaps(), *measure_kernels()]
 
 
 def serve_pictures(platform: RunningPlatform) -> str:
