@@ -58,7 +58,11 @@ class Admissions(serving_pb2_grpc.AdmissionServiceServicer):
         if name == "private" and user == "alice":
             raise forbidden('inference model "private" belongs to\nanother user')
         if name == "loading":
-            raise ServiceError(Code.UNAVAILABLE, "NOT_READY", "inference model 'loading' is EXPORTING")
+            raise ServiceError(
+                Code.UNAVAILABLE, "NOT_READY", "inference model 'loading' is EXPORTING", retry_after_seconds=3
+            )
+        if name == "failed":
+            raise ServiceError(Code.UNAVAILABLE, "NOT_READY", "inference model 'failed' is FAILED: out of memory")
         if name == "cold":
             await self.released.wait()
             name = "echo"

@@ -167,7 +167,15 @@ def test_rest_refusals(platform: Platform, triton: Triton, verb: str, path: str,
     body = assert_error(answer := client.send(prepared), status, code)
     # As clients of the protocol read it.
     assert body["error"] == body["message"]
-    assert ("retry-after" in answer.headers) == (status == 503)
+    seconds = "3" if "loading" in path else "1"
+    assert answer.headers.get("retry-after") == (seconds if status == 503 else None)
+
+
+def test_what_failed_for_good_is_not_worth_another_try(platform: Platform, channel: grpc.Channel) -> None:
+    answer = platform.client().get(platform.url("/v2/models/failed"))
+    assert "out of memory" in assert_error(answer, 503, 14)["message"]
+    assert "retry-after" not in answer.headers
+    assert refused(lambda: infer(channel, request_of("failed")))[0] is grpc.StatusCode.UNAVAILABLE
 
 
 def test_words_of_the_inference_service_arrive_as_they_are(platform: Platform, channel: grpc.Channel) -> None:
@@ -510,4 +518,8 @@ def test_triton_killed_moved_and_switched_off(platform: Platform, triton: Triton
     answer = client.post(url, json=body_of(VALUES))
     assert "switched off" in assert_error(answer, 503, 14)["error"]
     assert answer.headers["retry-after"]
-    assert refused(lambda: infer(channel, request_of("echo")))[0] is grpc.StatusCode.UNAVAILABLE
+    # The other file may be read a moment later.
+    live = channel.unary_unary(METHOD + "ServerLive")
+    wait_until(lambda: live.future(b"", metadata=grpc_basic(*ADMIN)).exception(60) is not None, 60)
+    code, message = refused(lambda: infer(channel, request_of("echo")))
+    assert (code, "switched off" in message) == (grpc.StatusCode.UNAVAILABLE, True)

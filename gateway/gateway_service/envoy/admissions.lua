@@ -60,7 +60,7 @@ local function read_admission(json, asked_at)
   }
 end
 
--- -> entry, or nil and why not (gRPC code, message)
+-- -> entry, or nil and why not: gRPC code, message, seconds after which to come again
 local function admit(handle, caller, name, version, is_look)
   local key = concat({ caller.user, caller.admin, name, version, is_look and "look" or "" }, "\n")
   local now = handle:timestamp()
@@ -88,9 +88,9 @@ local function admit(handle, caller, name, version, is_look)
   forget_admission(key)
   local code = tonumber(body:match('^{"code":(%d+)'))
   if code == nil then
-    return nil, UNAVAILABLE, "the inference service is away or busy: try again in a moment"
+    return nil, UNAVAILABLE, "the inference service is away or busy: try again in a moment", "1"
   end
-  return nil, code, json_text(body, "message") or "refused"
+  return nil, code, json_text(body, "message") or "refused", answer["retry-after"]
 end
 
 local is_seeded = false

@@ -26,16 +26,14 @@ local SERVER_PATHS = { ["/v2"] = true, ["/v2/health/live"] = true, ["/v2/health/
 local KEPT_BACK = {
   repository = true, systemsharedmemory = true, cudasharedmemory = true, trace = true, logging = true,
 }
+local NO_VERSION = "no version of the inference model answers now"
 local TOO_LARGE = ("body: it is too large; allowed: at most %d bytes"):format(MAX_BYTES)
 local STREAM_REFUSED = "ModelStreamInfer is not offered: each message of a stream may name another model; use ModelInfer"
 
-local function refuse(handle, is_grpc, code, message, status)
-  local headers = { [":status"] = status or STATUS_OF_CODE[code] or "500" }
+local function refuse(handle, is_grpc, code, message, retry_after, status)
+  local headers = { [":status"] = status or STATUS_OF_CODE[code] or "500", ["retry-after"] = retry_after }
   if is_grpc then
     headers["grpc-status"] = tostring(code)
-  end
-  if code == UNAVAILABLE or (code == RESOURCE_EXHAUSTED and status == nil) then
-    headers["retry-after"] = "1"
   end
   handle:respond(headers, message)
 end
@@ -97,16 +95,16 @@ local function rest_request(handle, headers, caller)
     return refuse(handle, false, INVALID_ARGUMENT, "content-encoding: a compressed body is not taken; send it as it is")
   end
   if operation == "/infer" and not is_body_small(handle, headers) then
-    return refuse(handle, false, RESOURCE_EXHAUSTED, TOO_LARGE, "413")
+    return refuse(handle, false, RESOURCE_EXHAUSTED, TOO_LARGE, nil, "413")
   end
-  local entry, code, message = admit(handle, caller, name, version, operation == "/stats")
+  local entry, code, message, retry_after = admit(handle, caller, name, version, operation == "/stats")
   if entry == nil then
-    return refuse(handle, false, code, message)
+    return refuse(handle, false, code, message, retry_after)
   end
   if version == "" and (operation == "/infer" or operation == "/ready") then
     version = choose(handle, entry)
     if version == nil then
-      return refuse(handle, false, UNAVAILABLE, "no version of the inference model answers now")
+      return refuse(handle, false, UNAVAILABLE, NO_VERSION, "1")
     end
   end
   headers = handle:headers()
@@ -208,16 +206,16 @@ local function grpc_request(handle, headers, caller)
   elseif version ~= "" and not is_version(version) then
     return refuse(handle, true, INVALID_ARGUMENT, "version: it is not valid; allowed: a whole number of at least 1")
   end
-  local entry
-  entry, code, reason = admit(handle, caller, name, version, method == "ModelStatistics")
+  local entry, retry_after
+  entry, code, reason, retry_after = admit(handle, caller, name, version, method == "ModelStatistics")
   if entry == nil then
-    return refuse(handle, true, code, reason)
+    return refuse(handle, true, code, reason, retry_after)
   end
   headers = handle:headers()
   if version == "" and (method == "ModelInfer" or method == "ModelReady") then
     version = choose(handle, entry)
     if version == nil then
-      return refuse(handle, true, UNAVAILABLE, "no version of the inference model answers now")
+      return refuse(handle, true, UNAVAILABLE, NO_VERSION, "1")
     end
     -- The last of a field counts.
     local field = char(18, #version) .. version

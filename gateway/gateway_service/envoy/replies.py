@@ -82,9 +82,9 @@ def _for_rest_inference() -> Iterator[Json]:
         "headers_to_add": _RETRY_AFTER,
     }
     for status, code in GRPC_CODE_OF_STATUS.items():
-        mapper = _of_status(status, code)
-        yield mapper | {
-            "filter": _all_of(infers, mapper["filter"]),
+        # Whether to come again says the script: a model may have failed for good.
+        yield {
+            "filter": _all_of(infers, _status_is(status)),
             "body_format_override": _inference_error_body(code),
         }
 

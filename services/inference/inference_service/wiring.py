@@ -152,10 +152,12 @@ def _model_server(
     processes: Callable[[], Collection[tuple[str, int]]] | None = None
     if triton.url:
         write_addresses(address_file, {"http": triton.url, "grpc": triton.grpc})
-    elif not triton.enabled:
-        return NoTriton("Triton is switched off (DLMESH_TRITON=0)")
-    elif triton.installation is None:
-        return NoTriton("Triton is not installed: run make setup")
+    elif not triton.enabled or triton.installation is None:
+        # The gateway goes by it.
+        address_file.unlink(missing_ok=True)
+        return NoTriton(
+            "Triton is not installed: run make setup" if triton.enabled else "Triton is switched off (DLMESH_TRITON=0)"
+        )
     else:
         child = TritonServer(triton.installation, home, on_start)
         loops.append(ReconcileLoop("triton", child.step, later_seconds=0.25))
