@@ -202,6 +202,8 @@ def test_ping_pong_is_uploaded_invoked_and_streamed_to(platform: RunningPlatform
     answer = kernels.invoke("pong", "grüß".encode())
     assert (answer.status_code, answer.content.decode()) == (200, "pong grüß")
     assert answer.headers["content-type"].startswith("text/plain")
+    large = "x" * 5_000_000
+    assert kernels.invoke("pong", large).text == f"pong {large}"
     assert kernels.invoke("pong", b"\xff").status_code == 400
     assert kernels.invoke("pong", "x" * 17_000_000).status_code == 413
     assert kernels.invoke("none", "ping").status_code == 404
