@@ -69,6 +69,7 @@ class RunKernels:
         model.started()
         if not await self._models.move(model, before):
             # It was stopped meanwhile; the next pass sees that.
+            model.state = before
             return False
         log.info("%s takes tasks", model.name)
         return True
