@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 DESCRIPTOR_VARIABLE = "DLMESH_KERNEL_SOCKET"
-# Answers are sent as soon as so much of them is there.
+# Answers are sent before more of them is there, but for one that is larger.
 FRAME_BYTES = 1024 * 1024
 MAX_WORDS = 2000
 
@@ -46,7 +46,10 @@ class KernelConnection:
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a frame; that the platform has gone is seen by the next `receive`."""
-        text = json.dumps(message).encode()
+        self.send_text(json.dumps(message).encode())
+
+    def send_text(self, text: bytes) -> None:
+        """The same of what is JSON already."""
         try:
             self._socket.sendall(len(text).to_bytes(4, "big") + text)
         except ConnectionError:

@@ -91,17 +91,20 @@ class TaskContext:
         self._batch.answer([self], NO_OUTPUT)
         self._batch.flush()
 
-    def _answer(self, otherwise: str, output_bytes: int) -> dict[str, Any]:
-        key, output = self._task["key"], self._output
-        if output is None:
-            return {"key": key, "error": otherwise}
-        try:
-            length = len(output.encode())
-        except UnicodeEncodeError:
-            return {"key": key, "error": "its output is no text: it has characters that UTF-8 does not know"}
-        if length > output_bytes:
-            return {"key": key, "error": f"its output has {length} bytes; allowed are {output_bytes}"}
-        return {"key": key, "output": output}
+    def _answer(self, otherwise: str, output_bytes: int) -> bytes:
+        key, error = self._task["key"], otherwise
+        if self._output is not None:
+            try:
+                text = json.dumps(self._output, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                error = "its output is no text: it has characters that UTF-8 does not know"
+            else:
+                # As JSON: a control character takes six.
+                length = len(text) - 2
+                if length <= output_bytes:
+                    return b'{"key": %d, "output": %b}' % (key, text)
+                error = f"its output has {length} bytes; allowed are {output_bytes}"
+        return json.dumps({"key": key, "error": error}).encode()
 
 
 class _Batch:
@@ -109,7 +112,7 @@ class _Batch:
         self.tasks = [TaskContext(task, self, index) for index, task in enumerate(tasks)]
         self._line, self._output_bytes = line, output_bytes
         self._answered: set[int] = set()
-        self._answers: list[dict[str, Any]] = []
+        self._answers: list[bytes] = []
         self._held_bytes = 0
 
     def task(self, index: int) -> TaskContext | None:
@@ -121,14 +124,16 @@ class _Batch:
             if task._index in self._answered:
                 continue
             self._answered.add(task._index)
-            self._answers.append(task._answer(otherwise, self._output_bytes))
-            self._held_bytes += len(task._output or "")
-            if self._held_bytes > FRAME_BYTES:
+            answer = task._answer(otherwise, self._output_bytes)
+            if self._held_bytes + len(answer) > FRAME_BYTES:
                 self.flush()
+            self._answers.append(answer)
+            self._held_bytes += len(answer)
 
-    def flush(self, **more: Any) -> None:
-        if self._answers or more:
-            self._line.send({"answers": self._answers, **more})
+    def flush(self, *, done: bool = False) -> None:
+        if self._answers or done:
+            end = b', "done": true}' if done else b"}"
+            self._line.send_text(b'{"answers": [' + b", ".join(self._answers) + b"]" + end)
         self._answers, self._held_bytes = [], 0
 
 

@@ -148,8 +148,8 @@ def test_large_outputs_do_not_wait_for_each_other(tmp_path: Path) -> None:
     host.send({"start": {**START["start"], "output_bytes": 1_000_000}})
     assert host.receive() == {"ready": True}
     host.tasks("", "", "")
-    assert [answer["key"] for answer in host.receive()["answers"]] == [1, 2]
-    assert [answer["key"] for answer in host.receive()["answers"]] == [3]
+    for key in (1, 2, 3):
+        assert [answer["key"] for answer in host.receive()["answers"]] == [key]
     host.close()
 
 

@@ -100,6 +100,7 @@ async def test_what_a_kernel_raises_is_the_answer_of_those_that_have_none(room: 
         ("answer = None", "the kernel set no output"),
         ("answer = 7", "TypeError: set_output_data() takes a str, not int"),
         ("answer = 'x' * 1001", "its output has 1001 bytes; allowed are 1000"),
+        ("answer = '\\0' * 200", "its output has 1200 bytes; allowed are 1000"),
         ("answer = '\\ud800'", "its output is no text"),
     ],
 )
@@ -135,6 +136,10 @@ async def test_a_task_that_ends_kernels_fails_and_its_neighbours_do_not(room: Ro
         ("os.write(3, b'\\0\\0\\0\\2{]')", "it sent something that is no JSON"),
         ("os.write(3, b'\\0\\0\\0\\2[]')", "it sent something that is no object"),
         ("os.write(3, b'\\0\\0\\0\\2{}')", "it sent something that is no answer"),
+        (
+            """text = b'{"answers": []}'; os.write(3, len(text).to_bytes(4, 'big') + text)""",
+            "it sent something that is no answer",
+        ),
         (
             """text = b'{"answers": [{"key": 77}]}'; os.write(3, len(text).to_bytes(4, 'big') + text)""",
             "it answered a task that it does not have",
@@ -237,6 +242,20 @@ async def test_a_pipe_has_the_next_batch_ready(room: Room) -> None:
     os.kill(room.pids[0], signal.SIGKILL)
     open_gate()
     assert await asyncio.gather(*tasks) == ["1", "2", "2", "2", "2"]
+
+
+async def test_what_a_kernel_leaves_is_done_by_those_that_are_there(room: Room) -> None:
+    await room.start(kernel_min=2, kernel_max=2)
+    await until(lambda: [kernel.status for kernel in room.kernels] == ["idle"] * 2)
+    # No other one will come.
+    room.publish("import time\ntime.sleep(3600)\n")
+    wait, open_gate = room.gate("first")
+    task = room.asking(f"{wait}answer = self.context.get_id()")
+    await room.begun("first")
+    busy = [kernel.status for kernel in room.kernels].index("busy")
+    os.kill(room.pids[busy], signal.SIGKILL)
+    open_gate()
+    assert await task == f"obedient-{2 - busy}"
 
 
 async def test_a_drained_pool_answers_what_it_took_and_takes_no_more(room: Room) -> None:

@@ -186,8 +186,9 @@ class Kernel:
             message = await process.receive()
 
     def _take(self, message: dict[str, Any]) -> None:
-        if "failed" in message:
-            self._words = str(message["failed"])[:MAX_WORDS]
+        # Each message takes it further: one that only talks would keep all others waiting.
+        if "failed" in message and not self._words:
+            self._words = str(message["failed"])[:MAX_WORDS] or "it failed without a word"
             return
         if message.get("ready") is True and not self.is_ready:
             self.is_ready, self.idle_since = True, self._loop.time()
@@ -195,12 +196,13 @@ class Kernel:
             self._on_change()
             return
         answers = message.get("answers")
-        if not isinstance(answers, list) or not self._batches:
+        is_done = message.get("done") is True
+        if not isinstance(answers, list) or not self._batches or not (answers or is_done):
             raise JunkError("it sent something that is no answer")
         batch = self._batches[0]
         for answer in answers:
             self._answer(batch, answer)
-        if message.get("done") is True:
+        if is_done:
             for ticket in batch.tickets.values():
                 self._fail(ticket, NO_OUTPUT)
             self._next()

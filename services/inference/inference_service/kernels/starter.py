@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 HOST = Path(__file__).parent.parent / "worker" / "kernel_host.py"
 SDK = Path(dlmesh_sdk.__file__).parent.parent
-# Beside its outputs a frame has their keys, and JSON writes a character with up to six bytes.
-FRAME_SHARE, FRAME_BYTES = 6, 8 * 1024**2
+# What a frame holds beside one output of the largest size.
+FRAME_BYTES = 2 * 1024**2
 # Read when a process starts or a library is loaded: forks of a process that has done so would not notice.
 _EARLY = re.compile(r"(LD_|PYTHON|OMP_|MKL_|OPENBLAS_|KMP_|MALLOC_|TORCH|PYTORCH|NUMEXPR_)", re.IGNORECASE)
 _IMPORTS_TORCH = re.compile(rb"^[ \t]*(from|import([ \t]+[\w.]+[ \t]*,)*)[ \t]+torch\b", re.MULTILINE)
@@ -41,6 +41,7 @@ class KernelStarter:
     def __init__(self, home: Path, limits: PoolLimits, gpus: Gpus, python: str = sys.executable) -> None:
         self._home, self.limits, self.gpus, self.python = home, limits, gpus, python
         self._plain, self._warm = Nursery(), Nursery(WARM_MODULES)
+        self._importing_torch: dict[str, bool] = {}
         self._is_warned = False
 
     @property
@@ -49,22 +50,23 @@ class KernelStarter:
         return [nursery.pid for nursery in (self._plain, self._warm) if nursery.pid is not None]
 
     async def prepare(self, launch: KernelLaunch) -> None:
-        """Have what its kernels need imported by the time that they are started."""
+        """Before its first `start`: have what its kernels need imported by then."""
         if not self._is_warned and not hiding.supported_abi():
             log.warning("this kernel has no Landlock: kernels of models can read what the platform's user can")
         self._is_warned = True
-        if await self._is_for_warm(launch):
+        is_for_warm = self.limits.is_warm and not any(_EARLY.match(name) for name in launch.environment)
+        self._importing_torch[launch.uid] = is_for_warm and await asyncio.to_thread(imports_torch, launch.folder)
+        if self._importing_torch[launch.uid]:
             await self._warm.start()
 
     async def start(self, launch: KernelLaunch, number: int, gpus: str, output: KernelOutput) -> KernelProcess:
         """As `KernelProcess.start` says."""
         nursery = await self._nursery(launch)
         spec = self._spec(launch, number, gpus, is_warm=nursery is self._warm)
-        most_bytes = FRAME_BYTES + FRAME_SHARE * self.limits.output_bytes
-        return await KernelProcess.start(nursery, spec, output, most_bytes)
+        return await KernelProcess.start(nursery, spec, output, FRAME_BYTES + self.limits.output_bytes)
 
     async def _nursery(self, launch: KernelLaunch) -> Nursery:
-        if await self._is_for_warm(launch):
+        if self._importing_torch.get(launch.uid):
             try:
                 # To wait takes no longer than to import, and the next one need not.
                 await self._warm.start()
@@ -81,11 +83,6 @@ class KernelStarter:
         """End what was started for all of them."""
         await self._plain.close()
         await self._warm.close()
-
-    async def _is_for_warm(self, launch: KernelLaunch) -> bool:
-        if not self.limits.is_warm or any(_EARLY.match(name) for name in launch.environment):
-            return False
-        return await asyncio.to_thread(imports_torch, launch.folder)
 
     def _spec(self, launch: KernelLaunch, number: int, gpus: str, *, is_warm: bool) -> dict[str, Any]:
         needed = [str(launch.folder), str(SDK), str(HOST), self.python]
