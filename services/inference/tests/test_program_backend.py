@@ -10,12 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lmdb
+import numpy as np
 import psutil
 import pytest
 from inference_service import backends
 from inference_service.backends.base import ExportError, Source
 from inference_service.backends.program import ProgramBackend, TensorFlowProgramBackend
 from PIL import Image
+from recordkit.datum import encode_datum
+from recordkit.example import ImageExample
+from recordkit.tfrecord import frame
 from servicekit.errors import ServiceError
 from workerkit.confinement.hiding import supported_abi
 
@@ -66,7 +71,7 @@ def write_training(home: Path, program: str = HEAD + BRIGHTNESS) -> Source:
     run, data = home / "trainings" / "t1", home / "datasets" / "d1"
     code, checkpoints = run / "code", run / "checkpoints"
     for folder in (code, checkpoints / "steps" / "step-0000000001", data / "train"):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     (code / "inference.py").write_text(program)
     (code / "brightness.py").write_text(MODULE)
     for name in ("model_epoch_1.pth", "model_epoch_1_optimizer_state.pth", "model_epoch_final.pth", "words.txt"):
@@ -107,12 +112,16 @@ def test_what_is_exported(tmp_path: Path) -> None:
         *("code/inference.py", "code/brightness.py", "checkpoints/model_epoch_final.pth", "checkpoints/words.txt"),
         *("labels.txt", "parameters.json", "program.json"),
     }
-    assert json.loads((bundle / "program.json").read_text()) == {"framework": "TensorFlow", "labels": ["light", "dark"]}
+    assert json.loads((bundle / "program.json").read_text()) == {
+        **{"framework": "TensorFlow", "labels": ["light", "dark"]},
+        "records": None,
+    }
     config = (entry / "config.pbtxt").read_text()
     assert '"ITEM"' in config
     assert "INPUT__0" not in config
     assert {file.name for file in (entry / "1").glob("*.py")} == {
         *("model.py", "model_room.py", "bytes_tensors.py", "program_host.py", "program_results.py", "program_runs.py"),
+        "program_records.py",
     }
 
 
@@ -271,6 +280,68 @@ def test_it_reaches_neither_passwords_nor_others_files(make: Make, tmp_path: Pat
         with pytest.raises(FailedError, match="PermissionError"):
             program.run([picture(0)] * count)
     assert program.run([picture(0)])[0]["scores"][0]["label"] == "dark"
+
+
+LMDB_READER = """
+import lmdb
+from recordkit.datum import Datum
+names, rows = [], []
+with lmdb.open(args.input_dir, readonly=True, lock=False).begin() as transaction:
+    for key, value in transaction.cursor():
+        image = Datum.parse(value).image()
+        assert image.size == (8, 6) and image.mode == "RGB"
+        names.append(key.decode())
+        rows.append((image.getpixel((0, 0))[0] / 255, image.getpixel((0, 0))[2] / 255))
+"""
+TFRECORD_READER = """
+import io
+from recordkit.example import ImageExample
+from recordkit.record_files import record_files
+from recordkit.tfrecord import TFRecordFile
+import pathlib
+names, rows = [], []
+for file in record_files(pathlib.Path(args.input_dir)):
+    for record in TFRecordFile(file):
+        example = ImageExample.parse(record)
+        image = Image.open(io.BytesIO(example.encoded))
+        assert image.size == (8, 6) and image.mode == "RGB"
+        names.append(example.filename)
+        rows.append((image.getpixel((0, 0))[0] / 255, image.getpixel((0, 0))[2] / 255))
+assert names
+"""
+WRITE = """
+import inference_helper
+inference_helper.writeClassificationResult2(result, names, rows, label_file=args.label_file)
+"""
+
+
+def write_lmdb(folder: Path) -> None:
+    with lmdb.open(str(folder)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"0", encode_datum(np.zeros((3, 6, 8), np.uint8), 0))
+
+
+def write_tfrecords(folder: Path) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(content, "PNG")
+    example = ImageExample(content.getvalue(), "png", 6, 8, 3, 0)
+    (folder / "data-00000-of-00001").write_bytes(frame(example.serialize()))
+
+
+@pytest.mark.parametrize(("write", "reader"), [(write_lmdb, LMDB_READER), (write_tfrecords, TFRECORD_READER)])
+def test_programs_that_read_records_only_are_given_records(
+    tmp_path: Path, make: Make, write: Callable[[Path], None], reader: str
+) -> None:
+    data = tmp_path / "datasets" / "d1" / "train"
+    data.mkdir(parents=True)
+    write(data)
+    program = make(reader + WRITE)
+    for shade in (51, 102):
+        content = io.BytesIO()
+        Image.new("RGB", (16, 12), (shade, 0, 255)).save(content, "PNG")
+        good, bad = program.run([content.getvalue(), content.getvalue()[:45]])
+        assert [(score["label"], score["prob"]) for score in good["scores"]] == [("dark", 1.0), ("light", shade / 255)]
+        assert "cannot be read as a picture" in bad["error"]
+    assert program._takes == "records"
 
 
 def result_file(folder: Path, **document: Any) -> Path:

@@ -1,10 +1,15 @@
-"""`python -m inference_service.backends.example_picture FOLDER`: the first picture of a split's records, as a PNG."""
+"""`python -m inference_service.backends.example_picture FOLDER`: the first picture of a split's records.
+
+It answers a line of JSON, the form of the records (null when there are none; `backends.program_records`), and a PNG.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -13,17 +18,20 @@ GREY_SIDE = 64
 MAX_SIDE = 256
 
 
-def example_picture(folder: str) -> bytes:
-    """Encoded; a grey one when the folder has no pictures, or none is named."""
-    image = _first(Path(folder)) if folder else None
+def example_picture(folder: str) -> tuple[dict[str, Any] | None, bytes]:
+    """Form and picture; a grey one when the folder has no pictures, or none is named."""
+    kind, image = _first(Path(folder)) if folder else ("", None)
+    form = None
+    if image is not None:
+        form = {"kind": kind, "channels": len(image.getbands()), "height": image.height, "width": image.width}
     image = image or Image.new("RGB", (GREY_SIDE, GREY_SIDE), (127, 127, 127))
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     content = io.BytesIO()
     image.save(content, "PNG")
-    return content.getvalue()
+    return form, content.getvalue()
 
 
-def _first(folder: Path) -> Image.Image | None:
+def _first(folder: Path) -> tuple[str, Image.Image | None]:
     from recordkit.datum import Datum
     from recordkit.example import ImageExample
     from recordkit.lmdb_records import open_lmdb
@@ -33,12 +41,13 @@ def _first(folder: Path) -> Image.Image | None:
     if (folder / "data.mdb").is_file():
         with open_lmdb(folder).begin() as transaction, transaction.cursor() as cursor:
             for record in cursor.iternext(keys=False, values=True):
-                return Datum.parse(record).image()
+                return "lmdb", Datum.parse(record).image()
     for file in record_files(folder):
         for record in TFRecordFile(file):
-            return ImageExample.parse(record).image()
-    return None
+            return "tfrecords", ImageExample.parse(record).image()
+    return "", None
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(example_picture(sys.argv[1]))
+    found, picture = example_picture(sys.argv[1])
+    sys.stdout.buffer.write(json.dumps(found).encode() + b"\n" + picture)

@@ -22,7 +22,10 @@ PROGRAM, TABLE = "inference.py", "data.csv"
 # Instead of a serving.json, by which models of known tasks are told from these.
 DESCRIPTION = "program.json"
 RUNNER = "program_runner.py"
-MODULES = ("bytes_tensors.py", "model_room.py", "program_host.py", "program_results.py", "program_runs.py")
+MODULES = (
+    *("bytes_tensors.py", "model_room.py"),
+    *("program_host.py", "program_records.py", "program_results.py", "program_runs.py"),
+)
 # A run that takes longer is ended.
 RUN_SECONDS = 120
 MAX_LABEL_BYTES = 16 * 1024**2
@@ -66,7 +69,8 @@ class ProgramBackend(Backend):
             labels = _labels(data.parent / "labels.txt")
         if labels:
             (bundle / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-        description = {"framework": self.framework, "labels": labels}
+        records, example = example_of(data)
+        description = {"framework": self.framework, "labels": labels, "records": records}
         (bundle / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
         shutil.copy2(Path(__file__).with_name(RUNNER), version / "model.py")
         for module in MODULES:
@@ -77,7 +81,7 @@ class ProgramBackend(Backend):
             inputs=ITEM.replace(" optional: true", ""),
             outputs=RESULT,
             probe_key=json.dumps(PARAMETER),
-            probe=json.dumps(probe_with_item(example_of(data))),
+            probe=json.dumps(probe_with_item(example)),
         )
         config += f'parameters {{ key: "run_seconds" value {{ string_value: "{RUN_SECONDS}" }} }}\n'
         (entry / "config.pbtxt").write_text(config, encoding="utf-8")
@@ -89,8 +93,8 @@ class TensorFlowProgramBackend(ProgramBackend):
     framework = "TensorFlow"
 
 
-def example_of(data: Path | None) -> bytes:
-    """A picture of the records in a folder as a PNG, one in grey where there are none.
+def example_of(data: Path | None) -> tuple[dict[str, Any] | None, bytes]:
+    """The form of the records in a folder and a picture of them as a PNG, or None and one in grey.
 
     The records are of users: what they do to who reads them they do to a process of its own.
     """
@@ -103,7 +107,8 @@ def example_of(data: Path | None) -> bytes:
         ) from None
     except subprocess.TimeoutExpired:
         raise ExportError(f"no picture can be read from {data} within {EXAMPLE_SECONDS} s") from None
-    return done.stdout
+    form, _, picture = done.stdout.partition(b"\n")
+    return json.loads(form), picture
 
 
 def _copy_checkpoints(source: Path, target: Path) -> None:

@@ -8,10 +8,11 @@ Copied into the model repository, so it imports nothing of ours that it cannot d
 there is none. Having imported what the program imports it says so with an empty line. Then it answers each line of JSON
 with one:
 
-    {"arguments", "input", "log", "seconds", "decode"} -> {"code": int | null, "unreadable": {name: reason}}
+    {"arguments", "input", "log", "seconds", "decode", "records"} -> {"code": int | null, "unreadable": {name: reason}}
 
 `unreadable` are files of the folder `input` that are no pictures for a program; they were removed. With `decode`, which
-takes time, pictures must be whole, and the program is run only when one was not. `code` is the exit code, negative for
+takes time, pictures must be whole, and the program is run only when one was not. When `records` is not null they become
+records of that form (`program_records`). `code` is the exit code, negative for
 a signal, null when `seconds` were over. What the program prints is in the file `log`. When this process ends so does
 all that it started.
 """
@@ -37,6 +38,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+import program_records  # type: ignore[import-not-found]
 from model_room import confine  # type: ignore[import-not-found]
 
 PROGRAM = "inference.py"
@@ -181,6 +183,8 @@ def _be_the_program(message: Mapping[str, Any], spec: Mapping[str, Any], writer:
         if message["decode"] and not unreadable:
             os._exit(1)
         if any(Path(message["input"]).iterdir()):
+            if message["records"]:
+                program_records.to_records(Path(message["input"]), message["records"])
             os.chdir(spec["code"])
             sys.path.insert(0, spec["code"])
             sys.argv = [PROGRAM, *message["arguments"]]

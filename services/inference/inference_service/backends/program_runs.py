@@ -1,7 +1,7 @@
 """Asks a model's inference.py in the name of Triton's runner. Copied into the model repository with what it needs.
 
-A bundle has the program in `code`, what its training left in `checkpoints`, `program.json` (framework and
-labels), perhaps `labels.txt` (of the dataset) and `parameters.json` (of the training).
+A bundle has the program in `code`, what its training left in `checkpoints`, `program.json` (framework,
+labels, form of the dataset's records), perhaps `labels.txt` (of the dataset) and `parameters.json` (of the training).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class Program:
         shutil.copytree(bundle / "code", self.work / "code", symlinks=True)
         self._host: subprocess.Popen[bytes] | None = None
         self._left = 0
+        self._records: Mapping[str, Any] | None = self.description.get("records")
+        self._takes = ""
 
     def start(self) -> None:
         """Have a process that has imported what the program imports; FailedError."""
@@ -66,32 +68,54 @@ class Program:
     def run(self, items: Sequence[bytes]) -> list[dict[str, Any]]:
         """A result of each item: `{"scores"}`, `{"vector"}` or, for what it cannot read, `{"error"}`. FailedError when
         the program raises, writes junk or takes too long for all of them."""
-        folder = self._empty_folder()
-        names = []
-        for number, item in enumerate(items):
-            names.append(f"{number:06d}{_suffix(item)}")
-            (folder / "input" / names[-1]).write_bytes(item)
+        if not self._takes:
+            return self._first_run(items)
+        return self._run(items, self._records if self._takes == "records" else None)
+
+    def _first_run(self, items: Sequence[bytes]) -> list[dict[str, Any]]:
+        """With pictures, which most programs take for a prediction, else with records, as in a validation: the way that
+        was answered is the way from now on."""
+        takes = "pictures"
         try:
-            told = self._ask(folder, decode=False)
-            unreadable: dict[str, str] = told["unreadable"]
-            if told["code"]:
-                # Perhaps for a picture that is cut short.
-                words = self._last_words(folder, told["code"])
-                told = self._ask(folder, decode=True)
-                unreadable |= told["unreadable"]
-                if not told["unreadable"]:
-                    raise FailedError(words)
-            if told["code"] is None:
-                raise TooLongError(f"inference.py took longer than {self.seconds:g} s")
-            if told["code"]:
-                raise FailedError(self._last_words(folder, told["code"]))
-            asked = [name for name in names if name not in unreadable]
-            found: dict[str, dict[str, Any]] = {name: {"error": reason} for name, reason in unreadable.items()}
-            if asked:
+            results = self._run(items, None)
+        except FailedError as error:
+            if self._records is None or isinstance(error, TooLongError):
+                raise
+            takes = "records"
+            try:
+                results = self._run(items, self._records)
+            except FailedError as other:
+                raise FailedError(f"{error}\nand, given records as of its dataset: {other}") from other
+        if not all("error" in result for result in results):
+            self._takes = takes
+        return results
+
+    def _run(self, items: Sequence[bytes], records: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+        names = [f"{number:06d}{_suffix(item)}" for number, item in enumerate(items)]
+        contents = dict(zip(names, items, strict=True))
+        folder = self._make_folder(contents)
+        told = self._ask(folder, records, decode=False)
+        unreadable: dict[str, str] = told["unreadable"]
+        if told["code"]:
+            # Perhaps for a picture that is cut short.
+            words = self._last_words(folder, told["code"])
+            self._make_folder({name: item for name, item in contents.items() if name not in unreadable})
+            told = self._ask(folder, records, decode=True)
+            unreadable |= told["unreadable"]
+            if not told["unreadable"]:
+                raise FailedError(words)
+        if told["code"] is None:
+            raise TooLongError(f"inference.py took longer than {self.seconds:g} s")
+        if told["code"]:
+            raise FailedError(self._last_words(folder, told["code"]))
+        asked = [name for name in names if name not in unreadable]
+        found: dict[str, dict[str, Any]] = {name: {"error": reason} for name, reason in unreadable.items()}
+        if asked:
+            try:
                 file = folder / "output" / RESULT_FILE
                 found |= program_results.read_results(file, asked, self.description["labels"])
-        except program_results.JunkError as error:
-            raise FailedError(f"inference.py: {error}") from error
+            except program_results.JunkError as error:
+                raise FailedError(f"inference.py: {error}") from error
         return [found[name] for name in names]
 
     def close(self) -> None:
@@ -99,7 +123,7 @@ class Program:
         self._end()
         self._room.leave()
 
-    def _ask(self, folder: Path, *, decode: bool) -> dict[str, Any]:
+    def _ask(self, folder: Path, records: Mapping[str, Any] | None, *, decode: bool) -> dict[str, Any]:
         labels = self.bundle / "labels.txt"
         options = {
             "--model": self.bundle / "checkpoints",
@@ -116,6 +140,7 @@ class Program:
             "log": str(self.work / "log"),
             "seconds": self.seconds,
             "decode": decode,
+            "records": records,
         }
         if self._host is None or self._host.poll() is not None:
             self._end()
@@ -150,7 +175,8 @@ class Program:
                     pipe.close()
             self._host = None
 
-    def _empty_folder(self) -> Path:
+    def _make_folder(self, contents: Mapping[str, bytes]) -> Path:
+        """A new one with these files as its input."""
         folder = self.work / "run"
         with contextlib.suppress(RecursionError):
             shutil.rmtree(folder, ignore_errors=True)
@@ -160,6 +186,8 @@ class Program:
             folder.rename(self.work / f"left-{self._left}")
         for each in ("input", "output"):
             (folder / each).mkdir(parents=True)
+        for name, content in contents.items():
+            (folder / "input" / name).write_bytes(content)
         if (self.bundle / "labels.txt").is_file():
             # As in a dataset, for programs that look there.
             shutil.copyfile(self.bundle / "labels.txt", folder / "labels.txt")
