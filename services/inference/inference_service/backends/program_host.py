@@ -43,7 +43,7 @@ from model_room import confine  # type: ignore[import-not-found]
 
 PROGRAM = "inference.py"
 # Of a picture that a program is given: decoded it takes a few bytes for each.
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 48_000_000
 MAX_REASON_CHARACTERS = 200
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -25,7 +25,7 @@ START_SECONDS, GRACE_SECONDS = 300.0, 60.0
 LAST_WORDS_BYTES, LAST_WORDS_LINES = 4000, 12
 # By what their first bytes are; programs take pictures by their suffixes.
 _PICTURES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF8": ".gif", b"BM": ".bmp"}
-_PICTURES |= {b"II*\0": ".tiff", b"MM\0*": ".tiff"}
+_PICTURES |= {b"II*\0": ".tiff", b"MM\0*": ".tiff", b"P5\n": ".pgm", b"P6\n": ".ppm"}
 
 
 class FailedError(Exception):
