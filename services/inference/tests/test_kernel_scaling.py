@@ -80,6 +80,8 @@ def test_shares_are_fair(demands: list[Demand], places: int) -> None:
                 assert not poor.pending or demands[other].pending or not shares[other]
             if is_short and shares[one] < poor.minimum:
                 assert shares[other] <= max(1, demands[other].minimum)
+            if is_short:
+                assert shares[other] <= max(shares[one] + 1, demands[other].minimum)
 
 
 def test_who_waits_the_longest_gets_the_last_place() -> None:
@@ -87,3 +89,4 @@ def test_who_waits_the_longest_gets_the_last_place() -> None:
     assert share(hungry, 1) == [0, 1, 0]
     assert share(hungry, 2) == [0, 1, 1]
     assert share(hungry, 5) == [1, 2, 2]
+    assert share([Demand(5), Demand(5), Demand(1)], 7) == [3, 3, 1]
