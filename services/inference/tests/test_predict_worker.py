@@ -101,7 +101,9 @@ def rows_of(spec: PredictionSpec) -> list[dict[str, Any]]:
 def check_rows(rows: list[dict[str, Any]], samples: list[Sample], truth: Any) -> None:
     assert [row["sampleId"] for row in rows] == [each.id for each in samples]
     for row, probabilities in zip(rows, truth, strict=True):
-        assert [score["prob"] for score in row["scores"]] == pytest.approx(sorted(probabilities, reverse=True), rel=1e-5)
+        assert [score["prob"] for score in row["scores"]] == pytest.approx(
+            sorted(probabilities, reverse=True), rel=1e-5
+        )
         assert row["scores"][0]["label"] == LABELS[int(probabilities.argmax())]
 
 

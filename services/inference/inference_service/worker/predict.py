@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,8 @@ MAX_BATCH_SIZE = 64
 BATCH_BYTES = 16 * 1024 * 1024
 THREADS = 2 + min(8, len(os.sched_getaffinity(0)))
 CHECKPOINT_SECONDS = 2.0
+# Of which each may take ten seconds, for a Triton that goes away between two questions.
+LOOKS = 12
 SUFFIXES = {"tabular": TABLES, "text": TEXTS}
 Progress = Callable[[int, int, str], None]
 
@@ -180,18 +183,18 @@ def _settle(batch: Sequence[Work], answer: Future[list[Row]], model: Model, file
 
 def _max_batch_size(client: Client) -> int:
     """Of the model; patient, as it may be loaded just now."""
-    import threading
-
     never = threading.Event()
+    words = ""
     try:
-        while True:
+        for _ in range(LOOKS):
             client.await_model(never)
             try:
                 return max(1, min(MAX_BATCH_SIZE, client.max_batch_size()))
-            except InterruptedCallError:
-                continue
+            except InterruptedCallError as error:
+                words = str(error)
     finally:
         client.close()
+    raise PredictionError(f"Triton does not say what the model takes: {words}")
 
 
 def _batch_size(sample_bytes: int, most: int, task: str) -> int:

@@ -17,13 +17,14 @@ from inference_service.worker.errors import PredictionError
 
 Arrays: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
 
-CALL_SECONDS = 120.0
+# A program that is run for each batch may take 120 s.
+CALL_SECONDS = 150.0
 LOOK_SECONDS = 10.0
 # For a Triton that restarts: the supervisor is back within seconds, importing torch takes some more.
 PATIENCE_SECONDS = 120.0
 RETRY_SECONDS = 0.25
 # While the server starts it does not listen, then it does not know the model, then the model is not ready.
-PASSING = {"StatusCode.UNAVAILABLE", "StatusCode.NOT_FOUND", "StatusCode.CANCELLED", "StatusCode.DEADLINE_EXCEEDED"}
+PASSING = {"StatusCode.UNAVAILABLE", "StatusCode.NOT_FOUND", "StatusCode.CANCELLED"}
 # Also beside the tensors of models that take them.
 ITEM = "ITEM"
 RESULT = "RESULT"
@@ -31,6 +32,10 @@ RESULT = "RESULT"
 
 class InterruptedCallError(Exception):
     """The server or the process of the model went away before it answered."""
+
+
+class LateCallError(InterruptedCallError):
+    """No answer in time: who was asked is busy, or hangs."""
 
 
 class RefusedCallError(Exception):
@@ -57,8 +62,8 @@ class Client:
             try:
                 self._infer(self._zeros(), LOOK_SECONDS)
                 return
-            except (RefusedCallError, PredictionError):
-                # Who refuses lives.
+            except (RefusedCallError, LateCallError, PredictionError):
+                # Who refuses lives, and so does who is busy.
                 return
             except InterruptedCallError as error:
                 if time.monotonic() > deadline:
@@ -103,6 +108,8 @@ class Client:
         except InferenceServerException as error:
             # "not healthy": the process of the model was killed under a living server; the service loads it again.
             words = str(error.message())
+            if error.status() == "StatusCode.DEADLINE_EXCEEDED":
+                raise LateCallError(words) from error
             if error.status() in PASSING or "not ready" in words or "not healthy" in words:
                 raise InterruptedCallError(words) from error
             if error.status() == "StatusCode.INVALID_ARGUMENT":
