@@ -13,6 +13,7 @@ from inference_service.triton.installation import Installation, find_installatio
 
 DEFAULT_MAX_IMAGE_BYTES = 64 * 1024 * 1024
 DEFAULT_MODEL_IDLE_SECONDS = 900
+DEFAULT_MODEL_LOAD_SECONDS = 300
 # A process with torch and small weights; large models on one machine need the setting.
 BYTES_OF_A_MODEL = 400 * 1024 * 1024
 FEWEST_LOADED_MODELS = 4
@@ -30,6 +31,7 @@ class TritonSettings:
     DLMESH_TRITON_URL    http://host:port of a server that has our model repository; none is started then
     DLMESH_TRITON_GRPC   its host:port for gRPC; default the next port
     DLMESH_MODEL_IDLE_SECONDS  after which a model that nobody asks leaves its memory; default 900, 0: never
+    DLMESH_MODEL_LOAD_SECONDS  after which a model that is still loading is given up; default 300
     DLMESH_MAX_LOADED_MODELS   most versions of models in its memory; default by the machine's memory, 0: no limit
     DLMESH_MAX_IMAGE_BYTES   largest image of an upload; default 64 MiB
     DLMESH_MAX_UPLOAD_BYTES  largest upload of a prediction; default 16 GiB
@@ -42,6 +44,7 @@ class TritonSettings:
     url: str = ""
     grpc: str = ""
     model_idle_seconds: int = DEFAULT_MODEL_IDLE_SECONDS
+    model_load_seconds: int = DEFAULT_MODEL_LOAD_SECONDS
     max_loaded_models: int = 0
     max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES
     max_upload_bytes: int = DEFAULT_MAX_UPLOAD_BYTES
@@ -58,6 +61,7 @@ class TritonSettings:
             url=url,
             grpc=environ.get("DLMESH_TRITON_GRPC", "") or (_next_port(url) if url else ""),
             model_idle_seconds=_at_least(0, environ, "DLMESH_MODEL_IDLE_SECONDS", DEFAULT_MODEL_IDLE_SECONDS),
+            model_load_seconds=_positive(environ, "DLMESH_MODEL_LOAD_SECONDS", DEFAULT_MODEL_LOAD_SECONDS),
             max_loaded_models=_at_least(0, environ, "DLMESH_MAX_LOADED_MODELS", default_max_loaded_models()),
             max_image_bytes=_positive(environ, "DLMESH_MAX_IMAGE_BYTES", DEFAULT_MAX_IMAGE_BYTES),
             max_upload_bytes=_positive(environ, "DLMESH_MAX_UPLOAD_BYTES", DEFAULT_MAX_UPLOAD_BYTES),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from dlmesh.inference.v1 import inference_pb2_grpc, serving_pb2_grpc
@@ -17,7 +17,7 @@ from servicekit.settings import ServiceSettings
 from inference_service.api.servicers import InferenceServicer, UploadLimits
 from inference_service.api.serving import AdmissionServicer, ServedModelServicer
 from inference_service.clients.peers import CatalogClient, TrainingsClient
-from inference_service.clients.triton import NoTriton, TritonClient
+from inference_service.clients.triton import NoTriton, Processes, TritonClient
 from inference_service.kernel_settings import KernelModelSettings
 from inference_service.kernel_wiring import build_kernels
 from inference_service.settings import TritonSettings
@@ -149,7 +149,7 @@ def _model_server(
 ) -> ModelServer:
     """A client of the Triton that the settings name; one of our own is kept by a loop and ended at shutdown."""
     address_file = home / "inference" / "triton.json"
-    processes: Callable[[], Collection[tuple[str, int]]] | None = None
+    processes: Processes | None = None
     if triton.url:
         write_addresses(address_file, {"http": triton.url, "grpc": triton.grpc})
     elif not triton.enabled or triton.installation is None:
@@ -163,6 +163,6 @@ def _model_server(
         loops.append(ReconcileLoop("triton", child.step, later_seconds=0.25))
         shutdown.append(child.stop)
         processes = child.model_processes
-    client = TritonClient(lambda: read_grpc_address(address_file), processes)
+    client = TritonClient(lambda: read_grpc_address(address_file), processes, triton.model_load_seconds)
     shutdown.insert(0, client.close)
     return client

@@ -8,7 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from inference_service.domain.models import InferenceModel, TritonUnavailableError
-from inference_service.usecases.ports import Activity, LoadRefusedError, ModelFacts, ServerAwayError, TrainingFacts
+from inference_service.usecases.ports import (
+    Activity,
+    LoadRefusedError,
+    LoadTimedOutError,
+    ModelFacts,
+    ServerAwayError,
+    TrainingFacts,
+)
 from servicekit.errors import Code, ServiceError, already_exists, invalid, not_found
 from servicekit.identity import current_identity
 from servicekit.jobs import InstanceGroup, JobFacts, JobRequest
@@ -139,6 +146,8 @@ class FakeServer:
         self.dead: set[str] = set()
         self.loads: list[str] = []
         self.unloads: list[str] = []
+        self.ended: list[str] = []
+        self.is_late = False
         self.used: dict[str, float] = {}
         self.is_away = False
         self.refusal = ""
@@ -174,10 +183,15 @@ class FakeServer:
         await self.may_load.wait()
         if self.dies_on_load:
             raise ServerAwayError("Socket closed")
+        if self.is_late:
+            raise LoadTimedOutError("it was not loaded within 1 s")
         if self.refusal:
             raise LoadRefusedError(self.refusal)
         self.serving[name] = self.offered(name)
         self.dead.discard(name)
+
+    async def end_load(self, name: str) -> None:
+        self.ended.append(name)
 
     async def unload(self, name: str) -> None:
         self._answer()

@@ -127,6 +127,11 @@ def room() -> Room:
     return Room(MemoryLimits(idle_seconds=900, max_loaded=3))
 
 
+@pytest.fixture
+def roomy() -> Room:
+    return Room(MemoryLimits(idle_seconds=900, max_loaded=0))
+
+
 async def refusal(call: Any) -> ServiceError:
     with pytest.raises(ServiceError) as caught:
         await call
@@ -161,22 +166,34 @@ async def test_who_waits_too_long_is_told_and_the_load_goes_on(room: Room) -> No
     assert room.server.loads == ["a"]
 
 
-async def test_one_load_that_hangs_does_not_stop_others(room: Room) -> None:
-    room.models.add("slow")
+async def test_loads_of_one_user_that_hang_do_not_stop_others(roomy: Room) -> None:
+    room = roomy
+    hanging = [f"slow-{number}" for number in range(20)]
+    for name in hanging:
+        room.models.add(name, owner="mallory")
     room.models.add("quick")
-    room.server.may_load.clear()
-    slow = asyncio.create_task(room.ensure("slow"))
+    may_end, room.server.may_load = room.server.may_load, asyncio.Event()
+    may_end.clear()
+    slow = [asyncio.create_task(room.ensure(name)) for name in hanging]
 
     async def asked() -> bool:
-        return bool(room.server.loads)
+        return len(room.server.loads) == module.LOADS_OF_AN_OWNER
 
     await until(asked)
-    hanging, room.server.may_load = room.server.may_load, asyncio.Event()
-    room.server.may_load.set()
+    hung, room.server.may_load = room.server.may_load, may_end
+    may_end.set()
     await room.ensure("quick")
-    assert not slow.done()
-    hanging.set()
-    await slow
+    assert not any(task.done() for task in slow)
+    hung.set()
+    await asyncio.gather(*slow)
+
+
+async def test_a_load_that_takes_too_long_is_ended_and_the_version_fails(room: Room) -> None:
+    model = room.models.add("a", ModelState.LOADING)
+    room.server.is_late = True
+    await room.settle()
+    assert (model.state, room.server.ended) == (ModelState.FAILED, ["a"])
+    assert "within 1 s" in model.status_message
 
 
 async def test_the_least_recently_used_makes_room(room: Room) -> None:

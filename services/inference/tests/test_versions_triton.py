@@ -248,6 +248,29 @@ async def test_killed_models_and_servers_come_back(installation: Any, tmp_path: 
             assert await room.answers(infer, "one", 1, "first")
 
 
+async def test_a_program_that_loads_for_ever_is_ended(installation: Any, tmp_path: Path) -> None:
+    settings = TritonSettings(installation, model_load_seconds=5)
+    async with Room(tmp_path).started(settings) as room:
+        code = Path(room.trainings.known["first"].code_path)
+        (code / "model.py").write_text("while True:\n    pass\n")
+        stub = room.client.stub(inference_pb2_grpc.InferenceServiceStub)
+        request = inference_pb2.CreateInferenceModelRequest(
+            model_name="digits", training_name="first", inference_model_name="loop"
+        )
+        await stub.CreateInferenceModel(request)
+
+        async def failed() -> bool:
+            return (await room.get("loop")).state == "FAILED"
+
+        await until(failed, PATIENCE_SECONDS)
+        assert "within 5 s" in (await room.get("loop")).status_message
+
+        async def ended() -> bool:
+            return not running_stubs(child(), room.repository)
+
+        await until(ended, PATIENCE_SECONDS)
+
+
 async def test_a_triton_that_hangs_is_killed_and_another_started(installation: Any, tmp_path: Path) -> None:
     starts: list[int] = []
     server = TritonServer(

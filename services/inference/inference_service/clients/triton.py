@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+import contextlib
+import os
+import signal
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from inference_service.domain.models import TritonUnavailableError
 from inference_service.triton.probes import PARAMETER, probe_arrays, probe_complaint
-from inference_service.usecases.ports import Activity, LoadRefusedError, ServerAwayError
+from inference_service.usecases.ports import Activity, LoadRefusedError, LoadTimedOutError, ServerAwayError
 
 Result = TypeVar("Result")
+Processes = Callable[[], Mapping[tuple[str, int], Sequence[int]]]
 
 CALL_SECONDS = 10.0
 PROBE_SECONDS = 60.0
 # Importing torch on a busy machine, and weights of gigabytes.
-LOAD_SECONDS = 600.0
+LOAD_SECONDS = 300.0
 # The Python process of a model was killed, by the kernel for its memory say; Triton itself never starts it again.
 DEAD_STUB = "is not healthy"
 UNKNOWN = "Request for unknown model"
@@ -25,15 +29,16 @@ AWAY = {"StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", LATE}
 class TritonClient:
     """Asks the server at `address()`, which is looked up again for each call: it may come back elsewhere.
 
-    `processes` gives the models and versions with a running process, where these are processes of this machine.
+    `processes` gives the ids of the processes of models and versions, where these are our own server's.
     """
 
     def __init__(
         self,
         address: Callable[[], str | None],
-        processes: Callable[[], Collection[tuple[str, int]]] | None = None,
+        processes: Processes | None = None,
+        load_seconds: float = LOAD_SECONDS,
     ) -> None:
-        self._address, self._processes = address, processes
+        self._address, self._processes, self._load_seconds = address, processes, load_seconds
         self._client: Any = None
         self._client_address = ""
 
@@ -57,10 +62,19 @@ class TritonClient:
         }
 
     async def load(self, name: str) -> None:
+        seconds = self._load_seconds
         try:
-            await self._call(lambda client: client.load_model(name, client_timeout=LOAD_SECONDS), may_be_late=True)
+            await self._call(lambda client: client.load_model(name, client_timeout=seconds), may_be_late=True)
         except TimeoutError as error:
-            raise LoadRefusedError(f"it was not loaded within {LOAD_SECONDS:g} s") from error
+            raise LoadTimedOutError(f"it was not loaded within {seconds:g} s (DLMESH_MODEL_LOAD_SECONDS)") from error
+
+    async def end_load(self, name: str) -> None:
+        loaded = (await self.loaded()).get(name, frozenset())
+        for (model, version), pids in (self._processes() if self._processes else {}).items():
+            if model == name and version not in loaded:
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
     async def unload(self, name: str) -> None:
         await self._call(lambda client: client.unload_model(name, client_timeout=CALL_SECONDS))
@@ -155,6 +169,9 @@ class NoTriton:
         raise ServerAwayError(self._reason)
 
     async def load(self, name: str) -> None:
+        raise ServerAwayError(self._reason)
+
+    async def end_load(self, name: str) -> None:
         raise ServerAwayError(self._reason)
 
     async def unload(self, name: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 HOST = "127.0.0.1"
 STUB = "triton_python_backend_stub"
 EXIT_SECONDS = 3
+LOADS_AT_ONCE = 8
 _DEFAULT_HOME = Path(__file__).resolve().parents[4] / ".triton"
 
 
@@ -60,6 +61,7 @@ class Installation:
             f"--model-repository={repository}",
             "--model-control-mode=explicit",
             "--disable-auto-complete-config",
+            f"--model-load-thread-count={LOADS_AT_ONCE}",
             f"--backend-directory={self.backends}",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
             f"--http-address={HOST}",

@@ -99,6 +99,10 @@ class Activity:
     failures: int = 0
 
 
+class LoadTimedOutError(LoadRefusedError):
+    """A load takes longer than it may, and goes on."""
+
+
 class ModelServer(Protocol):
     """Triton. Every call raises ServerAwayError when it cannot be reached."""
 
@@ -113,6 +117,9 @@ class ModelServer(Protocol):
 
     async def load(self, name: str) -> None:
         """Load what the repository offers of it; what it serves and has not changed stays. LoadRefusedError."""
+
+    async def end_load(self, name: str) -> None:
+        """End what loads it in vain, where that can be reached: else it would keep others waiting."""
 
     async def unload(self, name: str) -> None:
         """Serve it no more; unknown is fine."""

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from inference_service.usecases.fail_version import FailVersion
 from inference_service.usecases.ports import (
     InferenceModels,
     LoadRefusedError,
+    LoadTimedOutError,
     ModelServer,
     Repository,
     ServerAwayError,
@@ -28,8 +29,9 @@ log = logging.getLogger(__name__)
 
 # A model that takes Triton down with it must not do so for ever.
 MAX_CRASHES = 5
-# As many as Triton itself loads at a time.
-LOADS_AT_ONCE = 4
+# As many as our Triton loads at a time. What loads for ever must not keep all others waiting: nobody has all of them.
+LOADS_AT_ONCE = 8
+LOADS_OF_AN_OWNER = 2
 # Who was admitted is remembered for a second, and a request takes its time: what was used a moment ago stays.
 RECENT_SECONDS = 2.0
 ROOM_SECONDS = 10.0
@@ -85,7 +87,7 @@ class Residency:
         self._tasks: dict[str, asyncio.Task[str]] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._turns = asyncio.Condition()
-        self._running = 0
+        self._running: Counter[str] = Counter()
         self._crashes: dict[str, int] = {}
         self._refusals: dict[str, Refusal] = {}
         self._dead: dict[str, frozenset[int]] = {}
@@ -201,7 +203,8 @@ class Residency:
 
     async def _attempt(self, name: str) -> str:
         try:
-            async with self._locks[name], self._turn():
+            model = await self._models.find(name)
+            async with self._locks[name], self._turn(model.owner if model else ""):
                 return await self._load(name)
         except (NoRoomError, ServerAwayError) as error:
             return str(error)
@@ -223,6 +226,8 @@ class Residency:
                 await self._serve(model, candidate, numbers)
             except LoadRefusedError as error:
                 self._crashes.pop(name, None)
+                if isinstance(error, LoadTimedOutError):
+                    await self._server.end_load(name)
                 if candidate is None or _blames_another(str(error), candidate, numbers):
                     self._pause(name, f"Triton refuses it: {error}")
                     return self._refusals[name].reason
@@ -267,17 +272,21 @@ class Residency:
         self._refusals[name] = Refusal(count, self.clock() + pause, reason)
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _turn(self, owner: str) -> AsyncIterator[None]:
         async with self._turns:
-            # While somebody takes Triton down, one at a time: else who it is would not be known.
-            await self._turns.wait_for(lambda: self._running < (1 if self._crashes else LOADS_AT_ONCE))
-            self._running += 1
+            await self._turns.wait_for(lambda: self._may_start(owner))
+            self._running[owner] += 1
         try:
             yield
         finally:
             async with self._turns:
-                self._running -= 1
+                self._running[owner] -= 1
                 self._turns.notify_all()
+
+    def _may_start(self, owner: str) -> bool:
+        # While somebody takes Triton down, one at a time: else who it is would not be known.
+        most = 1 if self._crashes else LOADS_AT_ONCE
+        return self._running.total() < most and self._running[owner] < LOADS_OF_AN_OWNER
 
     async def _make_room(self, name: str, count: int) -> None:
         """NoRoomError when all that is in memory has to stay."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -12,7 +13,7 @@ from servicekit.times import utc_now
 
 from inference_service.domain.models import InferenceModel, ModelState, ModelVersion
 from inference_service.usecases.ports import InferenceModels, ModelServer, Predictions, ServerAwayError
-from inference_service.usecases.residency import RECENT_SECONDS, Residency
+from inference_service.usecases.residency import LOADS_OF_AN_OWNER, RECENT_SECONDS, Residency
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ HEALTH_SECONDS = 5.0
 # How far what is stored of the last use may be behind.
 NOTE_SECONDS = 30.0
 # The others are for requests that wait.
-BACKGROUND_LOADS = 2
+BACKGROUND_LOADS = 4
 
 
 class ServeModels:
@@ -78,11 +79,13 @@ class ServeModels:
     def _load(self, models: Sequence[InferenceModel], held: set[str]) -> None:
         residency = self._residency
         self._wanted |= set(residency.loaded)
-        running = sum(residency.is_loading(model.name) for model in models)
+        running = Counter(model.owner for model in models if residency.is_loading(model.name))
         for model in sorted(models, key=lambda each: self._urgency(each, held)):
             version, name = _new(model), model.name
-            if running >= BACKGROUND_LOADS:
+            if running.total() >= BACKGROUND_LOADS:
                 return
+            if running[model.owner] >= LOADS_OF_AN_OWNER:
+                continue
             has_gone = residency.loaded.get(name, frozenset()) - set(_offered(model))
             if residency.is_loading(name) or not residency.is_due(name):
                 continue
@@ -95,7 +98,7 @@ class ServeModels:
             if version is not None and model.ready_versions and utc_now() - version.created_at < SETTLING:
                 continue
             residency.start(name)
-            running += 1
+            running[model.owner] += 1
 
     def _urgency(self, model: InferenceModel, held: set[str]) -> tuple[bool, bool, float]:
         return (_new(model) is None, model.name not in held, -(self._residency.used_at(model.name) or 0.0))
