@@ -8,8 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from inference_room import Room, application
 from inference_service import wiring
+from prediction_room import Room, application
 from testkit.services import ALICE, acting_as, running
 from triton_fixtures import ServedHome, served
 

@@ -13,17 +13,17 @@ import pytest
 from dlmesh.inference.v1 import inference_pb2 as pb
 from dlmesh.inference.v1 import inference_pb2_grpc
 from inference_fakes import FakeCatalog, FakeJobs, FakeTrainings
-from inference_room import (
+from inference_service.domain.specs import PredictionSpec
+from inference_service.settings import TritonSettings
+from inference_service.usecases import serve_models
+from inference_service.wiring import build
+from prediction_room import (
     CLASSIFIED,
     Room,
     application,
     publish,
     refused,
 )
-from inference_service.domain.specs import PredictionSpec
-from inference_service.settings import TritonSettings
-from inference_service.usecases import serve_models
-from inference_service.wiring import build
 from servicekit.identity import acting_as
 from testkit.services import ADMIN, ALICE, BOB, collect, running, settings_for
 from triton_fixtures import until

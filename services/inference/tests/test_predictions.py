@@ -10,7 +10,8 @@ import grpc
 import pytest
 from dlmesh.inference.v1 import inference_pb2 as pb
 from dlmesh.inference.v1 import serving_pb2, serving_pb2_grpc
-from inference_room import (
+from inference_service.domain.specs import PredictionSpec
+from prediction_room import (
     CLASSIFIED,
     MAX_IMAGE_BYTES,
     Room,
@@ -21,7 +22,6 @@ from inference_room import (
     uploaded,
     uploads,
 )
-from inference_service.domain.specs import PredictionSpec
 from servicekit.errors import invalid
 from servicekit.identity import acting_as
 from testkit.services import ALICE, BOB, collect, running
