@@ -239,10 +239,14 @@ async def test_a_keras_model(triton: ServedHome, tmp_path: Path) -> None:
     np.testing.assert_allclose(one_by_one, expected, rtol=1e-5, atol=1e-6)
 
 
-async def test_a_caffe_net(triton: ServedHome, tmp_path: Path) -> None:
-    run = triton.home / "trainings" / "caffe"
+@pytest.mark.parametrize("brings_program", [True, False])
+async def test_a_caffe_net(triton: ServedHome, tmp_path: Path, brings_program: bool) -> None:
+    name = f"caffe-{brings_program}"
+    run = triton.home / "trainings" / name
     code, checkpoints = run / "code", run / "checkpoints"
     shutil.copytree(BUILTIN / "caffe-cifar", code)
+    if not brings_program:
+        (code / "model.py").unlink()
     checkpoints.mkdir()
     shape = {"channels": 3, "height": 32, "width": 32}
     known = {"labels": LABELS, "framework": "Caffe", **shape, "picture_height": 32, "picture_width": 32}
@@ -255,11 +259,11 @@ async def test_a_caffe_net(triton: ServedHome, tmp_path: Path) -> None:
     caffe_nets.infer(code, checkpoints, tmp_path / "in", tmp_path, "r.json", threshold=0.0, validate=False)
     expected = rows_of(tmp_path / "r.json", LABELS)
     assert np.ptp(expected, axis=0).max() > 1e-3
-    await serve(triton, "caffe", "Caffe", code, checkpoints)
-    results = await asyncio.to_thread(ask, triton.address_file, "caffe", [encoded(pixels) for pixels in seen])
+    await serve(triton, name, "Caffe", code, checkpoints)
+    results = await asyncio.to_thread(ask, triton.address_file, name, [encoded(pixels) for pixels in seen])
     np.testing.assert_allclose(probabilities(results, LABELS), expected, rtol=1e-5, atol=1e-6)
     inputs = np.stack([caffe_nets.serving.preprocess(code, Image.fromarray(pixels), **shape) for pixels in seen])
-    answers = await asyncio.to_thread(infer, triton.address_file, "caffe", inputs)
+    answers = await asyncio.to_thread(infer, triton.address_file, name, inputs)
     np.testing.assert_allclose(answers, expected, rtol=1e-5, atol=1e-6)
 
 

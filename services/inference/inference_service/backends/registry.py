@@ -11,8 +11,7 @@ BACKENDS = {
         "inference_service.backends.torch_python:TorchPythonBackend",
         "inference_service.backends.program:ProgramBackend",
     ),
-    # Its nets are torch modules, by the model.py of the template.
-    "Caffe": ("inference_service.backends.torch_python:TorchPythonBackend",),
+    "Caffe": ("inference_service.backends.caffe_python:CaffePythonBackend",),
     "TensorFlow": (
         "inference_service.backends.keras_python:KerasPythonBackend",
         "inference_service.backends.program:TensorFlowProgramBackend",

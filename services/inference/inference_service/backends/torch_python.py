@@ -24,9 +24,12 @@ class TorchPythonBackend(Backend):
             return str(error)
         if not (source.checkpoints / WEIGHTS).is_file():
             return f"the training has no {WEIGHTS}"
-        if not (source.code / "model.py").is_file():
-            return "the model has no model.py with build_model and preprocess"
-        return ""
+        return self.lacks_program(source)
+
+    def lacks_program(self, source: Source) -> str:
+        """As `refusal`, of the code alone."""
+        has_program = (source.code / "model.py").is_file()
+        return "" if has_program else "the model has no model.py with build_model and preprocess"
 
     def write(self, source: Source, entry: Path) -> None:
         if reason := self.refusal(source):
