@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +143,16 @@ class Triton:
         url = f"http://127.0.0.1:{self.ports.http}/v2"
         wait_until(lambda: _loads(url), 120, lambda: (self._home / "triton.log").read_text())
         publish_addresses(self._home / "inference" / "triton.json", self.ports)
+
+    @contextlib.contextmanager
+    def halted(self) -> Iterator[None]:
+        """It keeps its connections and does nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """As by kill -9."""

@@ -25,13 +25,18 @@ from tritonclient.grpc import service_pb2
 USERS = "/platform/rest/dlmesh/v1/users"
 ALICE = ("alice", "password of alice")
 MAX_BYTES = 4 * 1024 * 1024
+MAX_REQUESTS = 12
 METHOD = "/inference.GRPCInferenceService/"
 VALUES = [1.5, -2.0, 3.25]
 
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    limits = {"DLMESH_MAX_INFERENCE_BYTES": str(MAX_BYTES), "DLMESH_ENVOY_WORKERS": "1"}
+    limits = {
+        "DLMESH_MAX_INFERENCE_BYTES": str(MAX_BYTES),
+        "DLMESH_MAX_INFERENCE_REQUESTS": str(MAX_REQUESTS),
+        "DLMESH_ENVOY_WORKERS": "1",
+    }
     with running_platform(tmp_path_factory.mktemp("inference"), InferencePeers, environment=limits) as running:
         alice = {"name": ALICE[0], "password": ALICE[1], "role": "user"}
         assert running.client().post(running.url(USERS), json=alice).status_code == 201
@@ -451,6 +456,33 @@ def test_a_cold_model_is_waited_for_and_nobody_else_waits(platform: Platform, ch
         # Triton has no model of that name: the admission was waited for, that is what this is about.
         codes = [refused(waiting.result)[0] for waiting in cold]
     assert codes == [grpc.StatusCode.UNAVAILABLE] * 8
+
+
+def test_a_triton_that_hangs_is_asked_by_no_more_than_the_limit(
+    platform: Platform, triton: Triton, channel: grpc.Channel
+) -> None:
+    url = platform.url("/v2/models/echo/infer")
+
+    def post(client: requests.Session) -> requests.Response:
+        return client.post(url, json=body_of(VALUES))
+
+    # As many are sent, and as many wait for a connection.
+    clients = [platform.client() for _ in range(2 * MAX_REQUESTS + 8)]
+    with ThreadPoolExecutor(len(clients) + MAX_REQUESTS + 4) as pool, triton.halted():
+        rest = [pool.submit(post, client) for client in clients]
+        wait_until(lambda: sum(call.done() for call in rest) >= 8, 60)
+        full = [call.result() for call in rest if call.done()]
+        calls = [pool.submit(infer, channel, request_of("echo")) for _ in range(MAX_REQUESTS + 4)]
+        wait_until(lambda: sum(call.done() for call in calls) >= 4, 60)
+        refusals = [refused(call.result) for call in calls if call.done()]
+    for answer in full:
+        assert "too many" in assert_error(answer, 429, 8)["error"]
+        assert answer.headers["retry-after"] == "1"
+    assert {code for code, _ in refusals} == {grpc.StatusCode.UNAVAILABLE}
+    assert all("too many" in message for _, message in refusals), refusals
+    waited = [call.result().status_code for call in rest]
+    assert Counter(waited)[200] == len(rest) - len(full)
+    assert sum(call.exception() is None for call in calls) == len(calls) - len(refusals)
 
 
 # -- kernels

@@ -17,6 +17,7 @@ BUFFER_FILTER = "envoy.filters.http.buffer"
 TRANSCODER_FILTER = "envoy.filters.http.grpc_json_transcoder"
 CREDENTIAL_HEADERS = ("authorization", "x-auth-token", "cookie")
 MAX_CACHED_ENTRIES = 10_000
+MAX_CONCURRENT = 4096
 # What is kept of a request to send it again; a longer upload is not repeated once it has begun.
 MAX_REPEATED_BYTES = 1024 * 1024
 
@@ -80,7 +81,7 @@ def http2() -> Json:
     return {name: typed(name, explicit_http_config={"http2_protocol_options": keepalive})}
 
 
-def circuit_breakers(limit: int = 4096) -> Json:
+def circuit_breakers(limit: int = MAX_CONCURRENT) -> Json:
     """At most `limit` of everything at a time; Envoy's default allows three retries in a whole cluster."""
     limits = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
     return {"thresholds": [dict.fromkeys(limits, limit)]}
@@ -108,7 +109,7 @@ def internal_listener(name: str, *, routes: list[Json], filters: tuple[Json, ...
     }
 
 
-def internal_cluster(name: str, limit: int = 4096) -> Json:
+def internal_cluster(name: str) -> Json:
     """The way to the internal listener of the same name."""
     endpoint = {"address": {"envoy_internal_address": {"server_listener_name": name}}}
     return {
@@ -116,7 +117,7 @@ def internal_cluster(name: str, limit: int = 4096) -> Json:
         "type": "STATIC",
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}]},
         "typed_extension_protocol_options": http2(),
-        "circuit_breakers": circuit_breakers(limit),
+        "circuit_breakers": circuit_breakers(),
     }
 
 

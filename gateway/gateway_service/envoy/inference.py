@@ -44,7 +44,6 @@ ADMISSION = "admission"
 ADMISSION_SERVICE = "dlmesh.inference.v1.AdmissionService"
 # A model that was idle is loaded first.
 ADMISSION_SECONDS = 60
-MAX_WAITING_ADMISSIONS = 512
 
 
 def inference_filter(settings: GatewaySettings, cache_salt: str, *, is_inside: bool = False) -> Json:
@@ -128,9 +127,8 @@ def admission_listener(settings: GatewaySettings, descriptor_path: Path) -> Json
 
 
 def inference_clusters(settings: GatewaySettings) -> list[Json]:
-    """The ways to these listeners and to Triton; of admissions that wait beyond the limit each is refused at once."""
-    waiting = min(MAX_WAITING_ADMISSIONS, settings.max_inference_requests)
-    return [internal_cluster(INSIDE), internal_cluster(ADMISSION, waiting), *_triton_clusters(settings)]
+    """The ways to these listeners and to Triton."""
+    return [internal_cluster(INSIDE), internal_cluster(ADMISSION), *_triton_clusters(settings)]
 
 
 def _triton_clusters(settings: GatewaySettings) -> list[Json]:
