@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from inference_service.domain.models import TritonUnavailableError
-from inference_service.triton.probes import PARAMETER, probe_arrays, probe_complaint
+from inference_service.triton.probes import PARAMETER, former_probe, probe_arrays, probe_complaint
 from inference_service.usecases.ports import Activity, LoadRefusedError, LoadTimedOutError, ServerAwayError
 
 Result = TypeVar("Result")
@@ -104,7 +104,7 @@ class TritonClient:
 
         number = str(version)
         config = await self._call(lambda client: client.get_model_config(name, number, client_timeout=CALL_SECONDS))
-        text = config.config.parameters[PARAMETER].string_value
+        text = config.config.parameters[PARAMETER].string_value or former_probe(config.config)
         inputs = []
         for input_name, array in probe_arrays(text).items():
             inputs.append(InferInput(input_name, list(array.shape), np_to_triton_dtype(array.dtype)))

@@ -37,6 +37,12 @@ def probe_with_item(item: bytes) -> str:
     return json.dumps({"inputs": {}, "item": base64.b64encode(item).decode(), "probabilities": False})
 
 
+def former_probe(config: Any) -> str:
+    """The text for an entry of a release that wrote none: a classifier of pictures. `config` is Triton's message."""
+    picture = config.input[0]
+    return json.dumps({"inputs": {picture.name: ["FP32", [1, *picture.dims], 0]}, "probabilities": True})
+
+
 def probe_arrays(text: str) -> dict[str, np.ndarray[Any, Any]]:
     """What to send, by input name."""
     probe = json.loads(text)
