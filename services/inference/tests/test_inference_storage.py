@@ -89,6 +89,11 @@ async def test_versions_of_a_model(database: Database) -> None:
         (2, "second", 90, "READY"),
     ]
     assert found.main_version == 2
+    # What a version waited for when it was still loading is said no more.
+    await models.note_waiting(model.uid, 1, "Triton does not answer")
+    again = await models.find("online")
+    assert again is not None
+    assert (again.versions[0].state, again.versions[0].status_message) == (ModelState.READY, "")
     # A number is never given twice, and what was read is the reader's own.
     await models.delete_version(model.uid, 2)
     assert (await models.add_version(model.uid, second)).number == 3

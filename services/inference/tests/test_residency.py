@@ -51,6 +51,10 @@ class FakeModels:
         stored = model.version(version.number)
         stored.state, stored.status_message = version.state, version.status_message
 
+    async def note_waiting(self, uid: str, number: int, message: str) -> None:
+        [model] = [model for model in self.known.values() if model.uid == uid]
+        model.version(number).status_message = message
+
     async def note_used(self, uid: str, at: datetime) -> None:
         [model] = [model for model in self.known.values() if model.uid == uid]
         model.last_used_at = at

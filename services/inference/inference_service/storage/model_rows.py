@@ -66,6 +66,15 @@ class SqlInferenceModels:
     async def save_version(self, uid: str, version: ModelVersion) -> None:
         await self._update_version(uid, version.number, state=str(version.state), status_message=version.status_message)
 
+    async def note_waiting(self, uid: str, number: int, message: str) -> None:
+        row = ModelVersionRow
+        where = (row.model_uid == uid, row.number == number, row.state == str(ModelState.LOADING))
+        try:
+            async with self._database.session() as session:
+                await session.execute(sa.update(row).where(*where).values(status_message=message))
+        finally:
+            self._forget()
+
     async def save_traffic(self, model: InferenceModel) -> None:
         row = ModelVersionRow
         try:

@@ -197,6 +197,9 @@ class InferenceModels(Protocol):
     async def save_version(self, uid: str, version: ModelVersion) -> None:
         """Write its state and message only: a request may have changed its share."""
 
+    async def note_waiting(self, uid: str, number: int, message: str) -> None:
+        """Write what a version that is LOADING waits for; nothing when it is not any more."""
+
     async def save_traffic(self, model: InferenceModel) -> None:
         """Write the shares of its versions only: the loop may have moved their states on."""
 

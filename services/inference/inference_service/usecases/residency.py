@@ -81,6 +81,8 @@ class Residency:
         self._fail, self.limits, self._changed, self.clock = fail, limits, changed, clock
         self._loaded: dict[str, frozenset[int]] = {}
         self._changes = 0
+        # What comes back when Triton is started anew: what was loaded and not unloaded.
+        self.wanted: set[str] = set()
         self._used: dict[str, float] = {}
         self._held: frozenset[str] = frozenset()
         self._claims: dict[str, int] = {}
@@ -137,6 +139,7 @@ class Residency:
         loaded = await self._server.loaded()
         if changes == self._changes:
             self._loaded = {name: numbers for name, numbers in loaded.items() if name not in self._unloading}
+            self.wanted |= set(self._loaded)
 
     def forget(self) -> None:
         """Triton was started anew: nothing is loaded."""
@@ -177,6 +180,7 @@ class Residency:
         """Take it out of memory; what it is answering is answered. ServerAwayError."""
         async with self._locks[name]:
             self._note({key: value for key, value in self._loaded.items() if key != name})
+            self.wanted.discard(name)
             self._unloading.add(name)
             try:
                 await self._server.unload(name)
@@ -251,6 +255,7 @@ class Residency:
         for number in [candidate.number] if candidate else numbers:
             await self._server.probe(model.name, number)
         self._note({**self._loaded, model.name: frozenset(numbers)})
+        self.wanted.add(model.name)
         self.use(model.name)
         if candidate is not None:
             candidate.served()

@@ -36,7 +36,6 @@ class ServeModels:
     ) -> None:
         self._models, self._predictions = models, predictions
         self._server, self._residency = server, residency
-        self._wanted: set[str] = set()
         self._is_first = True
         self._looked_at = time.monotonic()
         self._failures: dict[tuple[str, int], int] = {}
@@ -67,10 +66,10 @@ class ServeModels:
         for model in models:
             if model.last_used_at is not None:
                 self._residency.use(model.name, clock - max((now - model.last_used_at).total_seconds(), 0.0))
-                self._wanted.add(model.name)
+                self._residency.wanted.add(model.name)
 
     def _wants(self, model: InferenceModel, held: set[str]) -> bool:
-        return model.name in held or model.name in self._wanted or _new(model) is not None
+        return model.name in held or model.name in self._residency.wanted or _new(model) is not None
 
     def _is_idle(self, name: str) -> bool:
         idle, used = self._residency.limits.idle_seconds, self._residency.used_at(name)
@@ -78,7 +77,6 @@ class ServeModels:
 
     def _load(self, models: Sequence[InferenceModel], held: set[str]) -> None:
         residency = self._residency
-        self._wanted |= set(residency.loaded)
         running = Counter(model.owner for model in models if residency.is_loading(model.name))
         for model in sorted(models, key=lambda each: self._urgency(each, held)):
             version, name = _new(model), model.name
@@ -93,7 +91,7 @@ class ServeModels:
                 continue
             if version is None and name not in held and not has_gone and len(model.ready_versions) > residency.room:
                 # Lately used ones fill what is free; they drive nobody out.
-                self._wanted.discard(name)
+                self._residency.wanted.discard(name)
                 continue
             if version is not None and model.ready_versions and utc_now() - version.created_at < SETTLING:
                 continue
@@ -105,10 +103,10 @@ class ServeModels:
 
     async def _unload_idle(self, models: Sequence[InferenceModel], held: set[str]) -> None:
         known = {model.name for model in models}
-        for name in list(self._wanted | set(self._residency.loaded)):
+        for name in list(self._residency.wanted | set(self._residency.loaded)):
             if name in held or self._residency.is_loading(name) or not self._is_idle(name):
                 continue
-            self._wanted.discard(name)
+            self._residency.wanted.discard(name)
             if name in self._residency.loaded and name in known:
                 log.info("%s was not used for %g s; it is unloaded", name, self._residency.limits.idle_seconds)
                 await self._residency.unload(name)
@@ -144,8 +142,7 @@ class ServeModels:
         for model in models:
             version = _new(model)
             if version is not None and version.status_message != reason:
-                version.status_message = reason
-                await self._models.save_version(model.uid, version)
+                await self._models.note_waiting(model.uid, version.number, reason)
 
     async def _note_uses(self, models: Sequence[InferenceModel]) -> None:
         now, clock = utc_now(), self._residency.clock()
