@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dlmesh_sdk import served
+from predicted import predicted
 from template_bundles import REGRESSION, SERVING, ask, ask_items, validated, write_bundle, write_pictures, write_table
 from triton_fixtures import ServedHome, make_model
 from tritonclient.utils import InferenceServerException
@@ -96,6 +97,29 @@ async def test_all_paths_answer_the_same(
     for number, expected in enumerate(batch):
         for other in (online[number], one_by_one[number], checked[names[number]]):
             assert_same(other, expected)
+
+    report, rows = await asyncio.to_thread(predict_pairs_or_all, triton, name, source, tmp_path / "prediction")
+    assert report["unreadable"] == []
+    if model.task == "comparison":
+        assert [(row["sampleId1"], row["sampleId2"]) for row in rows] == [(names[0], names[1]), (names[2], names[3])]
+        for row, first, second in zip(rows, batch[::2], batch[1::2], strict=False):
+            distance, is_similar = model.compare(first, second)
+            assert (row["distance"], row["isSimilar"]) == (pytest.approx(distance, abs=1e-5), is_similar)
+        return
+    assert [row["sampleId"] for row in rows] == [item.sample_id for item in items]
+    for row, expected in zip(rows, batch, strict=True):
+        assert_same(plain(row), expected)
+    kinds = {"detection": "detection", "vector": "vector"}
+    assert report["type"] == ("vector" if serving else kinds.get(model.task, "classification"))
+    assert report["are_images"] is (model.task not in ("tabular", "text"))
+
+
+def predict_pairs_or_all(triton: ServedHome, name: str, source: Path, folder: Path) -> Any:
+    """By the worker of predictions: a table, the pictures of a folder, or the first four to compare two by two."""
+    if source.is_file():
+        return predicted(triton, name, source.parent, folder, [source.name])
+    pictures = sorted(file.name for file in source.iterdir())
+    return predicted(triton, name, source, folder, pictures[:4] if "comparison" in name else None)
 
 
 async def test_one_unreadable_item_or_request_spoils_no_other(triton: ServedHome, tmp_path: Path) -> None:
