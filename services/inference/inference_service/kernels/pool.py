@@ -74,7 +74,7 @@ class Pool:
     @property
     def staying(self) -> list[Kernel]:
         """Those that are not to end either."""
-        return [kernel for kernel in self._kernels if not kernel.is_ending]
+        return [kernel for kernel in self._kernels if not (kernel.is_ending or kernel.has_ended)]
 
     async def submit(self, task: KernelTask) -> str:
         """As `KernelPools.submit` says."""
@@ -220,14 +220,14 @@ class Pool:
             ending = Ending(f"its process cannot be kept: {error}", is_passing=True)
         kernel.has_ended = True
         self._starter.gpus.give_back(self.launch.gpu, kernel.gpus)
+        self._take_back(kernel, ending)
+        self._judge(kernel, ending)
+        self._dispatch_soon()
         with contextlib.suppress(OSError):
             await asyncio.to_thread(remove_folder, work_folder(self.launch, kernel.number))
         del self._kernels[kernel]
         self._ended.append(kernel)
-        self._take_back(kernel, ending)
-        self._judge(kernel, ending)
         self._on_change()
-        self._dispatch_soon()
 
     async def _process(self, kernel: Kernel) -> KernelProcess:
         await asyncio.to_thread(run_folder(self.launch).mkdir, parents=True, exist_ok=True)
@@ -253,13 +253,13 @@ class Pool:
         if kernel.is_ending and not kernel.was_late:
             # It was not needed any more.
             return
+        log.warning("kernel %d of model %s: %s", kernel.number, self.launch.name, ending.words)
         if kernel.is_ready and (kernel.has_worked or now - kernel.idle_since > STABLE_SECONDS):
             self._vain = 0
             return
         self._vain += 1
         backoff = self._limits.first_backoff_seconds * 2 ** min(self._vain - 1, 16)
         self._retry_at = now + min(backoff, self._limits.longest_backoff_seconds)
-        log.warning("a kernel of model %s ended: %s", self.launch.name, ending.words)
         if kernel.is_ready:
             return
         self._failures += not ending.is_passing
