@@ -70,6 +70,7 @@ async def test_publishing_again_changes_nothing_but_a_new_model_replaces(tmp_pat
         (lambda code, checkpoints: (checkpoints / "serving.json").write_text('{"labels": []}'), "channels"),
         (lambda code, checkpoints: (checkpoints / "model_epoch_final.pth").unlink(), "model_epoch_final.pth"),
         (lambda code, checkpoints: (code / "model.py").unlink(), "model.py"),
+        (lambda code, checkpoints: (code / "serving.json").mkdir(), "a folder serving.json"),
     ],
 )
 async def test_what_is_missing_is_named_and_nothing_stays(tmp_path: Path, spoil, words: str) -> None:  # type: ignore[no-untyped-def]
@@ -134,3 +135,47 @@ async def test_labels_and_names_are_text_not_configuration(tmp_path: Path) -> No
     await DiskRepository(tmp_path).publish(make_model("tiny", code, checkpoints))
     entry = tmp_path / "inference" / "repository" / "tiny"
     assert (entry / "labels.txt").read_text() == 'a"b\nc d\n{e}\n'
+
+
+async def test_versions_are_offered_in_one_file_and_kept_apart(tmp_path: Path) -> None:
+    repository = DiskRepository(tmp_path)
+    entry = tmp_path / "inference" / "repository" / "tiny"
+    for number in (1, 2):
+        code, checkpoints = write_training(tmp_path / f"training-{number}", number)
+        model = make_model("tiny", code, checkpoints, number)
+        await repository.publish(model, number)
+    assert "versions: [ 1 ]" in (entry / "config.pbtxt").read_text(), "the second is offered by nobody yet"
+    await repository.offer("tiny", [2, 1])
+    assert (entry / "config.pbtxt").read_text().count("version_policy") == 1
+    assert "versions: [ 1, 2 ]" in (entry / "config.pbtxt").read_text()
+    weights = [(entry / str(number) / "bundle" / "model_epoch_final.pth").read_bytes() for number in (1, 2)]
+    assert weights[0] != weights[1]
+    await repository.keep("tiny", [2])
+    assert [folder.name for folder in entry.glob("[0-9]*")] == ["2"]
+    assert list((tmp_path / "inference" / "drafts").iterdir()) == []
+
+
+async def test_an_entry_of_a_former_release_is_offered(tmp_path: Path) -> None:
+    code, checkpoints = write_training(tmp_path / "training")
+    repository = DiskRepository(tmp_path)
+    await repository.publish(make_model("tiny", code, checkpoints))
+    entry = tmp_path / "inference" / "repository" / "tiny"
+    # It had one description, without a policy.
+    (entry / "1" / "config.pbtxt").unlink()
+    config = (entry / "config.pbtxt").read_text()
+    (entry / "config.pbtxt").write_text("".join(config.splitlines(keepends=True)[:-1]))
+    await repository.offer("tiny", [1])
+    assert (entry / "config.pbtxt").read_text() == config
+
+
+async def test_a_version_with_other_tensors_or_labels_is_no_version(tmp_path: Path) -> None:
+    repository = DiskRepository(tmp_path)
+    code, checkpoints = write_training(tmp_path / "training")
+    await repository.publish(make_model("tiny", code, checkpoints))
+    serving = json.loads((checkpoints / "serving.json").read_text())
+    for change, words in (({"width": 9}, "4, 9"), ({"labels": LABELS[::-1]}, "labels")):
+        (checkpoints / "serving.json").write_text(json.dumps(serving | change))
+        with pytest.raises(ExportRefusedError, match=words):
+            await repository.publish(make_model("tiny", code, checkpoints, 2), 2)
+        entry = tmp_path / "inference" / "repository" / "tiny"
+        assert [folder.name for folder in entry.glob("[0-9]*")] == ["1"]

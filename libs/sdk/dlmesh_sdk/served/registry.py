@@ -36,11 +36,11 @@ def make(serving: Mapping[str, Any], program: Any) -> Served:
 
 def describe(serving: Mapping[str, Any]) -> Facts:
     """The task and the tensors; ValueError says what is missing or wrong."""
-    if missing := lacks(serving):
-        raise ValueError(f"it has no {', '.join(missing)}")
     try:
+        if missing := lacks(serving):
+            raise ValueError(f"it has no {', '.join(missing)}")
         facts: Facts = task_of(serving).facts(serving)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(repr(error)) from error
     if any(side == 0 or side < -1 for tensor in facts.inputs + facts.outputs for side in tensor.shape):
         raise ValueError("it names no labels or an empty input")

@@ -70,5 +70,5 @@ def read_facts(checkpoints: Path) -> served.Facts:
     serving = read_serving(checkpoints)
     try:
         return served.describe(serving)
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ExportError(f"{SERVING_FILE} of the training is not usable: {error}") from error

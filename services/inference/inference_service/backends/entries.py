@@ -39,7 +39,10 @@ def write_program(source: Source, bundle: Path, files: Sequence[str]) -> None:
     """Copy the program, serving.json and these files of the checkpoints into the new folder `bundle`."""
     copy_code(source, bundle)
     for name in (*files, SERVING_FILE):
-        (bundle / name).unlink(missing_ok=True)
+        try:
+            (bundle / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise ExportError(f"the code has a folder {name}, where a file of the training belongs") from error
         copy_file(source.checkpoints, name, bundle / name)
 
 
