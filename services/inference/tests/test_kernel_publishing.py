@@ -194,7 +194,9 @@ NO_FOLDERS: list[tuple[dict[str, str], str]] = [
     ({"model_path": "linked"}, "^modelPath: 'link'.*links"),
     ({"model_path": "piped"}, "^modelPath: 'pipe'"),
     ({"kernel_path": "none.py"}, "^edi_py: 'none.py'.*kernel.py"),
-    ({"kernel_path": "../pong/kernel.py"}, "^edi_py"),
+    # From the copy, which lies below the platform's home, this leads to the program and to the secret.
+    ({"kernel_path": "../../../../data/pong/kernel.py"}, "^edi_py"),
+    ({"weight_path": "../../../../secret"}, "^weightPath"),
     ({"kernel_path": "/etc/passwd"}, "^edi_py"),
     ({"kernel_path": "x" * 5000}, "^edi_py"),
     ({"weight_path": "none"}, "^weightPath"),
