@@ -252,7 +252,7 @@ async def test_a_version_that_triton_refuses_leaves_the_others_serving(room: Roo
     [
         ({"labels": ["dog", "cat", "owl"]}, "labels"),
         ({"labels": ["cat", "dog"]}, "labels"),
-        ({"height": 7}, "height is 7, that of the model 4"),
+        ({"height": 7}, "inputs: INPUT__0 FP32 [1, 7, 6], of the model INPUT__0 FP32 [1, 4, 6]"),
     ],
 )
 async def test_a_training_with_other_inputs_or_labels_is_refused(
@@ -264,10 +264,16 @@ async def test_a_training_with_other_inputs_or_labels_is_refused(
     assert len((await room.get()).versions) == 1
 
 
+async def test_a_training_that_says_what_goes_without_saying_is_no_other(room: Room) -> None:
+    room.trainings.add("later", task="classification", note="new")
+    await room.add("later")
+    await room.reached("READY", 2)
+
+
 async def test_what_differs_in_what_only_the_export_shows_fails(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     from inference_service.storage import repository
 
-    monkeypatch.setattr(repository, "INTERFACE_KEYS", ())
+    monkeypatch.setattr(repository, "fields", lambda _: ())
     room.trainings.add("other", height=7)
     await room.add("other")
     assert "[1, 7, 6]" in (await room.reached("FAILED", 2)).status_message

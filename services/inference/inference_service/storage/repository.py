@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from inference_service.backends.base import ExportError, Source
+from dlmesh_sdk.served import Facts, Tensor
+
+from inference_service.backends.base import ExportError, Source, read_facts
 from inference_service.backends.registry import BACKENDS, choose_backend
 from inference_service.domain.models import InferenceModel
 from inference_service.usecases.ports import ExportRefusedError
@@ -23,8 +25,6 @@ LABELS_FILE = "labels.txt"
 # Triton loads a version again when a file of it is newer than before.
 CHANGED_FILE = ".dlmesh-changed"
 POLICY = "version_policy {{ specific {{ versions: [ {} ] }} }}\n"
-# What clients of all versions of a model rely on.
-INTERFACE_KEYS = ("task", "labels", "channels", "height", "width")
 
 
 class DiskRepository:
@@ -121,12 +121,16 @@ class DiskRepository:
         versions = sorted(int(folder.name) for folder in entry.glob("[0-9]*")) if entry.is_dir() else []
         if not versions:
             return ""
-        served = _interface(entry / str(versions[-1]) / "bundle" / "serving.json")
-        trained = _interface(checkpoints / "serving.json")
+        try:
+            served = read_facts(entry / str(versions[-1]) / "bundle")
+            trained = read_facts(checkpoints)
+        except ExportError:
+            # Programs that describe themselves nowhere: their export shows it.
+            return ""
         return "; ".join(
-            f"{key} is {json.dumps(trained.get(key))[:200]}, that of the model {json.dumps(served.get(key))[:200]}"
-            for key in INTERFACE_KEYS
-            if served.get(key) != trained.get(key)
+            f"{field.name}: {_shown(getattr(trained, field.name))}, of the model {_shown(getattr(served, field.name))}"
+            for field in fields(Facts)
+            if getattr(trained, field.name) != getattr(served, field.name)
         )
 
     def _keep(self, entry: Path, numbers: Sequence[int]) -> None:
@@ -155,12 +159,14 @@ def _forbid_bytecode(folder: Path) -> None:
             program.with_name("__pycache__").touch(exist_ok=False)
 
 
-def _interface(file: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
+def _shown(value: Any) -> str:
+    """A task, labels, or tensors."""
+    if isinstance(value, tuple):
+        value = ", ".join(
+            f"{each.name} {each.datatype} {list(each.shape)}" if isinstance(each, Tensor) else str(each)
+            for each in value
+        )
+    return str(value)[:200]
 
 
 def _require_same_interface(draft: Path, entry: Path) -> None:
