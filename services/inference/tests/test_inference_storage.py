@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -11,10 +12,13 @@ import pytest
 import sqlalchemy as sa
 from inference_service.domain.models import ModelState
 from inference_service.domain.predictions import Prediction, Sample, Status
+from inference_service.domain.specs import PredictionSpec
 from inference_service.storage import MIGRATIONS
 from inference_service.storage.model_rows import SqlInferenceModels
 from inference_service.storage.rows import SqlPredictions
 from inference_service.storage.tables import Base
+from inference_service.storage.workspace import DiskWorkspace
+from inference_service.worker.manifest import read_manifest
 from servicekit.database import Database, UtcDateTime
 from servicekit.errors import Code, ServiceError
 from servicekit.jobs import InstanceGroup
@@ -139,6 +143,58 @@ async def test_models_of_the_first_tables_are_version_1_with_all_traffic(databas
     await database.close()
 
 
+async def test_predictions_of_the_first_tables_stay_as_they_are(database_url: str, tmp_path: Path) -> None:
+    first = tmp_path / "migrations"
+    shutil.copytree(MIGRATIONS, first, ignore=shutil.ignore_patterns("20261127*", "__pycache__"))
+    database = Database(database_url, "inference")
+    await database.migrate(first)
+    samples = json.dumps([{"id": f"{index}.png", "file": f"0000{index}-_.png"} for index in range(4)])
+    columns = (
+        "uid, name, owner, model_uid, model_name, instance_group, created_at, job_id, threshold, samples, status, "
+    )
+    columns += "status_message, progress, driver_id, accepted, stop_requested, best"
+    group = json.dumps({"id": "g", "name": "local", "master_url": ""})
+    written = (
+        f"INSERT INTO predictions ({columns}) VALUES (:name, :name, 'alice', 'm', 'online', :group, :now, :name, "
+        "'0.5', :samples, :status, '', :progress, '', :accepted, :stop, NULL)"
+    )
+    async with database.session() as session:
+        for name, status, progress in (("ended", "FINISHED", 100), ("waits", "SUBMITTED", 0)):
+            values = {"name": name, "group": group, "samples": samples, "status": status, "progress": progress}
+            values |= {"accepted": status == "FINISHED", "stop": False}
+            await session.execute(
+                sa.text(written).bindparams(sa.bindparam("now", utc_now(), UtcDateTime)), values | {"now": utc_now()}
+            )
+    await database.migrate(MIGRATIONS)
+    ended, waits = sorted(await SqlPredictions(database).all(), key=lambda each: each.name)
+    assert (ended.sample_count, ended.done, ended.result_file) == (4, 4, "results.json")
+    assert (waits.sample_count, waits.done, waits.model_version, waits.input_path) == (4, 0, 1, "")
+    assert waits.samples == ended.samples
+    await database.close()
+    # Who has not been submitted yet gets the manifest that uploads have now.
+    workspace = DiskWorkspace(tmp_path, [tmp_path], 1 << 20)
+    [*_, file] = await workspace.prepare(waits)
+    spec = PredictionSpec.read(file)
+    assert [sample for _, sample in read_manifest(Path(spec.manifest))] == waits.samples
+    assert spec.input_dir == str(tmp_path / "inference" / "predictions" / "waits" / "input")
+
+
+def test_what_was_submitted_before_manifests_is_understood(tmp_path: Path) -> None:
+    old = {
+        "model_name": "online",
+        "bundle": "/repository/online/1/bundle",
+        "address_file": "/triton.json",
+        "input_dir": str(tmp_path / "input"),
+        "output_file": str(tmp_path / "output" / "results.json"),
+        "threshold": 0.5,
+        "samples": [{"id": "a", "file": "00000-a"}],
+    }
+    (tmp_path / "spec.json").write_text(json.dumps(old))
+    spec = PredictionSpec.read(tmp_path / "spec.json")
+    assert (spec.output_dir, spec.model_version, spec.roots) == (str(tmp_path / "output"), 1, (old["input_dir"],))
+    assert [sample for _, sample in read_manifest(Path(spec.manifest))] == [Sample("a", "00000-a")]
+
+
 async def test_predictions(database: Database) -> None:
     predictions = SqlPredictions(database)
     first, second = make_prediction("a"), make_prediction("b", "other")
@@ -148,6 +204,7 @@ async def test_predictions(database: Database) -> None:
     assert [each.name for each in await predictions.all()] == ["a", "b"]
     assert [each.name for each in await predictions.all("other")] == ["b"]
     assert await predictions.uids() == {"uid-a", "uid-b"}
+    assert (await predictions.count_active("alice"), await predictions.count_active("bob")) == (2, 0)
     with pytest.raises(ServiceError) as caught:
         await predictions.add(make_prediction("a"))
     assert caught.value.code is Code.ALREADY_EXISTS
@@ -160,6 +217,7 @@ async def test_predictions(database: Database) -> None:
     assert found is not None
     assert (found.stop_requested, found.status, found.best) == (True, Status.FINISHED, first.best)
     assert [each.name for each in await predictions.active()] == ["b"]
+    assert await predictions.count_active("alice") == 1
     await predictions.delete(first.uid)
     assert await predictions.find("a") is None
 
