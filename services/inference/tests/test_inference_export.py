@@ -40,7 +40,7 @@ async def test_an_entry_has_all_that_triton_needs(tmp_path: Path) -> None:
     bundle = entry / "1" / "bundle"
     files = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.name != "__pycache__"}
     # Files where Python would make folders: what it writes beside programs would count as a change of them.
-    assert all(path.is_file() for path in (entry / "1").rglob("__pycache__"))
+    assert all((folder / "__pycache__").is_file() for folder in (entry / "1", bundle, bundle / "notes"))
     assert files == {"model.py", "model_epoch_final.pth", "serving.json", "notes", "notes/layers.py"}
     assert await repository.entries() == {"tiny-online"}
     assert list((tmp_path / "inference" / "drafts").iterdir()) == []
