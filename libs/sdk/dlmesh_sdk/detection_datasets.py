@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from workerkit.heartbeat import heartbeat_of_the_only_rank
 
+from dlmesh_sdk.served.pictures import open_picture
 from dlmesh_sdk.wrong_data import WrongDataError
 
 LINES, INDEX = "annotations.jsonl", "annotations.index"
@@ -52,9 +53,9 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         heartbeat_of_the_only_rank()
         annotation = self.annotation(index)
         try:
-            with Image.open(annotation["path"]) as image:
-                width, height = image.size
-                pixels = torch.from_numpy(self.preprocess(image))
+            image = open_picture(Path(annotation["path"]))
+            width, height = image.size
+            pixels = torch.from_numpy(self.preprocess(image))
         except (OSError, ValueError) as error:
             raise ValueError(f"{annotation['path']}: {error}") from error
         scale = torch.tensor([pixels.shape[2] / width, pixels.shape[1] / height] * 2)

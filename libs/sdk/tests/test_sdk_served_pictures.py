@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import struct
 import zlib
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dlmesh_sdk.detection_datasets import DetectionDataset
+from dlmesh_sdk.image_files import open_images
 from dlmesh_sdk.served import pictures
 from dlmesh_sdk.served.pictures import open_picture
 from PIL import Image
@@ -95,3 +98,18 @@ def test_palettes_bits_and_wide_numbers_become_eight_bits() -> None:
     wide = np.full((8, 8), 0x80FF, np.uint16)
     assert np.asarray(open_picture(encoded(Image.fromarray(wide)))).tolist() == [[0x80] * 8] * 8
     assert open_picture(encoded(RED.convert("CMYK"), "JPEG")).mode == "CMYK"
+
+
+def test_training_reads_pictures_as_serving_does(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 0x80FF, np.uint16)).save(tmp_path / "wide.png")
+    line = json.dumps({"name": "wide.png", "path": str(tmp_path / "wide.png"), "boxes": []}).encode() + b"\n"
+    (tmp_path / "annotations.jsonl").write_bytes(line)
+    np.array([0, len(line)], "<u8").tofile(tmp_path / "annotations.index")
+
+    def to_input(image: Image.Image) -> Any:
+        return np.asarray(image.convert("L"), np.float32)[None]
+
+    for dataset in (DetectionDataset(tmp_path, [], to_input), open_images(tmp_path, to_input)[1]):
+        pixels, _ = dataset[0]
+        np.testing.assert_array_equal(pixels.numpy(), to_input(open_picture(tmp_path / "wide.png")))
+        assert pixels.max() == 0x80
