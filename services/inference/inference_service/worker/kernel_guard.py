@@ -164,8 +164,8 @@ def be_a_fresh_interpreter(environment: Mapping[str, str]) -> None:
     """Undo what libraries that were imported before the fork hold for good: random numbers, threads."""
     import sys
 
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()
+    if numpy_random := sys.modules.get("numpy.random"):
+        numpy_random.seed()
     if torch := sys.modules.get("torch"):
         torch.seed()
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
