@@ -461,3 +461,31 @@ async def test_an_unload_and_a_request_at_the_same_time_leave_it_loaded(room: Ro
     may_end.set()
     await asyncio.gather(leaving, waiting)
     assert room.loaded == {"a": frozenset({1})}
+
+
+async def test_what_is_deleted_while_it_is_loaded_keeps_nobody_waiting(room: Room) -> None:
+    room.models.add("a")
+    room.server.may_load.clear()
+    waiting = asyncio.create_task(room.ensure("a"))
+
+    async def asked() -> bool:
+        return bool(room.server.loads)
+
+    await until(asked)
+    await room.residency.drop("a")
+    assert (room.server.ended, room.server.unloads) == (["a"], ["a"])
+    assert (await refusal(waiting)).code is Code.UNAVAILABLE
+    # Its name is free for another.
+    room.server.may_load.set()
+    await room.ensure("a")
+    assert set(room.loaded) == {"a"}
+
+
+async def test_loads_end_with_the_process(room: Room) -> None:
+    room.models.add("a")
+    room.server.may_load.clear()
+    waiting = asyncio.create_task(room.ensure("a"))
+    await asyncio.sleep(0)
+    await room.residency.close()
+    assert (await refusal(waiting)).code is Code.UNAVAILABLE
+    assert not room.residency.is_loading("a")

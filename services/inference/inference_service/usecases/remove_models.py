@@ -56,7 +56,7 @@ class RemoveDeleted:
         if listed is not None and listed.uid == model.catalog_uid:
             return False
         try:
-            await self._residency.unload(model.name)
+            await self._residency.drop(model.name)
         except ServerAwayError as error:
             # What does not run serves nothing, and when it comes back the model is not loaded again.
             log.info("%s is not unloaded: %s", model.name, error)

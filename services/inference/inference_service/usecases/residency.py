@@ -9,7 +9,7 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from servicekit.errors import Code, ServiceError
@@ -163,9 +163,14 @@ class Residency:
             return
         if not self.is_loading(model.name) and not self.is_due(model.name):
             raise _unavailable(model, self._refusals[model.name].reason, 5)
+        load = self.start(model.name)
         try:
             async with asyncio.timeout(seconds):
-                reason = await asyncio.shield(self.start(model.name))
+                reason = await asyncio.shield(load)
+        except asyncio.CancelledError:
+            if not load.cancelled():
+                raise
+            reason = "its load was ended"
         except TimeoutError:
             raise _unavailable(model, f"it is being loaded for more than {seconds:g} s", 5) from None
         if reason:
@@ -189,12 +194,25 @@ class Residency:
                 # What was asked for meanwhile and has not been answered yet is old.
                 self._changes += 1
 
+    async def drop(self, name: str) -> None:
+        """Unload what is deleted, also in the middle of its load. ServerAwayError."""
+        if name in self._tasks:
+            await self._cancel(name)
+            await self._server.end_load(name)
+        await self.unload(name)
+        self._used.pop(name, None)
+        self._refusals.pop(name, None)
+
     async def close(self) -> None:
         """End all loads: Triton goes on with them, and the next process asks what became of them."""
-        for task in list(self._tasks.values()):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        for name in list(self._tasks):
+            await self._cancel(name)
+
+    async def _cancel(self, name: str) -> None:
+        task = self._tasks[name]
+        task.cancel()
+        # Not awaited itself: that it was cancelled must not look as if this one were.
+        await asyncio.wait([task])
 
     def _ended(self, name: str) -> None:
         self._tasks.pop(name, None)
