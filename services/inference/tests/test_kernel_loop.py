@@ -231,3 +231,14 @@ async def test_how_long_a_task_may_take() -> None:
         for name, most in (("pong", None), ("pong", 5.0), ("long", None)):
             await room.ask(name, "x", most_seconds=most)
     assert [task.timeout_seconds for task in room.pools.tasks] == [120.0, 5.0, 24 * 3600.0 + 60.0]
+
+
+async def test_after_a_restart_tasks_wait_for_the_first_pass() -> None:
+    room = Room(make_model(KernelState.STARTED))
+    with acting_as(ALICE):
+        early = asyncio.create_task(room.ask("pong", "ping"))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert (early.done(), room.pools.tasks) == (False, [])
+        await room.run()
+        assert await early == "pong ping"
