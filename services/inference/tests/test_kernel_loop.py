@@ -242,3 +242,14 @@ async def test_after_a_restart_tasks_wait_for_the_first_pass() -> None:
         assert (early.done(), room.pools.tasks) == (False, [])
         await room.run()
         assert await early == "pong ping"
+
+
+async def test_what_is_stopped_takes_no_task_even_before_the_loop_comes_by() -> None:
+    room = Room(make_model(KernelState.STARTED))
+    await room.run()
+    with acting_as(ALICE):
+        assert await room.ask("pong", "ping") == "pong ping"
+        await room.start_stop.stop("pong")
+        with pytest.raises(ServiceError, match="is STOPPING") as caught:
+            await room.ask("pong", "ping")
+    assert caught.value.code is Code.ABORTED
