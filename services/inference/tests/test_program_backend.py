@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -17,6 +18,8 @@ import pytest
 from inference_service import backends
 from inference_service.backends.base import ExportError, Source
 from inference_service.backends.program import ProgramBackend, TensorFlowProgramBackend
+from inference_service.worker.predict import summary
+from inference_service.worker.result_files import ResultFiles
 from PIL import Image
 from recordkit.datum import encode_datum
 from recordkit.example import ImageExample
@@ -363,6 +366,19 @@ def test_detections_keep_their_boxes_and_nothing_found_is_an_answer(tmp_path: Pa
         },
         "1.png": {"scores": []},
     }
+
+
+def test_the_prediction_of_a_program_that_finds_objects_has_detections(tmp_path: Path) -> None:
+    score = {"index": 0, "label": "cat", "prob": 0.5}
+    for number, (scores, kind) in enumerate(
+        [([score | {"bbox": [1, 2, 3, 4]}], "detection"), ([score], "classification")]
+    ):
+        with contextlib.closing(ResultFiles(tmp_path / str(number))) as files:
+            files.append(
+                [{"sampleId": "a", "file": "a", "scores": []}, {"sampleId": "b", "file": "b", "scores": scores}]
+            )
+            assert summary(files.position, "classification")["type"] == kind
+            assert summary(files.position, "classification")["best"]["sample"] == "b"
 
 
 def test_vectors_and_samples_without_an_answer(tmp_path: Path) -> None:

@@ -96,6 +96,9 @@ def summary(position: Position, task: str) -> dict[str, Any]:
         kind = ResultType(task)
     elif position.has_vectors:
         kind = ResultType.VECTOR
+    elif position.has_boxes:
+        # Of a program, whose answers alone tell its task.
+        kind = ResultType.DETECTION
     return {
         "samples": position.samples,
         "type": str(kind),

@@ -32,6 +32,7 @@ class Position:
     bytes: int = 0
     best: dict[str, Any] | None = None
     has_vectors: bool = False
+    has_boxes: bool = False
     unreadable_count: int = 0
     unreadable: list[str] = field(default_factory=list)
 
@@ -96,7 +97,9 @@ class ResultFiles:
                 position.unreadable.append(row.get("sampleId") or f"{row['sampleId1']}, {row['sampleId2']}")
         elif "vector" in row:
             position.has_vectors = True
-        elif position.best is None and row.get("scores"):
+        elif row.get("scores"):
+            position.has_boxes = position.has_boxes or "bbox" in row["scores"][0]
+        if position.best is None and row.get("scores"):
             best = row["scores"][0]
             position.best = {
                 "sample": row["sampleId"],
