@@ -11,6 +11,7 @@ import pytest
 from dlmesh_platform.client import Client, named
 from dlmesh_platform.launch import RunningPlatform
 from dlmesh_platform.main_job import MainJob
+from testkit.platform import held_out
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow]
 
@@ -56,9 +57,10 @@ def datum(data):
 
 class Pictures(torch.utils.data.Dataset):
     def __init__(self, path):
-        self.items = []
+        self.items, self.names = [], []
         with lmdb.open(path, readonly=True, lock=False).begin() as transaction:
-            for _, value in transaction.cursor():
+            for key, value in transaction.cursor():
+                self.names.append(key.decode())
                 one = datum(value)
                 shape = (one.get(1, 1), one[2], one[3])
                 pixels = np.frombuffer(one[4], np.uint8).reshape(shape).astype(np.float32) / 255
@@ -135,7 +137,7 @@ with torch.no_grad():
     probabilities = torch.softmax(model(torch.stack([x for x, _ in data])), 1).tolist()
 inference_helper.writeClassificationResult(
     os.path.join(args.output_dir, args.output_file),
-    ["picture-%d" % number for number in range(len(data))],
+    data.names,
     probabilities,
     label_file=args.label_file,
     ground_truth=[y for _, y in data] if args.validate else None,
@@ -259,6 +261,18 @@ def top1(admin: Client, name: str, training: str) -> float:
     return float(named(validation()["outPairs"], "name", "Top1")["value"])
 
 
+def predicted(admin: Client, platform: RunningPlatform, name: str) -> float:
+    """Which part of pictures that were in no training the model's training tells rightly when it is served."""
+    job = MainJob(admin, "digits", prefix=name)
+    job.create_inference()
+    job.start_prediction(held_out(platform), f"{name}-ten")
+    predictions = job.await_prediction(f"{name}-ten")
+    admin.delete(f"/inferences/{name}-ten")
+    admin.delete(f"/models/{job.inference_model}")
+    assert len(predictions) == 10
+    return sum(prediction.label == prediction.image[0] for prediction in predictions) / len(predictions)
+
+
 def test_a_pytorch_program_with_its_own_reader(admin: Client, platform: RunningPlatform, digits: MainJob) -> None:
     template(admin, platform, "old-pytorch", "PyTorch", main__py=PYTORCH, inference__py=INFERENCE)
     hyperparameter = {
@@ -282,6 +296,7 @@ def test_a_pytorch_program_with_its_own_reader(admin: Client, platform: RunningP
     step, loss = re.findall(r"Iteration (\d+): tag train_loss, simple_value (\S+)", log)[-1]
     assert (curve[-1]["step"], curve[-1]["value"]) == (int(step), float(loss))
     assert top1(admin, "old-pytorch", "first") > 0.9
+    assert predicted(admin, platform, "old-pytorch") >= 0.8
     assert admin.get("/models/old-pytorch/trainings/first/weightfile") == "model_epoch_final.pth"
     again = train(admin, "old-pytorch", "PyTorch", "again", wtfolder=first["path"])
     log = Path(platform.home / "jobs" / again["appid"] / "attempt-1" / "rank-0.out").read_text()
@@ -325,5 +340,6 @@ def test_a_caffe_solver_and_net(admin: Client, platform: RunningPlatform, digits
     admin.post("/models", {"name": "old-caffe", "templatename": "old-caffe", **fields})
     assert train(admin, "old-caffe", "Caffe", "first")["progress"] == 100
     assert top1(admin, "old-caffe", "first") > 0.9
+    assert predicted(admin, platform, "old-caffe") >= 0.8
     admin.delete("/models/old-caffe")
     admin.delete("/modeltemplates/old-caffe")
