@@ -272,6 +272,8 @@ async def test_a_caffe_net(triton: ServedHome, tmp_path: Path, brings_program: b
     ("attempt", "words"),
     [
         ("open(home + '/secret').read()", "Permission denied.*secret"),
+        # When it is asked, too.
+        ("nn.Flatten.forward = lambda *_: open(home + '/secret')", "Permission denied.*secret"),
         ("open(home + '/inference/repository/confined/config.pbtxt', 'a')", "Permission denied.*config.pbtxt"),
     ],
 )
