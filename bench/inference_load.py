@@ -63,14 +63,22 @@ def post_request(path: str, host: str, body: bytes, headers: Mapping[str, str]) 
 class _Connection(asyncio.Protocol):
     """Sends the same request again and again: what is timed is the server, not a client library."""
 
-    def __init__(self, request: bytes, load: Load, until: float) -> None:
-        self._request, self._load, self._until = request, load, until
+    def __init__(self, request: bytes) -> None:
+        self._request = request
         self._received = b""
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+
+    async def ask(self, load: Load, until: float) -> None:
+        """Once at least."""
+        self._load, self._until = load, until
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._send()
+        await self._ended
+
+    async def close(self) -> None:
+        self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -85,9 +93,8 @@ class _Connection(asyncio.Protocol):
         self._received = b""
         if now < self._until:
             self._send()
-        elif not self.ended.done():
-            self.ended.set_result(None)
-            self._transport.close()
+        else:
+            self._ended.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(exc or ConnectionError("the server closed the connection"))
@@ -97,9 +104,8 @@ class _Connection(asyncio.Protocol):
         self._transport.write(self._request)
 
     def _fail(self, error: Exception) -> None:
-        if not self.ended.done():
-            self.ended.set_exception(error)
-        self._transport.close()
+        if not self._ended.done():
+            self._ended.set_exception(error)
 
 
 def _is_whole(head: bytes, body: bytes) -> bool:
@@ -113,45 +119,63 @@ def rest_load(address: str, request: bytes, connections: int, seconds: float) ->
     """`connections` sockets to host:port for so long; RuntimeError with the answer when one is not 200."""
     host, _, port = address.rpartition(":")
 
-    async def one(load: Load, until: float) -> None:
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(lambda: _Connection(request, load, until), host, int(port))
-        await connection.ended
+    async def connect() -> _Connection:
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: _Connection(request), host, int(port)
+        )
+        return connection
 
-    return _together(one, connections, seconds)
+    return _together(connect, connections, seconds)
+
+
+class _Channel:
+    """tritonclient with a channel of its own."""
+
+    def __init__(self, address: str, example: Example, headers: Mapping[str, str] | None) -> None:
+        from tritonclient.grpc import InferInput
+        from tritonclient.grpc.aio import InferenceServerClient
+
+        self._tensor = InferInput(example.tensor, list(example.values.shape), example.datatype)
+        self._tensor.set_data_from_numpy(example.values)
+        self._model, self._headers = example.model, headers
+        self._client = InferenceServerClient(address, channel_args=[("grpc.use_local_subchannel_pool", 1)])
+
+    async def ask(self, load: Load, until: float) -> None:
+        """Once at least."""
+        while True:
+            sent = time.perf_counter()
+            await self._client.infer(self._model, [self._tensor], headers=self._headers)
+            now = time.perf_counter()
+            load.seconds.append(now - sent)
+            if now >= until:
+                return
+
+    async def close(self) -> None:
+        await self._client.close()
 
 
 def grpc_load(
     address: str, example: Example, headers: Mapping[str, str] | None, connections: int, seconds: float
 ) -> Load:
-    """The same with tritonclient over gRPC, each connection a channel of its own."""
-    from tritonclient.grpc import InferInput
-    from tritonclient.grpc.aio import InferenceServerClient
+    """The same with tritonclient over gRPC."""
 
-    tensor = InferInput(example.tensor, list(example.values.shape), example.datatype)
-    tensor.set_data_from_numpy(example.values)
+    async def connect() -> _Channel:
+        return _Channel(address, example, headers)
 
-    async def one(load: Load, until: float) -> None:
-        client = InferenceServerClient(address, channel_args=[("grpc.use_local_subchannel_pool", 1)])
-        try:
-            now = time.perf_counter()
-            while now < until:
-                await client.infer(example.model, [tensor], headers=headers)
-                sent, now = now, time.perf_counter()
-                load.seconds.append(now - sent)
-        finally:
-            await client.close()
-
-    return _together(one, connections, seconds)
+    return _together(connect, connections, seconds)
 
 
-def _together(one: Callable[[Load, float], Awaitable[None]], connections: int, seconds: float) -> Load:
+def _together(connect: Callable[[], Awaitable[_Connection | _Channel]], connections: int, seconds: float) -> Load:
+    """Time begins when each has been answered once."""
     load = Load()
 
     async def run() -> None:
+        asking = [await connect() for _ in range(connections)]
+        await asyncio.gather(*(each.ask(Load(), 0.0) for each in asking))
         load.began = time.perf_counter()
-        await asyncio.gather(*(one(load, load.began + seconds) for _ in range(connections)))
+        await asyncio.gather(*(each.ask(load, load.began + seconds) for each in asking))
         load.ended = time.perf_counter()
+        await asyncio.gather(*(each.close() for each in asking))
 
     uvloop.run(run())
     return load
