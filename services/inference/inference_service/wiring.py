@@ -74,8 +74,9 @@ def build(
     fail = FailVersion(models, catalog)
     limits = MemoryLimits(triton.model_idle_seconds, triton.max_loaded_models)
     residency = Residency(models, repository, server, fail, limits, lambda: _wake(serve, follow))
-    shutdown.insert(0, residency.close)
-    serve = ReconcileLoop("models", ServeModels(models, predictions, server, residency))
+    serve_models = ServeModels(models, predictions, server, residency)
+    shutdown[:0] = [serve_models.health.close, residency.close]
+    serve = ReconcileLoop("models", serve_models)
     export = ReconcileLoop("exports", ExportModels(models, catalog, repository, fail, serve.wake))
     follow = ReconcileLoop("predictions", FollowPredictions(predictions, models, jobs, workspace, residency.lacks))
     remove_deleted = RemoveDeleted(models, predictions, catalog, repository, residency, workspace)

@@ -146,7 +146,8 @@ class FakeServer:
         self.dead: set[str] = set()
         self.loads: list[str] = []
         self.unloads: list[str] = []
-        self.ended: list[str] = []
+        self.ended: list[tuple[str | int, ...]] = []
+        self.silent: set[str] = set()
         self.is_late = False
         self.used: dict[str, float] = {}
         self.is_away = False
@@ -190,8 +191,10 @@ class FakeServer:
         self.serving[name] = self.offered(name)
         self.dead.discard(name)
 
-    async def end_load(self, name: str) -> None:
-        self.ended.append(name)
+    async def end(self, name: str, versions: Sequence[int]) -> None:
+        self.ended.append((name, *versions))
+        self.silent.discard(name)
+        self.dead.add(name)
 
     async def unload(self, name: str) -> None:
         self._answer()
@@ -206,6 +209,6 @@ class FakeServer:
     def processes(self) -> None:
         return None
 
-    async def has_died(self, name: str, version: int) -> bool:
+    async def answers(self, name: str, version: int) -> bool | None:
         self._answer()
-        return name in self.dead
+        return None if name in self.silent else name not in self.dead

@@ -15,7 +15,7 @@ from dlmesh.inference.v1 import inference_pb2_grpc
 from inference_fakes import FakeCatalog, FakeJobs, FakeTrainings
 from inference_service.domain.specs import PredictionSpec
 from inference_service.settings import TritonSettings
-from inference_service.usecases import serve_models
+from inference_service.usecases import model_health
 from inference_service.wiring import build
 from prediction_room import (
     CLASSIFIED,
@@ -167,7 +167,7 @@ async def test_what_triton_lost_is_loaded_again(room: Room) -> None:
 
 
 async def test_a_model_whose_process_died_is_loaded_again(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve_models, "HEALTH_SECONDS", 0.05)
+    monkeypatch.setattr(model_health, "LOOK_SECONDS", 0.05)
     await room.create()
     await room.serving()
     room.server.dead.add("online")

@@ -83,10 +83,10 @@ async def test_a_model_whose_process_was_killed_is_noticed_and_loading_heals_it(
     await triton.serve("killed")
     client = triton.client()
     repository = triton.home / "inference" / "repository"
-    assert not await client.has_died("killed", 1)
+    assert await client.answers("killed", 1)
 
     async def noticed() -> bool:
-        return await client.has_died("killed", 1)
+        return await client.answers("killed", 1) is False
 
     for _ in range(2):
         stubs = running_stubs(triton.pid, repository)

@@ -223,7 +223,7 @@ async def test_samples_that_kill_the_model_or_fail_it_are_found(
         # As the service does.
         client = triton.client()
         while not is_done.is_set():
-            if await client.has_died("deadly", 1):
+            if await client.answers("deadly", 1) is False:
                 await triton.repository.touch("deadly", [1])
                 await client.load("deadly")
             await asyncio.sleep(0.05)

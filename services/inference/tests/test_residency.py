@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from inference_fakes import FakeCatalog, FakeServer
 from inference_service.domain.models import InferenceModel, ModelState, ModelVersion
+from inference_service.usecases import model_health
 from inference_service.usecases import residency as module
-from inference_service.usecases import serve_models
 from inference_service.usecases.fail_version import FailVersion
 from inference_service.usecases.ports import ServerAwayError
 from inference_service.usecases.residency import MemoryLimits, Residency
@@ -115,7 +115,7 @@ class Room:
         for _ in range(100):
             before = len(self.server.loads)
             await self.step()
-            while any(self.residency.is_loading(name) for name in self.models.known):
+            while self.step.health.is_probing or any(map(self.residency.is_loading, self.models.known)):
                 await asyncio.sleep(0)
             if len(self.server.loads) == before:
                 return
@@ -196,7 +196,7 @@ async def test_a_load_that_takes_too_long_is_ended_and_the_version_fails(room: R
     model = room.models.add("a", ModelState.LOADING)
     room.server.is_late = True
     await room.settle()
-    assert (model.state, room.server.ended) == (ModelState.FAILED, ["a"])
+    assert (model.state, room.server.ended) == (ModelState.FAILED, [("a", 1)])
     assert "within 1 s" in model.status_message
 
 
@@ -276,7 +276,7 @@ async def test_what_predictions_use_or_was_used_a_moment_ago_stays(room: Room, m
 
 
 async def test_idle_models_leave_memory_and_come_back(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve_models, "HEALTH_SECONDS", -1.0)
+    monkeypatch.setattr(model_health, "LOOK_SECONDS", -1.0)
     room.models.add("a")
     room.models.add("b")
     await room.ensure("a")
@@ -394,16 +394,23 @@ async def test_what_served_before_and_is_refused_now_is_tried_again_later(room: 
 
 async def test_who_takes_triton_down_is_found_and_others_are_not_blamed(room: Room) -> None:
     bad, good = room.models.add("bad", ModelState.LOADING), room.models.add("good", ModelState.LOADING)
-    load = room.server.load
+    downs = 0
 
-    async def dies(name: str) -> None:
+    async def load(name: str) -> None:
+        nonlocal downs
+        began = downs
+        room.server.loads.append(name)
+        for _ in range(5):
+            await asyncio.sleep(0)
         if name == "bad":
-            room.server.loads.append(name)
+            downs += 1
             room.server.serving.clear()
+        if downs != began:
+            # Also for who is loaded at the same time.
             raise ServerAwayError("Socket closed")
-        await load(name)
+        room.server.serving[name] = room.server.offered(name)
 
-    room.server.load = dies  # type: ignore[method-assign]
+    room.server.load = load  # type: ignore[method-assign]
     await room.settle()
     assert (bad.state, good.state) == (ModelState.FAILED, ModelState.READY)
     assert room.server.loads.count("bad") == module.MAX_CRASHES
@@ -425,7 +432,7 @@ async def test_a_triton_that_is_away_is_nobodys_fault(room: Room) -> None:
 async def test_what_died_is_touched_and_loaded_again_and_failing_requests_alone_revive_nothing(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve_models, "HEALTH_SECONDS", -1.0)
+    monkeypatch.setattr(model_health, "LOOK_SECONDS", -1.0)
     room.models.add("a")
     await room.ensure("a")
     running: set[tuple[str, int]] = {("a", 1)}
@@ -438,6 +445,28 @@ async def test_what_died_is_touched_and_loaded_again_and_failing_requests_alone_
     await room.settle()
     assert room.server.loads == ["a", "a"]
     assert room.folders.touched == [("a", [1])]
+
+
+async def test_what_hangs_in_a_request_is_ended_and_what_is_only_busy_is_not(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_health, "LOOK_SECONDS", -1.0)
+    unix = 1e9
+    room.step.health = model_health.ModelHealth(room.server, room.residency, lambda: unix + room.now)
+    for name in ("hangs", "busy", "quiet"):
+        room.models.add(name)
+        await room.ensure(name)
+        room.server.used[name] = unix + room.now
+    room.server.silent |= {"hangs", "busy"}
+    for _ in range(10):
+        room.now += 50
+        # Everybody is asked; one answers now and then, if not the probe; one is not stuck, it has nothing to say.
+        for name in ("hangs", "busy", "quiet"):
+            room.residency.use(name)
+        room.server.used["busy"] = unix + room.now - 200
+        await room.settle()
+    assert room.server.ended == [("hangs", 1)]
+    assert room.server.loads == ["hangs", "busy", "quiet", "hangs"]
 
 
 async def test_an_unload_and_a_request_at_the_same_time_leave_it_loaded(room: Room) -> None:
@@ -473,7 +502,7 @@ async def test_what_is_deleted_while_it_is_loaded_keeps_nobody_waiting(room: Roo
 
     await until(asked)
     await room.residency.drop("a")
-    assert (room.server.ended, room.server.unloads) == (["a"], ["a"])
+    assert (room.server.ended, room.server.unloads) == ([("a", 1)], ["a"])
     assert (await refusal(waiting)).code is Code.UNAVAILABLE
     # Its name is free for another.
     room.server.may_load.set()

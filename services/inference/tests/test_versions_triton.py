@@ -218,9 +218,9 @@ async def test_versions_come_and_go_while_clients_infer(installation: Any, tmp_p
 
 
 async def test_killed_models_and_servers_come_back(installation: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    from inference_service.usecases import serve_models
+    from inference_service.usecases import model_health
 
-    monkeypatch.setattr(serve_models, "HEALTH_SECONDS", 0.2)
+    monkeypatch.setattr(model_health, "LOOK_SECONDS", 0.2)
     async with Room(tmp_path).started(TritonSettings(installation, max_loaded_models=2)) as room:
         await room.create("one")
         await room.create("two", "second")

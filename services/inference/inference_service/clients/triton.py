@@ -68,10 +68,9 @@ class TritonClient:
         except TimeoutError as error:
             raise LoadTimedOutError(f"it was not loaded within {seconds:g} s (DLMESH_MODEL_LOAD_SECONDS)") from error
 
-    async def end_load(self, name: str) -> None:
-        loaded = (await self.loaded()).get(name, frozenset())
+    async def end(self, name: str, versions: Sequence[int]) -> None:
         for (model, version), pids in (self._processes() if self._processes else {}).items():
-            if model == name and version not in loaded:
+            if model == name and version in versions:
                 for pid in pids:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
@@ -88,15 +87,14 @@ class TritonClient:
     def processes(self) -> Collection[tuple[str, int]] | None:
         return self._processes() if self._processes else None
 
-    async def has_died(self, name: str, version: int) -> bool:
+    async def answers(self, name: str, version: int) -> bool | None:
         try:
             await self._probe(name, version, CALL_SECONDS)
         except TimeoutError:
-            # It is busy, or hangs in what somebody asked.
-            return False
+            return None
         except LoadRefusedError as error:
-            return DEAD_STUB in str(error)
-        return False
+            return DEAD_STUB not in str(error)
+        return True
 
     async def _probe(self, name: str, version: int, seconds: float) -> None:
         from tritonclient.grpc import InferInput
@@ -171,7 +169,7 @@ class NoTriton:
     async def load(self, name: str) -> None:
         raise ServerAwayError(self._reason)
 
-    async def end_load(self, name: str) -> None:
+    async def end(self, name: str, versions: Sequence[int]) -> None:
         raise ServerAwayError(self._reason)
 
     async def unload(self, name: str) -> None:
@@ -183,7 +181,7 @@ class NoTriton:
     def processes(self) -> Collection[tuple[str, int]] | None:
         return None
 
-    async def has_died(self, name: str, version: int) -> bool:
+    async def answers(self, name: str, version: int) -> bool | None:
         raise ServerAwayError(self._reason)
 
     async def close(self) -> None:

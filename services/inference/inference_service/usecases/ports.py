@@ -118,8 +118,8 @@ class ModelServer(Protocol):
     async def load(self, name: str) -> None:
         """Load what the repository offers of it; what it serves and has not changed stays. LoadRefusedError."""
 
-    async def end_load(self, name: str) -> None:
-        """End what loads it in vain, where that can be reached: else it would keep others waiting."""
+    async def end(self, name: str, versions: Sequence[int]) -> None:
+        """End the processes of these, where that can be reached; who waits for them is answered with an error."""
 
     async def unload(self, name: str) -> None:
         """Serve it no more; unknown is fine."""
@@ -130,8 +130,11 @@ class ModelServer(Protocol):
     def processes(self) -> Collection[tuple[str, int]] | None:
         """Models and versions that have a running process of their own; None when that cannot be seen."""
 
-    async def has_died(self, name: str, version: int) -> bool:
-        """Whether it counts as loaded although the process that ran it is gone; to load it as changed helps."""
+    async def answers(self, name: str, version: int) -> bool | None:
+        """False when it counts as loaded although its process is gone: to load it as changed helps.
+
+        None when it gives no answer, because it is busy or hangs.
+        """
 
 
 class Repository(Protocol):

@@ -198,7 +198,8 @@ class Residency:
         """Unload what is deleted, also in the middle of its load. ServerAwayError."""
         if name in self._tasks:
             await self._cancel(name)
-            await self._server.end_load(name)
+            model = await self._models.find(name)
+            await self._end_load(name, [version.number for version in model.versions] if model else [])
         await self.unload(name)
         self._used.pop(name, None)
         self._refusals.pop(name, None)
@@ -213,6 +214,11 @@ class Residency:
         task.cancel()
         # Not awaited itself: that it was cancelled must not look as if this one were.
         await asyncio.wait([task])
+
+    async def _end_load(self, name: str, numbers: Iterable[int]) -> None:
+        """End what loads in vain: else it would keep others waiting."""
+        loaded = (await self._server.loaded()).get(name, frozenset())
+        await self._server.end(name, sorted(set(numbers) - loaded))
 
     def _ended(self, name: str) -> None:
         self._tasks.pop(name, None)
@@ -249,7 +255,7 @@ class Residency:
             except LoadRefusedError as error:
                 self._crashes.pop(name, None)
                 if isinstance(error, LoadTimedOutError):
-                    await self._server.end_load(name)
+                    await self._end_load(name, numbers)
                 if candidate is None or _blames_another(str(error), candidate, numbers):
                     self._pause(name, f"Triton refuses it: {error}")
                     return self._refusals[name].reason

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
@@ -12,12 +11,12 @@ from servicekit.reconcile import Next
 from servicekit.times import utc_now
 
 from inference_service.domain.models import InferenceModel, ModelState, ModelVersion
+from inference_service.usecases.model_health import ModelHealth
 from inference_service.usecases.ports import InferenceModels, ModelServer, Predictions, ServerAwayError
 from inference_service.usecases.residency import LOADS_OF_AN_OWNER, RECENT_SECONDS, Residency
 
 log = logging.getLogger(__name__)
 
-HEALTH_SECONDS = 5.0
 # How far what is stored of the last use may be behind.
 NOTE_SECONDS = 30.0
 # The others are for requests that wait.
@@ -35,10 +34,9 @@ class ServeModels:
         residency: Residency,
     ) -> None:
         self._models, self._predictions = models, predictions
-        self._server, self._residency = server, residency
+        self._residency = residency
         self._is_first = True
-        self._looked_at = time.monotonic()
-        self._failures: dict[tuple[str, int], int] = {}
+        self.health = ModelHealth(server, residency)
 
     async def __call__(self) -> Next:
         models = [model for model in await self._models.all() if model.state is not ModelState.FAILED]
@@ -49,7 +47,7 @@ class ServeModels:
         self._residency.hold(held)
         try:
             await self._residency.refresh()
-            await self._look_after(models)
+            await self.health.look(models)
             await self._unload_idle(models, held)
         except ServerAwayError as error:
             await self._say(models, str(error))
@@ -110,33 +108,6 @@ class ServeModels:
             if name in self._residency.loaded and name in known:
                 log.info("%s was not used for %g s; it is unloaded", name, self._residency.limits.idle_seconds)
                 await self._residency.unload(name)
-
-    async def _look_after(self, models: Sequence[InferenceModel]) -> None:
-        """Learn what was used behind our back, and revive what counts as loaded and does not answer."""
-        if time.monotonic() - self._looked_at < HEALTH_SECONDS:
-            return
-        self._looked_at = time.monotonic()
-        now, clock = time.time(), self._residency.clock()
-        suspects: set[tuple[str, int]] = set()
-        for pair, activity in (await self._server.activity()).items():
-            if activity.last_inference_at:
-                self._residency.use(pair[0], clock - max(now - activity.last_inference_at, 0.0))
-            if activity.failures > self._failures.get(pair, 0):
-                suspects.add(pair)
-            self._failures[pair] = activity.failures
-        loaded = {
-            (model.name, number)
-            for model in models
-            if self._residency.serves(model) and not self._residency.is_loading(model.name)
-            for number in model.ready_versions
-        }
-        running = self._server.processes()
-        if running is not None:
-            suspects |= loaded - set(running)
-        for name, number in suspects & loaded:
-            if await self._server.has_died(name, number):
-                log.warning("the process of %s, version %d, has gone; it is loaded again", name, number)
-                self._residency.revive(name, frozenset({number}))
 
     async def _say(self, models: Sequence[InferenceModel], reason: str) -> None:
         for model in models:
