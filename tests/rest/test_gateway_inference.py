@@ -24,7 +24,7 @@ from tritonclient.grpc import service_pb2
 
 USERS = "/platform/rest/dlmesh/v1/users"
 ALICE = ("alice", "password of alice")
-MAX_BYTES = 4 * 1024 * 1024
+MAX_BYTES = 20 * 1024 * 1024
 MAX_REQUESTS = 12
 METHOD = "/inference.GRPCInferenceService/"
 VALUES = [1.5, -2.0, 3.25]
@@ -66,7 +66,8 @@ def shares(platform: Platform, triton: Triton) -> Iterator[Callable[..., None]]:
 
 @pytest.fixture
 def channel(platform: Platform, triton: Triton) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(f"127.0.0.1:{platform.port}") as opened:
+    limits = [(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]
+    with grpc.insecure_channel(f"127.0.0.1:{platform.port}", limits) as opened:
         yield opened
 
 
@@ -82,13 +83,16 @@ def request_of(name: str, version: str = "", values: list[float] | None = None) 
     return request
 
 
-def infer(channel: grpc.Channel, request: Any, user: tuple[str, str] | None = ADMIN, seconds: float = 60) -> Any:
-    call = channel.unary_unary(
+def call_infer(channel: grpc.Channel) -> Any:
+    return channel.unary_unary(
         METHOD + "ModelInfer",
         request_serializer=lambda sent: sent if isinstance(sent, bytes) else sent.SerializeToString(),
         response_deserializer=service_pb2.ModelInferResponse.FromString,
     )
-    return call(request, metadata=grpc_basic(*user) if user else (), timeout=seconds)
+
+
+def infer(channel: grpc.Channel, request: Any, user: tuple[str, str] = ADMIN, seconds: float = 60) -> Any:
+    return call_infer(channel)(request, metadata=grpc_basic(*user), timeout=seconds)
 
 
 def refused(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
@@ -250,10 +254,21 @@ def test_bodies_have_a_limit(platform: Platform, channel: grpc.Channel) -> None:
     client, url = platform.client(), platform.url("/v2/models/echo/infer")
     assert_error(client.post(url, data=b"x" * (MAX_BYTES + 1)), 413, 8)
     assert_error(client.post(url, data=iter([b"x" * MAX_BYTES, b"x"])), 413, 8)
-    many = [0.5] * (MAX_BYTES // 4)
-    assert refused(lambda: infer(channel, request_of("echo", values=many)))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
-    fits = [0.5] * (MAX_BYTES // 4 - 100)
-    assert len(infer(channel, request_of("echo", values=fits)).raw_output_contents[0]) == 4 * len(fits)
+    many = request_of("echo")
+    many.raw_input_contents[0] = bytes(MAX_BYTES)
+    fits = request_of("echo")
+    fits.raw_input_contents[0] = bytes(MAX_BYTES - 400)
+    fits.inputs[0].shape[1] = MAX_BYTES // 4 - 100
+    # Callers that are not known take another way: a new session is one.
+    for _ in range(2):
+        token = platform.client().get(platform.url("/platform/rest/conductor/v1/auth/logon"))
+        metadata = (("authorization", f"Bearer {token.cookies['platform.rest.token']}"),)
+        for _ in range(2):
+            answer = call_infer(channel)(fits, metadata=metadata, timeout=120)
+            assert len(answer.raw_output_contents[0]) == MAX_BYTES - 400
+        for _ in range(2):
+            code, _ = refused(lambda metadata=metadata: call_infer(channel)(many, metadata=metadata, timeout=120))
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 # -- gRPC

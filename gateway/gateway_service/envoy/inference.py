@@ -81,7 +81,16 @@ def inference_listener(settings: GatewaySettings, authorization: Json, cache_sal
     return internal_listener(
         INSIDE,
         routes=_routes(settings, cache_salt, refusal),
-        filters=(authorization, inference_filter(settings, cache_salt, is_inside=True)),
+        # A limit of a route that refuses counts for nothing: a filter bounds what the script holds.
+        filters=(
+            authorization,
+            make_filter(
+                BUFFER_FILTER,
+                "envoy.extensions.filters.http.buffer.v3.Buffer",
+                max_request_bytes=settings.max_inference_bytes,
+            ),
+            inference_filter(settings, cache_salt, is_inside=True),
+        ),
         local_reply_config=local_replies(),
     )
 
