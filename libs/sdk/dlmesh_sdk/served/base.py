@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,9 @@ class Served(ABC):
         self, encoded: Encoded, outputs: Mapping[str, np.ndarray[Any, Any]], threshold: float = 0.0
     ) -> list[dict[str, Any]]:
         """A result for each of `encoded.sample_ids`, in their order."""
+        # Not at the top: the inference service describes models, and has no use for numpy in that.
+        import numpy as np
+
         rows: Any = outputs["OUTPUT__0"] if encoded.readable else ()
         if len(rows) != len(encoded.readable):
             raise ValueError(f"{len(rows)} rows of outputs for {len(encoded.readable)} samples")

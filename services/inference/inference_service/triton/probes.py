@@ -11,15 +11,16 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from dlmesh_sdk import served
+if TYPE_CHECKING:
+    import numpy as np
+    from dlmesh_sdk import served
 
 PARAMETER = "probe"
 # Where the model takes any number.
 ANY = 32
-DATATYPES = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64}
+DATATYPES = {"FP32": "float32", "FP64": "float64", "INT64": "int64"}
 
 
 def probe_of(facts: served.Facts) -> str:
@@ -45,6 +46,9 @@ def former_probe(config: Any) -> str:
 
 def probe_arrays(text: str) -> dict[str, np.ndarray[Any, Any]]:
     """What to send, by input name."""
+    # Not at the top: the service that asks has no use for numpy before.
+    import numpy as np
+
     probe = json.loads(text)
     if "item" in probe:
         return {"ITEM": np.array([[base64.b64decode(probe["item"])]], np.object_)}
@@ -55,6 +59,8 @@ def probe_arrays(text: str) -> dict[str, np.ndarray[Any, Any]]:
 
 def probe_complaint(text: str, outputs: Mapping[str, np.ndarray[Any, Any]]) -> str:
     """What is wrong with the answer; empty when nothing is."""
+    import numpy as np
+
     for name, values in outputs.items():
         wrong = _result_complaint(values) if values.dtype == np.object_ else not np.isfinite(values).all()
         if wrong:
