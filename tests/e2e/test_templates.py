@@ -190,11 +190,10 @@ def test_a_template_trains_validates_is_served_and_goes(
     assert float(named(validation["outPairs"], "name", case.metric)["value"]) >= case.least
 
     served = f"{name}-served"
-    if case.framework == "PyTorch":
-        admin.post("/inferences", {"modelName": name, "trainName": "first", "inferenceModelName": served})
-        triton = json.loads((platform.home / "inference" / "triton.json").read_text())["http"]
-        admin.until(lambda: requests.get(f"{triton}/v2/models/{served}/ready", timeout=10).ok, seconds=120)
-        admin.delete(f"/models/{served}")
+    admin.post("/inferences", {"modelName": name, "trainName": "first", "inferenceModelName": served})
+    triton = json.loads((platform.home / "inference" / "triton.json").read_text())["http"]
+    admin.until(lambda: requests.get(f"{triton}/v2/models/{served}/ready", timeout=10).ok, seconds=120)
+    admin.delete(f"/models/{served}")
     for path in (f"{model}/validations/check", f"{model}/trainings/first", model):
         admin.delete(path)
     with pytest.raises(ApiError) as refusal:
