@@ -272,6 +272,15 @@ async def test_what_predictions_use_or_was_used_a_moment_ago_stays(room: Room, m
     room.now += module.ROOM_SECONDS + 1
     error = await refusal(waiting)
     assert (error.code, "DLMESH_MAX_LOADED_MODELS" in error.message) == (Code.UNAVAILABLE, True)
+    # Predictions say so, too, and new versions.
+    assert "DLMESH_MAX_LOADED_MODELS" in room.residency.lacks(room.models.known["c"])
+    new = room.models.add("new", ModelState.LOADING)
+    reason = room.residency.start("new")
+    for _ in range(50):
+        await asyncio.sleep(0)
+    room.now += module.ROOM_SECONDS + 1
+    assert "DLMESH_MAX_LOADED_MODELS" in await reason
+    assert (new.state, new.status_message) == (ModelState.LOADING, await reason)
     assert room.models.known["c"].state is ModelState.READY
 
 

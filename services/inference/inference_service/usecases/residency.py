@@ -54,7 +54,7 @@ class MemoryLimits:
 
 @dataclass(frozen=True)
 class Refusal:
-    """How often in a row Triton refused what it had served before, and when it is asked again."""
+    """How often in a row Triton refused what it had served before, and when it is asked again; 0: it was not asked."""
 
     count: int
     again_at: float
@@ -131,7 +131,7 @@ class Residency:
         if self.serves(model):
             return ""
         refusal = self._refusals.get(model.name)
-        return f"is loaded again when Triton takes it: {refusal.reason}" if refusal else "is being loaded"
+        return f"cannot be loaded now: {refusal.reason}" if refusal else "is being loaded"
 
     async def refresh(self) -> None:
         """Ask Triton what it serves; ServerAwayError."""
@@ -249,7 +249,13 @@ class Residency:
                 break
             # Only who goes away after it was there has been taken down.
             await self._server.loaded()
-            await self._make_room(name, len(numbers))
+            try:
+                await self._make_room(name, len(numbers))
+            except NoRoomError as error:
+                self._refusals[name] = Refusal(0, self.clock() + FIRST_PAUSE_SECONDS, str(error))
+                if candidate is not None:
+                    await self._models.note_waiting(model.uid, candidate.number, str(error))
+                raise
             try:
                 await self._serve(model, candidate, numbers)
             except LoadRefusedError as error:
