@@ -78,6 +78,7 @@ def publish(home: Path, name: str, template: str) -> None:
     """An entry of the model repository with weights that were never trained: what it costs is the same."""
     import torch
     from dlmesh_sdk import served
+    from dlmesh_sdk.served.program import load_program
     from inference_service.domain.models import InferenceModel, ModelVersion
     from inference_service.storage.repository import DiskRepository
     from servicekit.times import utc_now
@@ -89,8 +90,10 @@ def publish(home: Path, name: str, template: str) -> None:
     serving = {"labels": LABELS, "channels": CHANNELS, "height": SIDE, "width": SIDE, "framework": "PyTorch"}
     (checkpoints / "serving.json").write_text(json.dumps(serving))
     torch.manual_seed(3)
-    program = served.load_program(training / "code") if hasattr(served, "load_program") else _program(training / "code")
-    torch.save(served.make(serving, program).build_model().state_dict(), checkpoints / "model_epoch_final.pth")
+    torch.save(
+        served.make(serving, load_program(training / "code")).build_model().state_dict(),
+        checkpoints / "model_epoch_final.pth",
+    )
     version = ModelVersion(1, name, "bench", "PyTorch", str(training / "code"), str(checkpoints), utc_now())
     model = InferenceModel(name, name, "bench", name, template, "digits", "local", utc_now(), versions=[version])
     asyncio.run(DiskRepository(home).publish(model))
@@ -140,9 +143,10 @@ def serving(home: Path, name: str) -> Iterator[None]:
 def ideal(bundle: Path, pictures: Path, results: Path) -> float:
     """What somebody would write who has the model and the pictures in one process; seconds."""
     import torch
+    from dlmesh_sdk.served.program import load_program
     from PIL import Image
 
-    program = _program(bundle)
+    program = load_program(bundle)
     model = program.build_model(len(LABELS), CHANNELS, SIDE, SIDE)
     model.load_state_dict(torch.load(bundle / "model_epoch_final.pth", weights_only=True))
     model.eval()
@@ -195,12 +199,6 @@ def _run(way: str, home: Path, name: str, pictures: Path, turn: int) -> float:
     command = [sys.executable, "-P", str(Path(__file__)), way, str(home), name, str(pictures), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS, check=True)
     return float(done.stdout.split()[-1])
-
-
-def _program(bundle: Path):  # type: ignore[no-untyped-def]
-    from dlmesh_sdk.served.program import load_program
-
-    return load_program(bundle)
 
 
 def _main(way: str, home: Path, name: str, pictures: Path, folder: Path) -> None:

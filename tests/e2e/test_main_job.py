@@ -47,6 +47,17 @@ def test_validation_then_predictions_by_triton(platform: RunningPlatform, admin:
     assert all(0 <= prediction.probability <= 1 for prediction in predictions)
     assert "ten" in [each["predictname"] for each in admin.get("/inferences", modelname=trained.inference_model)]
 
+    # What lies below a data root is predicted where it lies, and read by pages.
+    fields = {"modelname": trained.inference_model, "threshold": "0", "predictname": "folder"}
+    admin.upload("/inferences/startpredict", {**fields, "inputpath": trained.image_folder}, {})
+    detail = admin.wait(lambda: admin.get("/inferences/folder"), seconds=300)
+    assert (detail["progress"], detail["statusMessage"]) == ("1787/1787", "")
+    page = admin.get("/inferences/folder/predicts", start=1000, length=100)
+    assert (page["type"], page["total"], len(page["classificationResults"])) == ("classification", 1787, 100)
+    # The folders are called as the digits are.
+    samples = [(each["sampleId"], each["results"][0]["label"]) for each in page["classificationResults"]]
+    assert sum(label == name.partition("/")[0] for name, label in samples) >= 90
+
 
 def test_a_model_trains_on_tfrecords_as_well(admin: Client, platform: RunningPlatform) -> None:
     job = MainJob(admin, "digits", prefix="records", backend="TFRecords")
