@@ -1,5 +1,5 @@
--- Credentials that the gateway service verified a moment ago. Shared by the scripts after it, each with tables of its own,
--- one for each Envoy worker thread. Keys are SHA-256 digests under a salt drawn at start; no credential is kept.
+-- Credentials that the gateway service verified a moment ago. Shared by the scripts after it, each with tables of its
+-- own, one for each Envoy worker thread. Keys are SHA-256 digests under a salt drawn at start; no credential is kept.
 -- `SALT`, `TTL_MILLISECONDS` and `MAX_ENTRIES` are set above by the renderer.
 
 local bit = require("bit")

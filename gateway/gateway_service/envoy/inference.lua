@@ -1,11 +1,11 @@
 -- Runs on requests of the Open Inference Protocol.
---   request:  who calls, which model is meant, may the caller infer with it, and which version answers? The request then
---             names that version and carries the mark that is its way to Triton;
+--   request:  who calls, which model is meant, may the caller infer with it, and which version answers? The request
+--             then names that version and carries the mark that is its way to Triton;
 --   response: Triton's errors in the shape of the platform's, and "not loaded" as what it is: try again.
--- The script of the public listener lets callers that it does not know pass without the mark: to a listener inside, where
--- the same script (`IS_INSIDE`) runs after ext_authz and tells the one before, in headers of its answer, who it was.
--- Follows credentials.lua and admissions.lua; `MARK` and its values, `IS_INSIDE`, `MAX_BYTES` and `CODE_OF_STATUS` are set above
--- by the renderer.
+-- The script of the public listener lets callers that it does not know pass without the mark: to a listener inside,
+-- where the same script (`IS_INSIDE`) runs after ext_authz and tells the one before, in headers of its answer, who it
+-- was. Follows credentials.lua and admissions.lua; `MARK` and its values, `IS_INSIDE`, `MAX_BYTES` and `CODE_OF_STATUS`
+-- are set above by the renderer.
 
 local INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED = 3, 5, 7
 local RESOURCE_EXHAUSTED, UNIMPLEMENTED = 8, 12
@@ -16,10 +16,15 @@ local STATUS_OF_CODE = {
 local MAX_FIELDS = 4096
 local MAX_NAME = 128
 
+local GRPC_PREFIX = "/inference.GRPCInferenceService/"
+local STREAM, INFER = GRPC_PREFIX .. "ModelStreamInfer", GRPC_PREFIX .. "ModelInfer"
+local READY, STATISTICS = GRPC_PREFIX .. "ModelReady", GRPC_PREFIX .. "ModelStatistics"
 -- Whether a model must be named: true, or false for what is about the server.
 local RPCS = {
-  ServerLive = false, ServerReady = false, ServerMetadata = false,
-  ModelReady = true, ModelMetadata = true, ModelConfig = true, ModelStatistics = true, ModelInfer = true,
+  [INFER] = true, [READY] = true, [STATISTICS] = true,
+  [GRPC_PREFIX .. "ModelMetadata"] = true, [GRPC_PREFIX .. "ModelConfig"] = true,
+  [GRPC_PREFIX .. "ServerLive"] = false, [GRPC_PREFIX .. "ServerReady"] = false,
+  [GRPC_PREFIX .. "ServerMetadata"] = false,
 }
 local VERBS = { [""] = "GET", ["/ready"] = "GET", ["/config"] = "GET", ["/stats"] = "GET", ["/infer"] = "POST" }
 local SERVER_PATHS = { ["/v2"] = true, ["/v2/health/live"] = true, ["/v2/health/ready"] = true }
@@ -28,7 +33,8 @@ local KEPT_BACK = {
 }
 local NO_VERSION = "no version of the inference model answers now"
 local TOO_LARGE = ("body: it is too large; allowed: at most %d bytes"):format(MAX_BYTES)
-local STREAM_REFUSED = "ModelStreamInfer is not offered: each message of a stream may name another model; use ModelInfer"
+local STREAM_REFUSED =
+  "ModelStreamInfer is not offered: each message of a stream may name another model; use ModelInfer"
 
 local function refuse(handle, is_grpc, code, message, retry_after, status)
   local headers = { [":status"] = status or STATUS_OF_CODE[code] or "500", ["retry-after"] = retry_after }
@@ -58,8 +64,8 @@ local function is_body_small(handle, headers)
   return (tonumber(length) or 0) <= MAX_BYTES
 end
 
-local function rest_request(handle, headers, caller)
-  local path, verb = headers:get(":path"):match("^[^?]*"), headers:get(":method")
+local function rest_request(handle, headers, caller, full_path)
+  local path, verb = full_path:match("^[^?]*"), headers:get(":method")
   if path == "/v2/" then
     path = "/v2"
   end
@@ -116,7 +122,7 @@ end
 -- gRPC -------------------------------------------------------------------------------------------------------------
 
 -- Model and version of a request message: its fields 1 and 2, of each the last. Stricter than a parser has to be: all
--- fields of these messages are below 16 and have a length, so that a tag is one byte, and what else there is is refused.
+-- fields of these messages are below 16 and have a length, so that a tag is one byte; what else there is is refused.
 -- Nothing can then be read otherwise by Triton. -> name, version, or nil
 local function read_names(message)
   local name, version, position, length, fields = "", "", 1, #message, 0
@@ -179,16 +185,15 @@ local function read_message(handle)
   return body:getBytes(5, length - 5)
 end
 
-local function grpc_request(handle, headers, caller)
-  local content_type = headers:get("content-type") or ""
-  local method = headers:get(":path"):match("^/inference%.GRPCInferenceService/(%a+)$")
-  if method == "ModelStreamInfer" then
+local function grpc_request(handle, headers, caller, path)
+  local content_type, needs_model = headers:get("content-type") or "", RPCS[path]
+  if path == STREAM then
     return refuse(handle, true, UNIMPLEMENTED, STREAM_REFUSED)
-  elseif method == nil or RPCS[method] == nil then
+  elseif needs_model == nil then
     return refuse(handle, true, UNIMPLEMENTED, "the platform keeps this method of Triton to itself")
   elseif content_type ~= "application/grpc" and content_type:sub(1, 22) ~= "application/grpc+proto" then
     return refuse(handle, true, INVALID_ARGUMENT, "content-type: it is not valid; allowed: application/grpc")
-  elseif not RPCS[method] then
+  elseif not needs_model then
     headers:replace(MARK, GRPC_MARK)
     return
   end
@@ -207,12 +212,12 @@ local function grpc_request(handle, headers, caller)
     return refuse(handle, true, INVALID_ARGUMENT, "version: it is not valid; allowed: a whole number of at least 1")
   end
   local entry, retry_after
-  entry, code, reason, retry_after = admit(handle, caller, name, version, method == "ModelStatistics")
+  entry, code, reason, retry_after = admit(handle, caller, name, version, path == STATISTICS)
   if entry == nil then
     return refuse(handle, true, code, reason, retry_after)
   end
   headers = handle:headers()
-  if version == "" and (method == "ModelInfer" or method == "ModelReady") then
+  if version == "" and (path == INFER or path == READY) then
     version = choose(handle, entry)
     if version == nil then
       return refuse(handle, true, UNAVAILABLE, NO_VERSION, "1")
@@ -243,10 +248,11 @@ function envoy_on_request(handle)
     return
   end
   headers:replace("x-dlmesh-user", caller.user)
-  if sub(headers:get(":path"), 1, 4) == "/inf" then
-    return grpc_request(handle, headers, caller)
+  local path = headers:get(":path")
+  if sub(path, 1, #GRPC_PREFIX) == GRPC_PREFIX then
+    return grpc_request(handle, headers, caller, path)
   end
-  return rest_request(handle, headers, caller)
+  return rest_request(handle, headers, caller, path)
 end
 
 -- Answers ----------------------------------------------------------------------------------------------------------
