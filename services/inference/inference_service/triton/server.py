@@ -153,8 +153,12 @@ class TritonServer:
             self._log_file.replace(self._log_file.with_suffix(".log.1"))
         return os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
+    def shared_memory(self) -> list[Path]:
+        """Its regions, also those that a killed one left."""
+        return list(SHARED_MEMORY.glob(f"{self._shm_prefix}*"))
+
     def _remove_shared_memory(self) -> None:
-        for region in SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
+        for region in self.shared_memory():
             with contextlib.suppress(OSError):
                 region.unlink()
 
