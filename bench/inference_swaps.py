@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from inference_service.clients.triton import TritonClient
 from inference_service.domain.models import InferenceModel, ModelVersion
@@ -48,7 +47,7 @@ def preprocess(image, channels, height, width):
 
 @dataclass
 class Swaps:
-    """Of each swap: memory (PSS) of the server alone in MB when the model had gone, and seconds of its parts.
+    """Of each swap: memory of the server alone in MB when the model had gone, and seconds of its parts.
 
     `answered` is from the order to load to the first answer, `swapped` also has the unload, until the model's process
     had ended. `regions` are what was left in shared memory at the end. Where the server ended by itself it is started
@@ -79,9 +78,9 @@ def measure_swaps(count: int = SWAPS) -> Iterator[Row]:
         swaps = asyncio.run(swap(Path(folder), count))
     first, last, ends = swaps.server_mb[WARM_SWAPS], swaps.server_mb[-1], len(swaps.lives) - 1
     yield Row(
-        f"memory (PSS) of Triton itself after {count} swaps of two models",
-        f"{last:,.0f} MB",
-        f"{first:,.0f} MB after {WARM_SWAPS} swaps",
+        f"memory of Triton's own process (private, dirty) after {count} swaps of two models",
+        f"{last:,.1f} MB",
+        f"{first:,.1f} MB after {WARM_SWAPS} swaps",
         f"{swaps.mb_a_swap:+.3f} MB a swap, {swaps.regions} regions of shared memory left, ended {ends} times",
         f"at most {MOST_MB_A_SWAP:g} MB a swap, no region",
         swaps.mb_a_swap <= MOST_MB_A_SWAP and swaps.regions == 0,
@@ -133,8 +132,8 @@ async def _swap(server: TritonServer, control: TritonClient, address: str, count
                 await control.unload(name)
                 while server.model_processes():
                     await asyncio.sleep(POLL_SECONDS)
-                used_mb = psutil.Process(server.pid).memory_full_info().pss / 2**20
-            except (ServerAwayError, InferenceServerException, psutil.Error) as error:
+                used_mb = _own_mb(server.pid)
+            except (ServerAwayError, InferenceServerException, OSError) as error:
                 announce(f"Triton ended: {error}")
                 swaps.lives.append([])
                 await _until_live(control)
@@ -144,6 +143,14 @@ async def _swap(server: TritonServer, control: TritonClient, address: str, count
             swaps.lives[-1].append(used_mb)
     swaps.regions = len(server.shared_memory())
     return swaps
+
+
+def _own_mb(pid: int | None) -> float:
+    """What it wrote itself: what it shares with others, libraries above all, depends on who else runs."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Private_Dirty:"):
+            return int(line.split()[1]) / 1024
+    raise ProcessLookupError(pid)
 
 
 async def _until_live(control: TritonClient) -> None:
