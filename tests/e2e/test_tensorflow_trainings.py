@@ -11,7 +11,7 @@ import pytest
 from dlmesh_platform.client import ApiError, Client, named
 from dlmesh_platform.launch import RunningPlatform
 from dlmesh_platform.main_job import MainJob
-from testkit.platform import attempts_of, ranks_of
+from testkit.platform import attempts_of, held_out, ranks_of
 
 pytestmark = [pytest.mark.platform, pytest.mark.slow]
 
@@ -138,6 +138,14 @@ def test_the_template_trains_on_two_workers_survives_a_kill_validates_and_goes(
     validation = records.await_validation()
     assert validation.top1 >= 0.95
     assert sum(map(sum, validation.confusion)) == pytest.approx(179, abs=6)
+    if accelerator == "Elastic":
+        # Served alike; once is enough.
+        records.create_inference()
+        records.start_prediction(held_out(platform), "keras-ten")
+        predictions = records.await_prediction("keras-ten")
+        assert sum(prediction.label == prediction.image[0] for prediction in predictions) >= 9
+        admin.delete("/inferences/keras-ten")
+        admin.delete(f"/models/{records.inference_model}")
     admin.delete("/models/tensorflow/validations/check")
     admin.delete(f"{path}/first")
     admin.delete("/models/tensorflow")
