@@ -49,7 +49,7 @@ class GatewaySettings:
             http_host=environ.get("DLMESH_HTTP_HOST") or "127.0.0.1",
             http_port=int(_number(environ, "DLMESH_HTTP_PORT", 9280)),
             envoy_admin_port=int(_number(environ, "DLMESH_ENVOY_ADMIN_PORT", 0)) if admin_port else None,
-            envoy_workers=int(_number(environ, "DLMESH_ENVOY_WORKERS", min(4, os.cpu_count() or 1))),
+            envoy_workers=int(_number(environ, "DLMESH_ENVOY_WORKERS", _default_workers())),
             access_log=environ.get("DLMESH_ACCESS_LOG") or "/dev/stdout",
             credential_cache_seconds=_number(environ, "DLMESH_CREDENTIAL_CACHE_SECONDS", 30.0),
             session_seconds=_number(environ, "DLMESH_SESSION_SECONDS", 8 * 3600.0),
@@ -59,6 +59,11 @@ class GatewaySettings:
             admin_user=environ.get("DLMESH_ADMIN_USER") or "Admin",
             admin_password=environ.get("DLMESH_ADMIN_PASSWORD") or None,
         )
+
+
+def _default_workers() -> int:
+    """Threads of Envoy: services and Triton run on the same CPUs, and more threads are woken up more for the same work."""
+    return max(1, min(4, (os.cpu_count() or 1) // 2))
 
 
 def _number(environ: Mapping[str, str], name: str, default: float) -> float:
