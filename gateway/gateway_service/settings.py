@@ -62,7 +62,7 @@ class GatewaySettings:
 
 
 def _default_workers() -> int:
-    """Threads of Envoy: services and Triton run on the same CPUs, and more threads are woken up more for the same work."""
+    """Threads of Envoy. Services and Triton run on the same CPUs; more threads are woken up more for the same work."""
     return max(1, min(4, (os.cpu_count() or 1) // 2))
 
 
