@@ -7,6 +7,7 @@ numpy 2 and would, silently, answer zeros through numpy.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from torch.utils import dlpack
 
 bytes_tensors.mend()
 
+MANY_NUMBERS = 1_000_000
 Batch = dict[str, torch.Tensor]
 
 
@@ -97,6 +99,9 @@ class TritonPythonModel:
         ]
 
     def _forward(self, inputs: Batch) -> Batch:
+        # Threads cost small requests more than they bring; a batch of large pictures is worth all cores.
+        is_large = sum(tensor.numel() for tensor in inputs.values()) >= MANY_NUMBERS
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if is_large else 1)
         with torch.inference_mode():
             on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
             return self.served.forward(self.module, on_device)
