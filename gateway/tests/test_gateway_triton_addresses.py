@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gateway_service.envoy import write_config
 from gateway_service.envoy.config import render_config
 from gateway_service.envoy.endpoints import TRITON_GRPC, TRITON_HTTP, TritonEndpoints, endpoints_file
 from gateway_service.envoy.surface import GRPC_ONLY, PublicSurface
@@ -53,6 +54,19 @@ def test_names_of_hosts_are_looked_up(tmp_path: Path) -> None:
     publish(tmp_path, {"http": "http://localhost:8000", "grpc": "localhost:8001"})
     TritonEndpoints(tmp_path).write()
     assert addresses(tmp_path)[TRITON_GRPC][0] in (("127.0.0.1", 8001), ("::1", 8001))
+
+
+def test_ports_have_defaults(tmp_path: Path) -> None:
+    publish(tmp_path, {"http": "http://127.0.0.1", "grpc": "127.0.0.1"})
+    TritonEndpoints(tmp_path).write()
+    assert addresses(tmp_path) == {TRITON_HTTP: [("127.0.0.1", 8000)], TRITON_GRPC: [("127.0.0.1", 8001)]}
+
+
+@pytest.mark.parametrize("host", ["triton.invalid", "no" * 40 + ".invalid", "127.0.0.1:x", "127.0.0.1:70000"])
+def test_what_has_no_address_is_no_triton_and_envoy_starts(tmp_path: Path, host: str) -> None:
+    publish(tmp_path, {"http": f"http://{host}", "grpc": host})
+    write_config(settings_of(tmp_path))
+    assert addresses(tmp_path) == {TRITON_HTTP: [], TRITON_GRPC: []}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"http": 5}'])

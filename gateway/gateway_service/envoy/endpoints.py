@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import socket
 from pathlib import Path
@@ -17,6 +18,8 @@ from urllib.parse import urlsplit
 from servicekit.reconcile import Next
 
 from gateway_service.envoy.blocks import Json, is_address, socket_address, typed
+
+log = logging.getLogger(__name__)
 
 TRITON_HTTP, TRITON_GRPC = "triton_http", "triton_grpc"
 
@@ -34,7 +37,8 @@ def endpoints_file(home: Path, cluster: str) -> Path:
 class TritonEndpoints:
     """`step` is a reconcile step of the gateway service; `write` is for before Envoy starts.
 
-    Triton away for good (no triton.json) is a list without endpoints: Envoy answers 503 at once.
+    Triton away for good (no triton.json) is a list without endpoints: Envoy answers 503 at once. So is a host name that
+    has no address now: a Triton in a container of its own may start after the platform.
     """
 
     def __init__(self, home: Path) -> None:
@@ -47,13 +51,13 @@ class TritonEndpoints:
         return Next.LATER
 
     def write(self) -> None:
-        """Files that differ from triton.json are replaced. OSError when a host name has no address now."""
+        """Files that differ from triton.json are replaced."""
         known = _read(self._addresses)
-        for cluster, address in (
-            (TRITON_HTTP, urlsplit(known.get("http", "")).netloc),
-            (TRITON_GRPC, known.get("grpc", "")),
+        for cluster, url, default_port in (
+            (TRITON_HTTP, known.get("http", ""), 8000),
+            (TRITON_GRPC, f"//{known.get('grpc', '')}", 8001),
         ):
-            _replace(endpoints_file(self._home, cluster), json.dumps(_resource(cluster, address)))
+            _replace(endpoints_file(self._home, cluster), json.dumps(_resource(cluster, url, default_port)))
 
 
 def _read(file: Path) -> dict[str, str]:
@@ -64,13 +68,17 @@ def _read(file: Path) -> dict[str, str]:
     return {key: str(value) for key, value in known.items()} if isinstance(known, dict) else {}
 
 
-def _resource(cluster: str, address: str) -> Json:
+def _resource(cluster: str, url: str, default_port: int) -> Json:
     endpoints = []
-    if address:
-        host, _, port = address.rpartition(":")
-        endpoints = [{"endpoint": {"address": socket_address(_resolve(host.strip("[]")), int(port))}}]
+    try:
+        parts = urlsplit(url)
+        if parts.hostname:
+            address = socket_address(_resolve(parts.hostname), parts.port or default_port)
+            endpoints = [{"endpoint": {"address": address}}]
+    except (OSError, ValueError) as error:
+        log.debug("no address for %s %r: %s", cluster, url, error)
     return {
-        "version_info": hashlib.sha256(address.encode()).hexdigest()[:12],
+        "version_info": hashlib.sha256(json.dumps(endpoints).encode()).hexdigest()[:12],
         "resources": [
             typed(
                 "envoy.config.endpoint.v3.ClusterLoadAssignment",

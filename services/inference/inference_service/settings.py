@@ -28,8 +28,8 @@ class TritonSettings:
 
     DLMESH_TRITON_HOME   where the server is installed; default `.triton` beside the code
     DLMESH_TRITON        0: start none
-    DLMESH_TRITON_URL    http://host:port of a server that has our model repository; none is started then
-    DLMESH_TRITON_GRPC   its host:port for gRPC; default the next port
+    DLMESH_TRITON_URL    http://host[:8000] of a server that has our model repository; none is started then
+    DLMESH_TRITON_GRPC   its host[:8001] for gRPC; default the next port
     DLMESH_MODEL_IDLE_SECONDS  after which a model that nobody asks leaves its memory; default 900, 0: never
     DLMESH_MODEL_LOAD_SECONDS  after which a model that is still loading is given up; default 300
     DLMESH_MAX_LOADED_MODELS   most versions of models in its memory; default by the machine's memory, 0: no limit
@@ -54,12 +54,12 @@ class TritonSettings:
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> TritonSettings:
         """ValueError names the variable."""
-        url = environ.get("DLMESH_TRITON_URL", "")
+        url, grpc = _addresses(environ.get("DLMESH_TRITON_URL", ""), environ.get("DLMESH_TRITON_GRPC", ""))
         return cls(
             installation=find_installation(environ),
             enabled=environ.get("DLMESH_TRITON", "1") != "0",
             url=url,
-            grpc=environ.get("DLMESH_TRITON_GRPC", "") or (_next_port(url) if url else ""),
+            grpc=grpc,
             model_idle_seconds=_at_least(0, environ, "DLMESH_MODEL_IDLE_SECONDS", DEFAULT_MODEL_IDLE_SECONDS),
             model_load_seconds=_positive(environ, "DLMESH_MODEL_LOAD_SECONDS", DEFAULT_MODEL_LOAD_SECONDS),
             max_loaded_models=_at_least(0, environ, "DLMESH_MAX_LOADED_MODELS", default_max_loaded_models()),
@@ -70,14 +70,25 @@ class TritonSettings:
         )
 
 
-def _next_port(url: str) -> str:
+def _addresses(url: str, grpc: str) -> tuple[str, str]:
+    """Both with their ports; without a URL there is neither."""
+    if not url:
+        return "", ""
+    host, port = _host_and_port("DLMESH_TRITON_URL", url, "http://")
+    grpc_host, grpc_port = _host_and_port("DLMESH_TRITON_GRPC", grpc, "") if grpc else (host, (port or 8000) + 1)
+    return f"http://{host}:{port or 8000}", f"{grpc_host}:{grpc_port or 8001}"
+
+
+def _host_and_port(name: str, text: str, scheme: str) -> tuple[str, int | None]:
+    """An IPv6 address keeps its brackets."""
+    rest = text.removeprefix(scheme).rstrip("/")
     try:
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
+        parts = urlsplit(f"//{rest}")
+        if not text.startswith(scheme) or not parts.hostname or parts.netloc != rest or parts.username is not None:
             raise ValueError
-        return f"{parts.hostname}:{(parts.port or 8000) + 1}"
+        return f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname, parts.port
     except ValueError:
-        raise SettingError(f"DLMESH_TRITON_URL: {url!r} is not valid; allowed: http://host:port") from None
+        raise SettingError(f"{name}: {text!r} is not valid; allowed: {scheme}host[:port]") from None
 
 
 def default_max_loaded_models() -> int:
