@@ -67,6 +67,8 @@ def test_tensors_of_every_task() -> None:
         ({"labels": [], **SHAPE}, "no labels"),
         ({"labels": ["a"], **SHAPE, "height": 0}, "empty input"),
         ({"labels": ["a"], **SHAPE, "height": "tall"}, "tall"),
+        ({"labels": ["a"], **SHAPE, "height": 40_000, "width": 40_000}, "inputs of a sample have 6400000000 bytes"),
+        ({"task": "vector", "length": 10**9, **SHAPE}, "outputs of a sample have 4000000000 bytes"),
         ({"labels": 7, **SHAPE}, "int"),
         ({"labels": 7}, "int"),
         ({"labels": ["a"], **SHAPE, "height": math.inf}, "infinity"),

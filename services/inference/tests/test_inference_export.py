@@ -82,6 +82,14 @@ async def test_what_is_missing_is_named_and_nothing_stays(tmp_path: Path, spoil,
     assert await repository.entries() == set()
 
 
+async def test_a_training_with_an_input_that_fills_the_memory_is_refused(tmp_path: Path) -> None:
+    code, checkpoints = write_training(tmp_path / "training")
+    serving = json.loads((checkpoints / "serving.json").read_text())
+    (checkpoints / "serving.json").write_text(json.dumps(serving | {"height": 40_000, "width": 40_000}))
+    reason = await DiskRepository(tmp_path).refusal("PyTorch", str(code), str(checkpoints))
+    assert "inputs of a sample have 6400000000 bytes" in reason
+
+
 def link_weights(training: Path) -> None:
     (training / "checkpoints" / "model_epoch_final.pth").unlink()
     (training / "checkpoints" / "model_epoch_final.pth").symlink_to("../../secret")

@@ -61,3 +61,8 @@ def test_entries_of_former_releases_are_classifiers() -> None:
     probe = former_probe(config)
     assert {name: array.shape for name, array in probe_arrays(probe).items()} == {"INPUT__0": (1, 1, 8, 8)}
     assert json.loads(probe)["probabilities"]
+
+
+def test_what_would_fill_the_memory_of_the_service_is_not_asked() -> None:
+    with pytest.raises(ValueError, match="4800000000 numbers"):
+        probe_arrays(json.dumps({"inputs": {"INPUT__0": ["FP32", [1, 3, 40_000, 40_000], 0]}, "probabilities": True}))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dlmesh_sdk.served.base import Facts, Served
+from dlmesh_sdk.served.base import Facts, Served, Tensor
 from dlmesh_sdk.served.program import load_program
+
+# Of one sample: a picture of 3 * 2300 * 2300. Whoever serves the model has some of them in memory at a time.
+MAX_SAMPLE_BYTES = 64 * 1024**2
+NUMBER_BYTES = {"FP32": 4, "FP64": 8, "INT64": 8}
 
 TASKS = {
     "classification": "dlmesh_sdk.served.classification:ServedClassification",
@@ -44,7 +49,14 @@ def describe(serving: Mapping[str, Any]) -> Facts:
         raise ValueError(repr(error)) from error
     if any(side == 0 or side < -1 for tensor in facts.inputs + facts.outputs for side in tensor.shape):
         raise ValueError("it names no labels or an empty input")
+    for kind, tensors in (("inputs", facts.inputs), ("outputs", facts.outputs)):
+        if (size := sum(map(_least_bytes, tensors))) > MAX_SAMPLE_BYTES:
+            raise ValueError(f"the {kind} of a sample have {size} bytes, allowed are {MAX_SAMPLE_BYTES}")
     return facts
+
+
+def _least_bytes(tensor: Tensor) -> int:
+    return math.prod(max(side, 1) for side in tensor.shape) * NUMBER_BYTES[tensor.datatype]
 
 
 def lacks(serving: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ PARAMETER = "probe"
 # Where the model takes any number.
 ANY = 32
 DATATYPES = {"FP32": "float32", "FP64": "float64", "INT64": "int64"}
+# Of all tensors together, which lie in the memory of the service that asks.
+MAX_NUMBERS = 16 * 1024**2
 
 
 def probe_of(facts: served.Facts) -> str:
@@ -45,13 +48,17 @@ def former_probe(config: Any) -> str:
 
 
 def probe_arrays(text: str) -> dict[str, np.ndarray[Any, Any]]:
-    """What to send, by input name."""
+    """What to send, by input name; ValueError for what is too much."""
     # Not at the top: the service that asks has no use for numpy before.
     import numpy as np
 
     probe = json.loads(text)
     if "item" in probe:
         return {"ITEM": np.array([[base64.b64decode(probe["item"])]], np.object_)}
+    numbers = sum(math.prod(shape) for _, shape, _ in probe["inputs"].values())
+    if numbers > MAX_NUMBERS:
+        # Of an entry of a former release: the export refuses such a model now.
+        raise ValueError(f"an input of it has {numbers} numbers, allowed are {MAX_NUMBERS}")
     return {
         name: np.full(shape, value, DATATYPES[datatype]) for name, (datatype, shape, value) in probe["inputs"].items()
     }
