@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from inference_service.kernels.limits import KERNELS_A_CORE
 from inference_service.triton.installation import Installation, Ports
 from servicekit.settings import ServiceSettings
 
@@ -130,6 +131,20 @@ def test_nobody_but_the_platform_reaches_triton() -> None:
     assert services()["triton"]["networks"] == ["serving"]
     assert networks["serving"] == {"internal": True}
     assert "ports" not in services()["triton"]
+
+
+def test_ranks_and_kernels_are_by_the_cores_of_the_container() -> None:
+    (container,) = pods()["dlmesh"]["containers"]
+    in_kubernetes = {each["name"]: each.get("value") for each in container["env"]}
+    compose = documents(DEPLOY / "compose" / "compose.yaml")[0]["services"]["dlmesh"]
+    in_compose = {name: re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", value) for name, value in compose["environment"].items()}
+    cores_in_compose = compose["deploy"]["resources"]["limits"]["cpus"].removeprefix("${DLMESH_CPUS:-").rstrip("}")
+    for environment, cores in (
+        (in_kubernetes, container["resources"]["limits"]["cpu"]),
+        (in_compose, cores_in_compose),
+    ):
+        assert environment["DLMESH_SLOTS"] == cores
+        assert environment["DLMESH_MAX_KERNELS"] == str(KERNELS_A_CORE * int(cores))
 
 
 def test_the_platform_is_told_where_triton_is() -> None:
