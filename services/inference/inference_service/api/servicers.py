@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from dlmesh.inference.v1 import inference_pb2, inference_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
 from servicekit.errors import ServiceError, invalid, too_large
 from servicekit.multipart import receive_multipart
+from servicekit.threads import in_thread
 
 from inference_service.api.mapping import (
     FIELDS,
@@ -74,7 +74,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     raise
                 allowed = f"at most {self._limits.file_bytes} bytes"
                 raise too_large(error.metadata["field"], "the file", allowed) from error
-            return await asyncio.to_thread(prediction_request, parts, spool)
+            return await in_thread(prediction_request, parts, spool)
 
         await self._start(receive)
         return Empty()

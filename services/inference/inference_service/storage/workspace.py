@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from servicekit.folders import remove_folder, sync_folder
+from servicekit.threads import in_thread
 
 from inference_service.domain.predictions import SHOWN_SAMPLES, Prediction, ResultPage, Sample
 from inference_service.domain.specs import MANIFEST_FILE, SPEC_FILE, PredictionSpec, write_manifest
 from inference_service.storage.results import read_page
 from inference_service.usecases.ports import Upload
 
+log = logging.getLogger(__name__)
+
+# Files that are made durable at a time: alone each waits for the disk's journal, together they share its turns.
+SYNCS = 8
 # An upload of which nothing came for so long is taken for one that was cut off by a kill.
 STRAY_SECONDS = 3600.0
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -37,7 +46,7 @@ class DiskWorkspace:
         return self.folder(uid) / "input"
 
     async def keep(self, uid: str, uploads: Sequence[Upload]) -> list[Sample]:
-        return await asyncio.to_thread(self._keep, uid, uploads)
+        return await in_thread(self._keep, uid, uploads)
 
     async def prepare(self, prediction: Prediction) -> Sequence[str]:
         return await asyncio.to_thread(self._prepare, prediction)
@@ -50,10 +59,10 @@ class DiskWorkspace:
         return await asyncio.to_thread((self.folder(prediction.uid) / "output" / prediction.result_file).is_file)
 
     async def remove(self, uid: str) -> None:
-        await asyncio.to_thread(shutil.rmtree, self.folder(uid), ignore_errors=True)
+        await in_thread(remove_folder, self.folder(uid))
 
     async def remove_strays(self, known: set[str]) -> None:
-        await asyncio.to_thread(self._remove_strays, known)
+        await in_thread(self._remove_strays, known)
 
     def _input_dir(self, prediction: Prediction) -> Path:
         if not prediction.input_path:
@@ -72,8 +81,13 @@ class DiskWorkspace:
                 yield sample
 
         if uploads:
+            with ThreadPoolExecutor(SYNCS, thread_name_prefix="sync") as pool:
+                for _ in pool.map(_sync, (upload.path for upload in uploads)):
+                    pass
             write_manifest(self.folder(uid) / MANIFEST_FILE, kept())
-        shutil.rmtree(self.folder(uid) / "spool", ignore_errors=True)
+            for folder in (self.input_folder(uid), self.folder(uid), self._predictions):
+                sync_folder(folder)
+        remove_folder(self.folder(uid) / "spool")
         return shown
 
     def _moved(self, folder: Path, uploads: Sequence[Upload]) -> Iterator[Sample]:
@@ -117,11 +131,24 @@ class DiskWorkspace:
         if not self._predictions.is_dir():
             return
         for folder in self._predictions.iterdir():
-            if folder.name not in known and time.time() - _changed_at(folder) > STRAY_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
+            if folder.name in known or not folder.is_dir():
+                continue
+            try:
+                if time.time() - _changed_at(folder) > STRAY_SECONDS:
+                    remove_folder(folder)
+            except FileNotFoundError:
+                # Its upload was refused in this moment.
+                continue
+            except OSError as error:
+                log.warning("cannot remove %s: %s", folder, error)
 
 
 def _changed_at(folder: Path) -> float:
     """When a part of the upload was begun last."""
     spool = folder / "spool"
-    return max(each.stat().st_mtime for each in (folder, spool) if each.is_dir())
+    return max(each.lstat().st_mtime for each in (folder, *([spool] if spool.is_dir() else ())))
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())

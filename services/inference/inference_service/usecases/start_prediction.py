@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from servicekit.errors import already_exists, invalid, too_many
+from servicekit.errors import ServiceError, already_exists, invalid, too_many
 from servicekit.identity import current_identity
 from servicekit.jobs import InstanceGroup
 from servicekit.names import check_name
@@ -56,6 +57,7 @@ class StartPrediction:
         self._predictions, self._models, self._jobs = predictions, models, jobs
         self._server, self._workspace, self._inputs, self._wake = server, workspace, inputs, wake
         self._max_active = max_active
+        self._adding = asyncio.Lock()
 
     async def __call__(self, receive: Receive) -> Prediction:
         # Before gigabytes arrive.
@@ -65,10 +67,22 @@ class StartPrediction:
             request = await receive(self._workspace.folder(uid) / "spool")
             prediction = await self._check(uid, request)
             prediction.samples += await self._workspace.keep(uid, request.uploads)
-            await self._predictions.add(prediction)
         except BaseException:
-            await self._workspace.remove(uid)
+            await asyncio.shield(self._workspace.remove(uid))
             raise
+        return await asyncio.shield(self._add(prediction))
+
+    async def _add(self, prediction: Prediction) -> Prediction:
+        """Of a client that goes away now there is a prediction all the same, or nothing."""
+        try:
+            async with self._adding:
+                # Others may have come while this one uploaded.
+                await self._require_room()
+                await self._predictions.add(prediction)
+        except ServiceError:
+            await self._workspace.remove(prediction.uid)
+            raise
+        # Whatever else is thrown may come after the commit: a folder without a row is removed as a stray.
         self._wake()
         return prediction
 
