@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Callable
@@ -42,7 +43,7 @@ async def test_an_entry_has_all_that_triton_needs(tmp_path: Path) -> None:
     # Files where Python would make folders: what it writes beside programs would count as a change of them.
     assert all((folder / "__pycache__").is_file() for folder in (entry / "1", bundle, bundle / "notes"))
     assert files == {"model.py", "model_epoch_final.pth", "serving.json", "notes", "notes/layers.py"}
-    assert await repository.entries() == {"tiny-online"}
+    assert await repository.entries() == {"tiny-online": "uid-tiny-online"}
     assert list((tmp_path / "inference" / "drafts").iterdir()) == []
 
 
@@ -57,9 +58,12 @@ async def test_publishing_again_changes_nothing_but_a_new_model_replaces(tmp_pat
     assert mark.exists()
     await repository.publish(make_model("tiny", code, checkpoints, uid="later"))
     assert not mark.exists()
-    await repository.remove("tiny")
-    await repository.remove("tiny")
-    assert await repository.entries() == set()
+    await repository.remove("tiny", model.uid)
+    assert await repository.entries() == {"tiny": "later"}, "it belongs to another by now"
+    # Whoever comes second finds nothing.
+    await asyncio.gather(*(repository.remove("tiny", "later") for _ in range(8)))
+    assert await repository.entries() == {}
+    assert await repository.drafts() == set()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +83,7 @@ async def test_what_is_missing_is_named_and_nothing_stays(tmp_path: Path, spoil,
     repository = DiskRepository(tmp_path)
     with pytest.raises(ExportRefusedError, match=words):
         await repository.publish(make_model("tiny", code, checkpoints))
-    assert await repository.entries() == set()
+    assert await repository.entries() == {}
 
 
 async def test_a_training_with_an_input_that_fills_the_memory_is_refused(tmp_path: Path) -> None:
@@ -158,7 +162,10 @@ async def test_versions_are_offered_in_one_file_and_kept_apart(tmp_path: Path) -
     assert "versions: [ 1, 2 ]" in (entry / "config.pbtxt").read_text()
     weights = [(entry / str(number) / "bundle" / "model_epoch_final.pth").read_bytes() for number in (1, 2)]
     assert weights[0] != weights[1]
-    await repository.keep("tiny", [2])
+    assert await repository.versions("tiny") == {1, 2}
+    await repository.remove_versions("tiny", "another", [1])
+    assert await repository.versions("tiny") == {1, 2}
+    await repository.remove_versions("tiny", model.uid, [1, 7])
     assert [folder.name for folder in entry.glob("[0-9]*")] == ["2"]
     assert list((tmp_path / "inference" / "drafts").iterdir()) == []
 

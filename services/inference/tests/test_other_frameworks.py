@@ -289,4 +289,4 @@ async def test_a_models_own_code_reaches_neither_passwords_nor_the_repository(
             await serve(triton, "confined", "PyTorch", code, checkpoints)
     finally:
         shutil.rmtree(code.parent)
-        await triton.repository.remove("confined")
+        await triton.repository.remove("confined", "uid-confined")

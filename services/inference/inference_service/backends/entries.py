@@ -71,6 +71,9 @@ def copy_file(folder: Path, name: str, target: Path) -> None:
             if not stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
                 raise ExportError(f"{name} of the training is not a plain file")
             shutil.copyfileobj(reader, writer, 1024 * 1024)
+            writer.flush()
+            # The rename that follows must not outlive the content when the power fails.
+            os.fsync(writer.fileno())
     except OSError as error:
         raise ExportError(f"{name} of the training is not a plain file that can be read: {error.strerror}") from error
     finally:

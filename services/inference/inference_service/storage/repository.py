@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from dlmesh_sdk.served import Facts, Tensor
 
@@ -24,6 +26,8 @@ CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
 # Triton loads a version again when a file of it is newer than before.
 CHANGED_FILE = ".dlmesh-changed"
+# Of what is on its way out.
+REMOVED = ".removed"
 POLICY = "version_policy {{ specific {{ versions: [ {} ] }} }}\n"
 
 
@@ -34,6 +38,9 @@ class DiskRepository:
         self._root = home / "inference" / "repository"
         # Beside it, on the same disk: Triton lists every folder of the repository as a model.
         self._drafts = home / "inference" / "drafts"
+        self._rooms = home / "inference" / "rooms"
+        # Whose an entry is holds until it is taken away.
+        self._swaps = threading.Lock()
 
     @property
     def frameworks(self) -> Sequence[str]:
@@ -68,20 +75,38 @@ class DiskRepository:
             if folder.is_dir():
                 (folder / CHANGED_FILE).write_text(str(time.time_ns()))
 
-    async def keep(self, name: str, numbers: Sequence[int]) -> None:
-        await asyncio.to_thread(self._keep, self._root / name, numbers)
+    async def versions(self, name: str) -> set[int]:
+        return await asyncio.to_thread(lambda: {int(folder.name) for folder in (self._root / name).glob("[0-9]*")})
 
-    async def remove(self, name: str) -> None:
-        await asyncio.to_thread(self._remove, self._root / name)
+    async def remove_versions(self, name: str, uid: str, numbers: Collection[int]) -> None:
+        for number in numbers:
+            await asyncio.to_thread(self._remove, self._root / name, uid, str(number))
 
-    async def entries(self) -> set[str]:
-        return {folder.name for folder in self._root.iterdir()} if self._root.is_dir() else set()
+    async def remove(self, name: str, uid: str) -> None:
+        await asyncio.to_thread(self._remove, self._root / name, uid)
+
+    async def entries(self) -> dict[str, str]:
+        return await asyncio.to_thread(self._entries)
+
+    async def drafts(self) -> set[str]:
+        return await asyncio.to_thread(lambda: {folder.name for folder in _within(self._drafts)})
+
+    async def rooms(self) -> dict[str, str]:
+        return await asyncio.to_thread(
+            lambda: {folder.name: folder.name.rpartition("@")[0] for folder in _within(self._rooms)}
+        )
+
+    async def sweep(self, drafts: Collection[str], rooms: Collection[str]) -> None:
+        for folder in (*(self._drafts / name for name in drafts), *(self._rooms / name for name in rooms)):
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    def _entries(self) -> dict[str, str]:
+        return {folder.name: _owner(folder) for folder in _within(self._root)}
 
     def _publish(self, model: InferenceModel, number: int) -> None:
         entry = self._root / model.name
-        owner = entry / OWNER_FILE
-        if entry.is_dir() and not (owner.is_file() and owner.read_text() == model.uid):
-            self._remove(entry)
+        if entry.is_dir() and (owner := _owner(entry)) != model.uid:
+            self._remove(entry, owner)
         if (entry / str(number)).is_dir():
             return
         version = model.version(number)
@@ -133,22 +158,29 @@ class DiskRepository:
             if getattr(trained, field.name) != getattr(served, field.name)
         )
 
-    def _keep(self, entry: Path, numbers: Sequence[int]) -> None:
-        if not entry.is_dir():
-            return
-        for folder in entry.glob("[0-9]*"):
-            if int(folder.name) not in numbers:
-                self._remove(folder)
-
-    def _remove(self, folder: Path) -> None:
-        if not folder.exists():
-            return
+    def _remove(self, entry: Path, uid: str, version: str = "") -> None:
         # Renamed first: half of an entry or of a version must not be taken for one.
         self._drafts.mkdir(parents=True, exist_ok=True)
-        gone = self._drafts / f"{folder.parent.name}-{folder.name}.removed"
+        gone = self._drafts / f"{entry.name}-{version}-{uuid4().hex}{REMOVED}"
+        with self._swaps:
+            if _owner(entry) != uid:
+                return
+            # Somebody else may have been first.
+            with suppress(FileNotFoundError):
+                (entry / version).rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
-        folder.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _within(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _owner(entry: Path) -> str:
+    """The uid of its model, empty when nobody has written one."""
+    try:
+        return (entry / OWNER_FILE).read_text()
+    except OSError:
+        return ""
 
 
 def _forbid_bytecode(folder: Path) -> None:

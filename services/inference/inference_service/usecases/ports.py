@@ -152,14 +152,26 @@ class Repository(Protocol):
     async def touch(self, name: str, numbers: Sequence[int]) -> None:
         """Let these count as changed: Triton loads again what has changed only. Unknown is fine."""
 
-    async def keep(self, name: str, numbers: Sequence[int]) -> None:
-        """Remove all versions but these; unknown is fine."""
+    async def versions(self, name: str) -> set[int]:
+        """Numbers of those that are there."""
 
-    async def remove(self, name: str) -> None:
-        """Remove the entry; unknown is fine."""
+    async def remove_versions(self, name: str, uid: str, numbers: Collection[int]) -> None:
+        """Remove these of the model with this uid; unknown is fine."""
 
-    async def entries(self) -> set[str]:
-        """Names of all entries."""
+    async def remove(self, name: str, uid: str) -> None:
+        """Remove the entry of the model with this uid; unknown is fine, and that of another with its name stays."""
+
+    async def entries(self) -> dict[str, str]:
+        """Names of all entries, with the uids of their models."""
+
+    async def drafts(self) -> set[str]:
+        """What has been begun or is being removed; drafts have the uids of their models."""
+
+    async def rooms(self) -> dict[str, str]:
+        """Folders in which processes of models write, with the names of the models."""
+
+    async def sweep(self, drafts: Collection[str], rooms: Collection[str]) -> None:
+        """Remove these; unknown is fine."""
 
     def supports(self, framework: str) -> bool:
         """Whether a training of this framework can be served."""
