@@ -10,7 +10,7 @@ import pytest
 from gateway_service.envoy import write_config
 from gateway_service.envoy.config import render_config
 from gateway_service.envoy.endpoints import TRITON_GRPC, TRITON_HTTP, TritonEndpoints, endpoints_file
-from gateway_service.envoy.surface import GRPC_ONLY, PublicSurface
+from gateway_service.envoy.surface import GRPC_ONLY, SILENT_SECONDS, PublicSurface
 from gateway_service.settings import GatewaySettings
 from servicekit.settings import ServiceSettings, SettingError
 
@@ -122,6 +122,21 @@ def test_streams_of_kernels_are_public_without_a_rest_face(tmp_path: Path) -> No
     config = render_config(settings_of(tmp_path), surface, cache_salt="aa")
     (route,) = [route for route in routes_of(config) if route["match"].get("path") == method.grpc_path]
     assert (route["route"]["timeout"], route["route"]["idle_timeout"]) == ("0s", "0s")
+
+
+def test_work_that_may_take_long_is_not_cut(tmp_path: Path) -> None:
+    surface = PublicSurface.from_contracts()
+    # What is renamed is missed here.
+    assert {method.grpc_path for method in surface.methods} > set(SILENT_SECONDS)
+    routes = {
+        route["match"].get("path"): route["route"]
+        for route in routes_of(render_config(settings_of(tmp_path), surface, cache_salt="aa"))
+        if "route" in route
+    }
+    for path, seconds in SILENT_SECONDS.items():
+        assert (routes[path]["timeout"], routes[path]["idle_timeout"]) == ("0s", f"{seconds}s")
+    longest_task_seconds = 86_400 + 60
+    assert SILENT_SECONDS["/dlmesh.inference.v1.KernelModelService/InvokeKernelModel"] > longest_task_seconds
 
 
 def test_limits_of_inference_are_settings(tmp_path: Path) -> None:

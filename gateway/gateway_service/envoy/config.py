@@ -284,6 +284,8 @@ def _grpc_routes(methods: Iterable[PublicMethod]) -> list[Json]:
             if not method.rest:
                 # Both sides may be silent for as long as they like; that the client lives, pings say.
                 action["idle_timeout"] = "0s"
+            elif method.silent_seconds:
+                action["idle_timeout"] = f"{method.silent_seconds}s"
             # A read may be repeated though the service died over it; a write only when it never reached the service.
             action["retry_policy"] = retries(24, "reset") if method.is_read else retries(24)
             exact.append({"match": {"path": method.grpc_path}, "route": action})

@@ -14,6 +14,16 @@ from google.protobuf import descriptor_pb2
 REST_BODY = ".google.api.HttpBody"
 # Public services without a REST face: REST has no streams of their kind.
 GRPC_ONLY = frozenset({"dlmesh.inference.v1.KernelStreamService"})
+_COPY_SECONDS = 6 * 3600
+# What may be at work for long before it says a word, and for how many seconds: copies of a model's files, tasks (a
+# profile lets one run for a day, and it may wait before).
+SILENT_SECONDS = {
+    "/dlmesh.inference.v1.KernelModelService/RegisterKernelModel": _COPY_SECONDS,
+    "/dlmesh.inference.v1.KernelModelService/PublishKernelModel": _COPY_SECONDS,
+    "/dlmesh.inference.v1.KernelModelService/UploadKernelModel": _COPY_SECONDS,
+    "/dlmesh.inference.v1.KernelModelService/UpdateKernelModel": _COPY_SECONDS,
+    "/dlmesh.inference.v1.KernelModelService/InvokeKernelModel": 25 * 3600,
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +31,7 @@ class PublicMethod:
     """One RPC that clients may call, with a REST face or (`rest` is empty) without.
 
     `peer` is the service that serves it; `is_read`: an HTTP GET; `is_upload`: the request is a stream; `is_long`: one
-    of the bodies is, so that no time limit fits it. `rest` holds (verb, path template) pairs.
+    of the bodies is, or the work, so that no time limit fits it. `rest` holds (verb, path template) pairs.
     """
 
     service: str
@@ -36,6 +46,11 @@ class PublicMethod:
     def grpc_path(self) -> str:
         """`/package.Service/Method`."""
         return f"/{self.service}/{self.name}"
+
+    @property
+    def silent_seconds(self) -> int:
+        """How long both sides may say nothing; 0: as long as everywhere."""
+        return SILENT_SECONDS.get(self.grpc_path, 0)
 
 
 @dataclass(frozen=True)
@@ -129,6 +144,9 @@ def _public_methods(file: descriptor_pb2.FileDescriptorProto) -> Iterator[Public
                 peer=file.package.split(".")[1],
                 is_read=bool(rest) and all(verb == "get" for verb, _ in rest),
                 is_upload=method.client_streaming,
-                is_long=method.client_streaming or method.server_streaming or REST_BODY in types,
+                is_long=method.client_streaming
+                or method.server_streaming
+                or REST_BODY in types
+                or f"/{file.package}.{service.name}/{method.name}" in SILENT_SECONDS,
                 rest=rest,
             )

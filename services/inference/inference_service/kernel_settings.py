@@ -79,6 +79,6 @@ def _public_url(environ: Mapping[str, str]) -> str:
 
 def _positive(environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name) or str(default)
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise SettingError(f"{name}: {text!r} is not valid; allowed: a whole number of at least 1")
     return int(text)

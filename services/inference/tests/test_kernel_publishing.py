@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 import zipfile
 from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from dlmesh.inference.v1 import kernels_pb2 as pb
 from google.api.httpbody_pb2 import HttpBody
+from inference_service.storage import kernel_folders
 from kernel_fakes import BOUNDARY, KERNEL, KernelModelRoom, kernel_model_room, packed, refused, trailing, until_true
 from testkit.services import ALICE, acting_as, collect
 
@@ -116,6 +119,33 @@ async def test_a_client_that_goes_away_leaves_nothing_half_made(room: KernelMode
     call.cancel()
     await until_true(lambda: list(room.kernels.iterdir()) == [])
     await refused(room.model(), grpc.StatusCode.NOT_FOUND, "pong")
+
+
+async def test_a_client_that_goes_away_while_weights_are_copied_leaves_none(
+    room: KernelModelRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (room.data / "weights").mkdir()
+    (room.data / "weights" / "w.bin").write_bytes(b"far")
+    await room.publish()
+    before = await room.model()
+    folder = Path(before.model_path).parent
+    is_begun, may_go_on = asyncio.Event(), threading.Event()
+    loop, copy = asyncio.get_running_loop(), kernel_folders.copy_plain_folder
+
+    def slow_copy(*arguments: Any) -> None:
+        copy(*arguments)
+        loop.call_soon_threadsafe(is_begun.set)
+        assert may_go_on.wait(120)
+
+    monkeypatch.setattr(kernel_folders, "copy_plain_folder", slow_copy)
+    change = pb.KernelModel(weight_path="weights")
+    call = room.stub.UpdateKernelModel(pb.UpdateKernelModelRequest(name="pong", model=change))
+    await is_begun.wait()
+    assert list(folder.glob("weights/*")) != []
+    call.cancel()
+    may_go_on.set()
+    await until_true(lambda: list(folder.glob("weights/*")) == [])
+    assert await room.model() == before
 
 
 async def test_archives(room: KernelModelRoom) -> None:

@@ -150,8 +150,14 @@ async def test_what_a_kill_left_is_removed_when_it_is_old(tmp_path: Path) -> Non
     async with kernel_model_room(tmp_path) as room:
         with acting_as(ALICE):
             room.write()
-            await room.publish()
+            (room.data / "w.bin").touch()
+            await room.publish(weight_path="w.bin")
             [kept] = room.kernels.iterdir()
+            [weights] = (kept / "weights").iterdir()
+    (kept / "weights" / "replaced").mkdir()
+    (kept / "weights" / "young").mkdir()
+    for path in (weights, kept / "weights" / "replaced"):
+        os.utime(path, (1, 1))
     for name in (".draft-a", ".old-b", "c", ".draft-young"):
         (room.kernels / name / "model").mkdir(parents=True)
         if "young" not in name:
@@ -160,7 +166,10 @@ async def test_what_a_kill_left_is_removed_when_it_is_old(tmp_path: Path) -> Non
     async with kernel_model_room(tmp_path):
         while len(left := sorted(path.name for path in room.kernels.iterdir())) > 2:
             await asyncio.sleep(0.01)
+        while (kept / "weights" / "replaced").exists():
+            await asyncio.sleep(0.01)
     assert left == sorted([".draft-young", kept.name])
+    assert {path.name for path in (kept / "weights").iterdir()} == {weights.name, "young"}
 
 
 async def test_errors_of_tasks_have_their_codes(room: KernelModelRoom) -> None:

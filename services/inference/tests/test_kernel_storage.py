@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from inference_service.domain.kernel_models import KernelState
@@ -62,23 +63,34 @@ async def test_who_comes_second_does_not_overwrite_a_move(models: SqlKernelModel
     assert found.state is KernelState.STOPPING
 
 
+async def test_who_changes_what_another_has_changed_is_told_so(models: SqlKernelModels) -> None:
+    model = make_model()
+    await models.add(model)
+    seen = model.updated_at
+    first = replace(model, tag="first", updated_at=seen + timedelta(seconds=1))
+    second = replace(model, profile=KernelProfile(type="second"), updated_at=seen + timedelta(seconds=2))
+    assert await models.change(first, seen)
+    assert not await models.change(second, seen)
+    assert await models.all() == [first]
+
+
 async def test_what_runs_is_neither_changed_nor_deleted(models: SqlKernelModels) -> None:
     model = make_model()
     await models.add(model)
     stale = replace(model, tag="new", updated_at=utc_now(), profile=KernelProfile(type="other"))
-    assert await models.change(stale)
+    assert await models.change(stale, model.updated_at)
     assert (await models.all())[0] == stale
     running = replace(stale)
     running.start()
     assert await models.move(running, KernelState.STOPPED)
-    assert not await models.change(replace(stale, tag="newer"))
+    assert not await models.change(replace(stale, tag="newer"), stale.updated_at)
     assert not await models.delete(model.uid)
     # A move writes neither what was changed nor the other way around.
     running.fail("the last words")
     assert await models.move(replace(running, tag="from before"), KernelState.STARTING)
     [found] = await models.all()
     assert (found.tag, found.state, found.status_message) == ("new", KernelState.FAILED, "the last words")
-    assert await models.change(replace(found, tag="newest", state=KernelState.STARTED))
+    assert await models.change(replace(found, tag="newest", state=KernelState.STARTED), found.updated_at)
     [found] = await models.all()
     assert (found.tag, found.state) == ("newest", KernelState.FAILED)
     assert await models.delete(model.uid)

@@ -13,7 +13,7 @@ import pytest
 from dlmesh.inference.v1 import kernels_pb2 as pb
 from dlmesh.inference.v1 import kernels_pb2_grpc
 from inference_service.domain.kernel_pools import KernelFailedError, KernelTask
-from inference_service.usecases.stream_kernel_tasks import LEAST_AT_ONCE
+from inference_service.usecases.stream_kernel_tasks import INTERNAL_ERROR, LEAST_AT_ONCE
 from kernel_fakes import KernelModelRoom, kernel_model_room, until_true
 from testkit.services import ALICE, BOB, SECRET, acting_as
 
@@ -95,6 +95,24 @@ async def test_a_task_for_what_is_not_there_is_an_answer_and_the_first_one_an_er
     async with streaming(room) as call:
         await call.done_writing()
         assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_what_goes_wrong_otherwise_is_an_answer_too_and_holds_no_place(room: KernelModelRoom) -> None:
+    async def answer(given: KernelTask) -> str:
+        if given.id != "last":
+            raise ValueError("nobody has thought of that")
+        return "pong"
+
+    room.pools.answer = answer
+    total = 4 * LEAST_AT_ONCE
+    async with streaming(room) as call:
+        for number in range(total):
+            await call.write(task(number))
+        await call.write(task(0, id="last"))
+        await call.done_writing()
+        found = {one.id: one async for one in call}
+    assert (len(found), found["last"].output) == (total + 1, "pong")
+    assert {one.error for one in found.values()} == {"", INTERNAL_ERROR}
 
 
 async def test_a_fast_client_waits_and_one_that_goes_away_leaves_nothing(room: KernelModelRoom) -> None:

@@ -8,11 +8,12 @@ run/            the pool's: where kernels work, what they print
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from servicekit.archives import ArchiveLimits, checked_parts, unpack
@@ -61,7 +62,12 @@ class DiskKernelFolders:
         return await in_thread(self._finish, uid, kernel, weights, model_path)
 
     async def add_weights(self, model: KernelModel, text: str) -> Files:
-        return await in_thread(self._add_weights, model, text)
+        copy = secrets.token_hex(8)
+        try:
+            return await in_thread(self._add_weights, model, text, copy)
+        except BaseException:
+            await asyncio.shield(self.remove_weights(model, f"{WEIGHTS_FOLDER}/{copy}"))
+            raise
 
     async def remove(self, uid: str) -> None:
         await asyncio.to_thread(self._remove, uid)
@@ -70,7 +76,7 @@ class DiskKernelFolders:
         if weights.startswith(f"{WEIGHTS_FOLDER}/"):
             await asyncio.to_thread(remove_folder, self.folder(model.uid) / Path(*Path(weights).parts[:2]))
 
-    async def remove_strays(self, known: set[str]) -> None:
+    async def remove_strays(self, known: Mapping[str, str]) -> None:
         await asyncio.to_thread(self._remove_strays, known)
 
     async def readme(self, uid: str) -> str:
@@ -139,7 +145,7 @@ class DiskKernelFolders:
         folder = draft / MODEL_FOLDER
         origins = (Path(model_path), self._first_data_root / model_path) if model_path else ()
         kernel_path = self._kernel(folder, *kernel, origins)
-        files = Files(kernel_path, self._weights(draft, *weights, origins), _size(draft))
+        files = Files(kernel_path, self._weights(draft, *weights, secrets.token_hex(8), origins), _size(draft))
         sync_folder(draft)
         draft.rename(self.folder(uid))
         sync_folder(self._root)
@@ -168,32 +174,28 @@ class DiskKernelFolders:
         sync_folder(folder)
         return target
 
-    def _weights(self, top: Path, field: str, text: str, origins: Sequence[Path] = ()) -> str:
+    def _weights(self, top: Path, field: str, text: str, copy: str, origins: Sequence[Path] = ()) -> str:
         if not text:
             return ""
         path = _inside(top / MODEL_FOLDER, field, text, origins)
         if path is not None:
             return str(path.relative_to(top))
         source = self._data_roots.resolve(field, text)
-        target = top / WEIGHTS_FOLDER / secrets.token_hex(8)
+        target = top / WEIGHTS_FOLDER / copy
         target.mkdir(parents=True)
-        try:
-            if source.is_dir():
-                copy_plain_folder(source, target / source.name, self._limits, field, _LEFT_OUT)
-            elif not source.is_file() or source.stat().st_size > self._limits.size_bytes:
-                raise invalid(field, text, f"a plain file or a folder of at most {self._limits.size_bytes} bytes")
-            else:
-                copy_file(source, target / source.name)
-            for folder in (target, target.parent, top):
-                sync_folder(folder)
-        except BaseException:
-            remove_folder(target)
-            raise
+        if source.is_dir():
+            copy_plain_folder(source, target / source.name, self._limits, field, _LEFT_OUT)
+        elif not source.is_file() or source.stat().st_size > self._limits.size_bytes:
+            raise invalid(field, text, f"a plain file or a folder of at most {self._limits.size_bytes} bytes")
+        else:
+            copy_file(source, target / source.name)
+        for folder in (target, target.parent, top):
+            sync_folder(folder)
         return str((target / source.name).relative_to(top))
 
-    def _add_weights(self, model: KernelModel, text: str) -> Files:
+    def _add_weights(self, model: KernelModel, text: str, copy: str) -> Files:
         top = self.folder(model.uid)
-        weights = self._weights(top, "weight_path", text)
+        weights = self._weights(top, "weight_path", text, copy)
         size = _size(top / MODEL_FOLDER)
         if weights.startswith(f"{WEIGHTS_FOLDER}/"):
             size += _size(top / Path(*Path(weights).parts[:2]))
@@ -209,15 +211,26 @@ class DiskKernelFolders:
             if path.exists():
                 remove_folder(path)
 
-    def _remove_strays(self, known: set[str]) -> None:
-        for path in list(self._root.iterdir()) if self._root.is_dir() else ():
+    def _remove_strays(self, known: Mapping[str, str]) -> None:
+        for path in _entries(self._root):
             uid = path.name.removeprefix(_DRAFT).removeprefix(_OLD)
-            try:
-                age_seconds = time.time() - path.lstat().st_mtime
-            except FileNotFoundError:
+            if uid not in known:
+                _remove_old(path)
                 continue
-            if uid not in known and age_seconds >= STRAY_SECONDS:
-                remove_folder(path)
+            for copy in _entries(path / WEIGHTS_FOLDER):
+                if Path(WEIGHTS_FOLDER, copy.name) not in Path(known[uid]).parents:
+                    _remove_old(copy)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _remove_old(folder: Path) -> None:
+    """Unless somebody may be at work in it."""
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - folder.lstat().st_mtime >= STRAY_SECONDS:
+            remove_folder(folder)
 
 
 def _inside(folder: Path, field: str, text: str, origins: Sequence[Path]) -> Path | None:

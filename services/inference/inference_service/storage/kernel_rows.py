@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -43,9 +44,10 @@ class SqlKernelModels:
         values = {name: value for name, value in _columns(model).items() if name in _MOVED}
         return await self._update(model.uid, KernelModelRow.state == str(before), values)
 
-    async def change(self, model: KernelModel) -> bool:
+    async def change(self, model: KernelModel, seen: datetime) -> bool:
         values = {name: value for name, value in _columns(model).items() if name not in (*_FIXED, *_MOVED)}
-        return await self._update(model.uid, KernelModelRow.state.in_(_CHANGEABLE), values)
+        condition = sa.and_(KernelModelRow.state.in_(_CHANGEABLE), KernelModelRow.updated_at == seen)
+        return await self._update(model.uid, condition, values)
 
     async def delete(self, uid: str) -> bool:
         condition = KernelModelRow.state.in_(_CHANGEABLE)

@@ -36,7 +36,7 @@ class KernelChanges:
 
 
 class ChangeKernelModel:
-    """Each of them is 409 unless the model is stopped, also when it is started in this moment."""
+    """Each of them is 409 unless the model is stopped, also when another changes or starts it in this moment."""
 
     def __init__(self, models: KernelModels, folders: KernelFolders, queries: KernelModelQueries) -> None:
         self._models, self._folders, self._queries = models, folders, queries
@@ -80,6 +80,7 @@ class ChangeKernelModel:
             if model.weights != former:
                 await self._folders.remove_weights(model, model.weights)
             raise
+        # Whatever else is thrown may come after the commit: weights without a row are removed as strays.
         if model.weights != former:
             await self._folders.remove_weights(model, former)
 
@@ -89,8 +90,8 @@ class ChangeKernelModel:
         return model
 
     async def _save(self, model: KernelModel) -> None:
-        model.updated_at = utc_now()
-        if not await self._models.change(model):
+        seen, model.updated_at = model.updated_at, utc_now()
+        if not await self._models.change(model, seen):
             raise _overtaken(model.name)
 
 
@@ -108,4 +109,4 @@ def _changed_profile(profile: KernelProfile, changes: KernelChanges) -> KernelPr
 
 
 def _overtaken(name: str) -> ServiceError:
-    return conflict(f"edimodel {name!r} was started or deleted in this moment; look at it and try again")
+    return conflict(f"edimodel {name!r} was changed, started or deleted in this moment; look at it and try again")

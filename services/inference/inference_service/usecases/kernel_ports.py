@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -36,8 +37,8 @@ class KernelModels(Protocol):
     async def move(self, model: KernelModel, before: KernelState) -> bool:
         """Write state and message; False, and nothing is written, when it is no longer in the state `before`."""
 
-    async def change(self, model: KernelModel) -> bool:
-        """Write all but state and message; False when it runs, or is gone."""
+    async def change(self, model: KernelModel, seen: datetime) -> bool:
+        """Write all but state and message; False when it runs, is gone, or was changed after `seen`."""
 
     async def delete(self, uid: str) -> bool:
         """Remove the row; False when it runs."""
@@ -66,7 +67,8 @@ class KernelFolders(Protocol):
         is where the folder was copied from. 400 naming the field."""
 
     async def add_weights(self, model: KernelModel, text: str) -> Files:
-        """The same files with weights that lie in the model's folder, or are copied from below the data roots."""
+        """The same files with weights that lie in the model's folder, or are copied from below the data roots. Nothing
+        is left of what is refused or cancelled."""
 
     async def remove(self, uid: str) -> None:
         """Remove all of it, a draft, too; unknown is fine."""
@@ -74,8 +76,9 @@ class KernelFolders(Protocol):
     async def remove_weights(self, model: KernelModel, weights: str) -> None:
         """Remove weights that were copied beside the model's folder; those in it stay."""
 
-    async def remove_strays(self, known: set[str]) -> None:
-        """Remove what kills have left of models that are not known."""
+    async def remove_strays(self, known: Mapping[str, str]) -> None:
+        """Remove what kills have left: all of models that are not known, and weights that are not those of their model.
+        `known` are weights by uid."""
 
     async def readme(self, uid: str) -> str:
         """README.md of the model, empty when there is none."""

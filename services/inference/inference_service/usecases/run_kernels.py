@@ -101,11 +101,12 @@ class RunKernels:
 
 
 class RemoveStrayKernels:
-    """One pass that removes what kills have left on disk of models that were never published, or were deleted."""
+    """One pass that removes what kills have left on disk: of models that were never published, or were deleted, and of
+    weights that were replaced."""
 
     def __init__(self, models: KernelModels, folders: KernelFolders) -> None:
         self._models, self._folders = models, folders
 
     async def __call__(self) -> Next:
-        await self._folders.remove_strays({model.uid for model in await self._models.all()})
+        await self._folders.remove_strays({model.uid: model.weights for model in await self._models.all()})
         return Next.LATER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from servicekit.errors import ServiceError
 from inference_service.domain.kernel_models import KernelModel
 from inference_service.usecases.ask_kernels import AskKernels
 
+log = logging.getLogger(__name__)
+
+INTERNAL_ERROR = "internal error"
 # Tasks of one stream that the pool has at once, unless its kernels take more in two batches; as many wait here.
 LEAST_AT_ONCE = 32
 
@@ -120,4 +124,8 @@ class _Stream:
             answer = StreamedAnswer(task.id, output)
         except ServiceError as error:
             answer = StreamedAnswer(task.id, error=error.message)
+        except Exception:
+            # Without an answer its place would never be free again.
+            log.exception("a task of a stream has no answer")
+            answer = StreamedAnswer(task.id, error=INTERNAL_ERROR)
         self.answers.put_nowait(answer)
