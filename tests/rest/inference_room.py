@@ -27,26 +27,38 @@ from servicekit.settings import ServiceSettings
 LIFETIME_SECONDS = 1.0
 CONFIG = """
 backend: "python"
-max_batch_size: 64
 version_policy { all {} }
 input [ { name: "INPUT__0", data_type: TYPE_FP32, dims: [ -1 ] } ]
 output [ { name: "OUTPUT__0", data_type: TYPE_FP32, dims: [ -1 ] } ]
 instance_group [ { kind: KIND_CPU, count: 1 } ]
-dynamic_batching { }
 """
-ECHO = """
+# One that batches, and one whose queue is short.
+MODELS = {
+    "echo": "max_batch_size: 64 dynamic_batching { }",
+    "narrow": "max_batch_size: 1 dynamic_batching { default_queue_policy { max_queue_size: 2 } }",
+}
+FAILS, OWN_WORDS = 666.0, "the door is not ready"
+ECHO = f"""
+import os
+import time
 import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def execute(self, requests):
-        inputs = [pb_utils.get_input_tensor_by_name(request, "INPUT__0") for request in requests]
-        outputs = [pb_utils.Tensor.from_dlpack("OUTPUT__0", tensor.to_dlpack()) for tensor in inputs]
-        return [pb_utils.InferenceResponse([output]) for output in outputs]
+        while os.path.exists(os.path.join(os.path.dirname(__file__), "held")):
+            time.sleep(0.01)
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        tensor = pb_utils.get_input_tensor_by_name(request, "INPUT__0")
+        if tensor.as_numpy().ravel()[0] == {FAILS}:
+            return pb_utils.InferenceResponse([], pb_utils.TritonError("{OWN_WORDS}"))
+        return pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack("OUTPUT__0", tensor.to_dlpack())])
 """
 
 
 class Admissions(serving_pb2_grpc.AdmissionServiceServicer):
-    """Anybody may infer with `echo` and `ghost`, which Triton has never heard of; alice may not with `private`."""
+    """Anybody may infer with `echo`, `narrow` and `ghost`, which Triton has never heard of; alice not `private`."""
 
     def __init__(self) -> None:
         self.shares = {1: 100}
@@ -67,12 +79,11 @@ class Admissions(serving_pb2_grpc.AdmissionServiceServicer):
         if name == "cold":
             await self.released.wait()
             name = "echo"
-        if name not in ("echo", "ghost", "private", "stats"):
+        if name not in ("echo", "narrow", "ghost", "private", "stats"):
             raise not_found("inference model", name)
         shares = {int(request.version): 100} if request.version else self.shares
         return serving_pb2.AdmitInferenceResponse(
             shares=[serving_pb2.TrafficShare(version=version, percentage=part) for version, part in shares.items()],
-            default_version=2,
             lifetime_seconds=LIFETIME_SECONDS,
         )
 
@@ -118,7 +129,7 @@ class InferencePeers(Peers):
 
 
 class Triton:
-    """A server with the model `echo`, versions 1 and 2, whose addresses the gateway reads."""
+    """A server with the models `echo` and `narrow`, versions 1 and 2 of each, whose addresses the gateway reads."""
 
     def __init__(self, home: Path) -> None:
         installation = find_installation()
@@ -126,16 +137,17 @@ class Triton:
             pytest.skip("Triton is not installed: run make setup")
         self._installation, self._home = installation, home
         self._repository = home / "inference" / "repository"
-        for version in ("1", "2"):
-            folder = self._repository / "echo" / version
-            folder.mkdir(parents=True)
-            (folder / "model.py").write_text(ECHO)
-        (self._repository / "echo" / "config.pbtxt").write_text(f'name: "echo"{CONFIG}')
+        for name, more in MODELS.items():
+            for version in ("1", "2"):
+                folder = self._repository / name / version
+                folder.mkdir(parents=True)
+                (folder / "model.py").write_text(ECHO)
+            (self._repository / name / "config.pbtxt").write_text(f'name: "{name}"{CONFIG}{more}')
         self._prefix = f"dlmesh_rest_{os.getpid()}_"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """On ports of its own each time; returns when it serves `echo`."""
+        """On ports of its own each time; returns when it serves its models."""
         self.ports = Ports(*[port for port in random.sample(PORTS, 50) if is_free(port)][:3])
         command = self._installation.command(self._repository, self.ports, self._prefix)
         with (self._home / "triton.log").open("ab") as log:
@@ -143,6 +155,16 @@ class Triton:
         url = f"http://127.0.0.1:{self.ports.http}/v2"
         wait_until(lambda: _loads(url), 120, lambda: (self._home / "triton.log").read_text())
         publish_addresses(self._home / "inference" / "triton.json", self.ports)
+
+    @contextlib.contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """Version 1 of that model takes requests and does not answer."""
+        mark = self._repository / name / "1" / "held"
+        mark.touch()
+        try:
+            yield
+        finally:
+            mark.unlink()
 
     @contextlib.contextmanager
     def halted(self) -> Iterator[None]:
@@ -165,7 +187,7 @@ class Triton:
 
 def _loads(url: str) -> bool:
     with contextlib.suppress(requests.RequestException):
-        return requests.post(f"{url}/repository/models/echo/load", timeout=60).ok
+        return all(requests.post(f"{url}/repository/models/{name}/load", timeout=60).ok for name in MODELS)
     return False
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
 import re
+import socket
 import struct
 import threading
 import time
@@ -19,7 +22,7 @@ import requests
 import tritonclient.grpc as triton_grpc
 from dlmesh.inference.v1 import kernels_pb2, kernels_pb2_grpc
 from gateway_room import ADMIN, Platform, assert_error, basic_header, grpc_basic, running_platform, wait_until
-from inference_room import LIFETIME_SECONDS, InferencePeers, Triton, running_triton
+from inference_room import FAILS, LIFETIME_SECONDS, OWN_WORDS, InferencePeers, Triton, running_triton
 from tritonclient.grpc import service_pb2
 
 USERS = "/platform/rest/dlmesh/v1/users"
@@ -227,6 +230,14 @@ def test_errors_of_triton_have_the_shape_of_the_platform(platform: Platform, tri
     body = body_of(VALUES)
     body["inputs"][0]["name"] = 'say "x"'
     assert assert_error(client.post(url, json=body), 400, 3)["error"]
+
+
+def test_what_a_model_says_is_not_taken_for_what_triton_says(platform: Platform, channel: grpc.Channel) -> None:
+    answer = platform.client().post(platform.url("/v2/models/echo/infer"), json=body_of([FAILS]))
+    assert OWN_WORDS in assert_error(answer, 500, 13)["error"]
+    assert "retry-after" not in answer.headers
+    code, message = refused(lambda: infer(channel, request_of("echo", values=[FAILS])))
+    assert (code, OWN_WORDS in message) == (grpc.StatusCode.INTERNAL, True)
 
 
 def test_compressed_bodies_are_refused(platform: Platform, channel: grpc.Channel) -> None:
@@ -473,6 +484,27 @@ def test_a_cold_model_is_waited_for_and_nobody_else_waits(platform: Platform, ch
     assert codes == [grpc.StatusCode.UNAVAILABLE] * 8
 
 
+def test_a_model_whose_queue_is_full_is_worth_another_try(
+    platform: Platform, triton: Triton, channel: grpc.Channel
+) -> None:
+    url, clients = platform.url("/v2/models/narrow/infer"), [platform.client() for _ in range(MAX_REQUESTS - 2)]
+    with ThreadPoolExecutor(len(clients)) as pool, triton.held("narrow"):
+        calls = [pool.submit(client.post, url, json=body_of(VALUES)) for client in clients]
+        wait_until(lambda: any(call.done() for call in calls), 60)
+        with pytest.raises(grpc.RpcError) as refusal:
+            infer(channel, request_of("narrow"))
+        # Others are not kept waiting.
+        assert infer(channel, request_of("echo")).model_version == "1"
+        full = [call for call in calls if call.done()]
+    assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert ("retry-after", "1") in refusal.value.trailing_metadata()
+    for call in full:
+        answer = call.result()
+        assert "maximum queue size" in assert_error(answer, 429, 8)["error"]
+        assert answer.headers["retry-after"] == "1"
+    assert {call.result().status_code for call in calls} == {200, 429}
+
+
 def test_a_triton_that_hangs_is_asked_by_no_more_than_the_limit(
     platform: Platform, triton: Triton, channel: grpc.Channel
 ) -> None:
@@ -570,3 +602,30 @@ def test_triton_killed_moved_and_switched_off(platform: Platform, triton: Triton
     wait_until(lambda: live.future(b"", metadata=grpc_basic(*ADMIN)).exception(60) is not None, 60)
     code, message = refused(lambda: infer(channel, request_of("echo")))
     assert (code, "switched off" in message) == (grpc.StatusCode.UNAVAILABLE, True)
+
+
+def test_what_triton_dies_over_is_not_sent_again(platform: Platform) -> None:
+    """One that hangs up on whatever arrives."""
+    arrived: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        arrived.append(connection.recv(65536))
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        (platform.home / "inference" / "triton.json").write_text(json.dumps({"http": f"http://{address}", "grpc": ""}))
+        client = platform.client()
+        wait_until(lambda: client.get(platform.url("/v2/health/live")).status_code == 503 and bool(arrived), 60)
+        arrived.clear()
+        answer = client.post(platform.url("/v2/models/echo/infer"), json=body_of(VALUES))
+        server.shutdown(socket.SHUT_RDWR)
+        serving.join(60)
+    assert "try again" in assert_error(answer, 503, 14)["error"]
+    assert answer.headers["retry-after"]
+    assert len(arrived) == 1

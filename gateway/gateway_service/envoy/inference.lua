@@ -257,11 +257,20 @@ end
 
 -- Answers ----------------------------------------------------------------------------------------------------------
 
+-- Triton's own messages whole or from their start: a model, too, may say of something that it is not ready.
+local function without_request(message)
+  return (message:gsub("^%[request id: .-%] ", ""))
+end
+
 -- The caller was admitted: what Triton does not know it has not loaded yet, or lost a moment ago.
+local NOT_LOADED = { ["Server not ready"] = true, ["Model version not ready"] = true }
+
 local function is_not_loaded(message)
-  return message:find("^Request for unknown model") ~= nil
-    or message:find("not ready", 1, true) ~= nil
-    or message:find("not at ready state", 1, true) ~= nil
+  return message:find("^Request for unknown model") ~= nil or NOT_LOADED[without_request(message)] ~= nil
+end
+
+local function is_queue_full(message)
+  return without_request(message) == "Exceeds maximum queue size"
 end
 
 local function grpc_response(headers)
@@ -271,7 +280,7 @@ local function grpc_response(headers)
   end
   if message == "Payload Too Large" then
     headers:replace("grpc-status", tostring(RESOURCE_EXHAUSTED))
-  elseif is_not_loaded(message) then
+  elseif is_not_loaded(message) or is_queue_full(message) then
     headers:replace("grpc-status", tostring(UNAVAILABLE))
     headers:replace("retry-after", "1")
   end
@@ -326,6 +335,8 @@ function envoy_on_response(handle)
   end
   if is_not_loaded(message) then
     status = "503"
+  elseif is_queue_full(message) then
+    status = "429"
   elseif message:find("^Unable to parse") or message:find("^failed to parse the request") then
     status = "400"
   end
@@ -336,7 +347,7 @@ function envoy_on_response(handle)
   headers:replace(":status", status)
   headers:replace("content-type", "application/json")
   headers:replace("content-length", tostring(size))
-  if status == "503" then
+  if status == "503" or status == "429" then
     headers:replace("retry-after", "1")
   end
 end

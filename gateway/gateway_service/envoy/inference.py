@@ -105,8 +105,8 @@ def _routes(settings: GatewaySettings, cache_salt: str, unmarked: Json) -> list[
         to_triton: Json = {
             "cluster": cluster,
             "timeout": f"{settings.inference_timeout_seconds:g}s",
-            # Inference changes nothing: it may be repeated though Triton died over it.
-            "retry_policy": retries(24, "reset"),
+            # Repeated only while it has not reached Triton: what Triton died over may kill the next one, too.
+            "retry_policy": retries(24),
         }
         marked = match | {"headers": [{"name": MARK, "string_match": {"exact": _mark(face, cache_salt)}}]}
         routes += [
