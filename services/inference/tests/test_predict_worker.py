@@ -19,8 +19,8 @@ from inference_service.domain.predictions import Sample
 from inference_service.domain.specs import INDEX_FILE, RESULT_FILE, PredictionSpec, write_manifest
 from inference_service.triton.server import write_addresses
 from inference_service.worker import answers, predict, result_files, triton_client
-from inference_service.worker.errors import PredictionError
-from inference_service.worker.triton_client import Client, RefusedCallError
+from inference_service.worker.errors import AwayError, PredictionError
+from inference_service.worker.triton_client import Client, InterruptedCallError, RefusedCallError
 from PIL import Image
 from triton_fixtures import LABELS, SHAPE, ServedHome, expected
 
@@ -250,8 +250,9 @@ async def test_a_model_that_fails_at_everything_fails_the_prediction(
     monkeypatch.setattr(answers, "MAX_BLAMED", 3)
     await triton.serve("failing", program=DEADLY_PROGRAM)
     spec = spec_for(triton, "failing", tmp_path, write_images(tmp_path / "input", 9, dict.fromkeys(range(9), 0)))
-    with pytest.raises(PredictionError, match="black corner"):
+    with pytest.raises(PredictionError, match="black corner") as caught:
         await asyncio.to_thread(predict.predict, spec, lambda *_: None)
+    assert not isinstance(caught.value, AwayError)
     assert not (tmp_path / "output" / RESULT_FILE).exists()
 
 
@@ -272,15 +273,17 @@ async def test_it_gives_up_with_words(triton: ServedHome, tmp_path: Path, monkey
     monkeypatch.setattr(triton_client, "PATIENCE_SECONDS", 0.1)
     await triton.serve("refusing")
     client = Client(triton.address_file, "refusing", 1)
-    with pytest.raises(PredictionError, match="refuses"):
-        await asyncio.to_thread(client.infer, {"INPUT__0": np.zeros((1, 9, 9, 9), np.float32)})
-    with pytest.raises((PredictionError, RefusedCallError)):
-        await asyncio.to_thread(client.infer, {"OTHER": np.zeros((1, *SHAPE), np.float32)})
+    with pytest.raises(RefusedCallError, match="shape"):
+        await asyncio.to_thread(client.infer, {"INPUT__0": np.zeros((1, 9, 9, 9), np.float32)}, 60.0)
+    with pytest.raises(RefusedCallError, match="OTHER"):
+        await asyncio.to_thread(client.infer, {"OTHER": np.zeros((1, *SHAPE), np.float32)}, 60.0)
     client.close()
+    with pytest.raises(InterruptedCallError, match="given up"):
+        await asyncio.to_thread(client.infer, {"INPUT__0": np.zeros((1, *SHAPE), np.float32)}, 60.0)
     samples = write_images(tmp_path / "input", 3)
     for name, version in (("unknown", 1), ("refusing", 7)):
         spec = spec_for(triton, "refusing", tmp_path, samples)
-        with pytest.raises(PredictionError, match="did not answer"):
+        with pytest.raises(AwayError, match="did not answer"):
             spec = replace(spec, model_name=name, model_version=version)
             await asyncio.to_thread(predict.predict, spec, lambda *_: None)
 

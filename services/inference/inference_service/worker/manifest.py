@@ -14,7 +14,7 @@ from pathlib import Path
 
 from inference_service.domain.predictions import Sample
 from inference_service.domain.specs import PredictionSpec, write_manifest
-from inference_service.worker.errors import PredictionError
+from inference_service.worker.errors import AwayError, PredictionError
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 TABLES = frozenset({".csv"})
@@ -40,7 +40,7 @@ def ensure_manifest(spec: PredictionSpec, suffixes: frozenset[str]) -> None:
                 raise PredictionError(f"{path} holds no file that ends with {', '.join(sorted(suffixes))}")
             write_manifest(file, (Sample(name, name) for name in itertools.chain([first], names)))
     except OSError as error:
-        raise PredictionError(f"{path} cannot be read: {error}") from error
+        raise AwayError(f"{path} cannot be read: {error}") from error
 
 
 def read_manifest(file: Path, offset: int = 0) -> Iterator[tuple[int, Sample]]:

@@ -26,7 +26,7 @@ from workerkit import Reporter
 from inference_service.domain.predictions import ResultType, Sample
 from inference_service.domain.specs import PredictionSpec
 from inference_service.worker.answers import Answers, Model, Row
-from inference_service.worker.errors import PredictionError
+from inference_service.worker.errors import AwayError, PredictionError
 from inference_service.worker.manifest import (
     PICTURES,
     TABLES,
@@ -39,11 +39,11 @@ from inference_service.worker.manifest import (
 from inference_service.worker.pairs import compared
 from inference_service.worker.programs import Program
 from inference_service.worker.result_files import Position, ResultFiles
-from inference_service.worker.triton_client import Client, InterruptedCallError
+from inference_service.worker.triton_client import Client, InterruptedCallError, LateCallError
 
 FIRST_BATCH_SIZE = 8
 MAX_BATCH_SIZE = 64
-# Tensors of one request; more of them at once do not make it faster.
+# Of one request; more at once does not make it faster.
 BATCH_BYTES = 16 * 1024 * 1024
 THREADS = 2 + min(8, len(os.sched_getaffinity(0)))
 CHECKPOINT_SECONDS = 2.0
@@ -54,13 +54,17 @@ Progress = Callable[[int, int, str], None]
 
 
 def main(spec_file: str) -> None:
-    """Predict, publish the results whole, report. SystemExit with a message when it cannot be done."""
+    """Predict, publish the results whole, report.
+
+    SystemExit when it cannot be done, after a message: EX_DATAERR when it would fail again.
+    """
     spec = PredictionSpec.read(spec_file)
     with Reporter.from_environment() as reporter:
         try:
             reporter.result(predict(spec, reporter.progress))
         except PredictionError as error:
-            sys.exit(str(error))
+            print(error, file=sys.stderr)
+            sys.exit(1 if isinstance(error, AwayError) else os.EX_DATAERR)
 
 
 def predict(spec: PredictionSpec, on_progress: Progress) -> dict[str, Any]:
@@ -159,7 +163,7 @@ def _predict(spec: PredictionSpec, model: Model, files: ResultFiles, pace: _Pace
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="batch")
     try:
         works = walk(spec, model, files.position)
-        while batch := list(itertools.islice(works, _batch_size(answers.sample_bytes, most, model.task))):
+        while batch := list(next_batch(works, _batch_size(answers.sample_bytes, most, model.task), model)):
             pending.append((batch, pool.submit(answers, [work.item for work in batch])))
             if len(pending) >= THREADS:
                 _settle(*pending.popleft(), model, files)
@@ -172,8 +176,9 @@ def _predict(spec: PredictionSpec, model: Model, files: ResultFiles, pace: _Pace
             pace.report(files.position.samples)
     finally:
         answers.is_given_up.set()
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
         answers.close()
+        pool.shutdown()
 
 
 def _settle(batch: Sequence[Work], answer: Future[list[Row]], model: Model, files: ResultFiles) -> None:
@@ -193,11 +198,22 @@ def _max_batch_size(client: Client) -> int:
             client.await_model(never)
             try:
                 return max(1, min(MAX_BATCH_SIZE, client.max_batch_size()))
-            except InterruptedCallError as error:
+            except (InterruptedCallError, LateCallError) as error:
                 words = str(error)
     finally:
         client.close()
-    raise PredictionError(f"Triton does not say what the model takes: {words}")
+    raise AwayError(f"Triton does not say what the model takes: {words}")
+
+
+def next_batch(works: Iterator[Work], size: int, model: Model) -> Iterator[Work]:
+    """At most `size` samples; fewer where they are sent as they are and their files are large."""
+    total = 0
+    for work in itertools.islice(works, size):
+        yield work
+        if isinstance(model, Program):
+            total += model.count_bytes(work.item)
+            if total >= BATCH_BYTES:
+                return
 
 
 def _batch_size(sample_bytes: int, most: int, task: str) -> int:

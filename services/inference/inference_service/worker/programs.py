@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dlmesh_sdk.served import Encoded, Item
+from dlmesh_sdk.served import Encoded, Item, Unreadable
 from dlmesh_sdk.served.pictures import open_picture
 
 from inference_service.worker.triton_client import ITEM, RESULT
@@ -24,11 +24,20 @@ class Program:
         """The picture itself."""
         yield Item(name, file)
 
+    def count_bytes(self, item: Item) -> int:
+        """Of what Triton is sent for it, about."""
+        try:
+            return int(item.value.stat().st_size)
+        except (AttributeError, OSError):
+            return 0
+
     def encode(self, items: Sequence[Item]) -> Encoded:
         """Pictures as they are in their files, once they are known to be some."""
         contents, errors = [], {}
         for item in items:
             try:
+                if isinstance(item.value, Unreadable):
+                    raise ValueError(item.value.reason)
                 open_picture(item.value)
                 contents.append(item.value.read_bytes())
             except (ValueError, OSError) as error:

@@ -13,12 +13,10 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from inference_service.triton.server import read_grpc_address
-from inference_service.worker.errors import PredictionError
+from inference_service.worker.errors import AwayError
 
 Arrays: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
 
-# A program that is run for each batch may take 120 s.
-CALL_SECONDS = 150.0
 LOOK_SECONDS = 10.0
 # For a Triton that restarts: the supervisor is back within seconds, importing torch takes some more.
 PATIENCE_SECONDS = 120.0
@@ -34,53 +32,61 @@ class InterruptedCallError(Exception):
     """The server or the process of the model went away before it answered."""
 
 
-class LateCallError(InterruptedCallError):
+class LateCallError(Exception):
     """No answer in time: who was asked is busy, or hangs."""
 
 
 class RefusedCallError(Exception):
-    """The model answered with an error; its own words."""
+    """The model answered with an error, or Triton refuses what it was sent; their own words."""
 
 
 class Client:
-    """Not for several threads. The address is looked up again when nobody answers: Triton may come back elsewhere."""
+    """Not for several threads, but for `close`.
+
+    The address is looked up again when nobody answers: Triton may come back elsewhere.
+    """
 
     def __init__(self, address_file: Path, model_name: str, model_version: int) -> None:
         self._address_file = address_file
         self._model_name, self._model_version = model_name, str(model_version)
         self._client: Any = None
         self._address = ""
+        self._lock = threading.Lock()
+        self._is_closed = False
 
-    def infer(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """Outputs by name; InterruptedCallError, RefusedCallError. Of inputs [n, ...] the outputs are [n, ...]."""
-        return self._infer(inputs, CALL_SECONDS)
+    def infer(self, inputs: Arrays, seconds: float) -> dict[str, np.ndarray[Any, Any]]:
+        """Outputs by name, [n, ...] of inputs [n, ...].
+
+        InterruptedCallError, RefusedCallError; LateCallError after `seconds`.
+        """
+        return self._infer(inputs, seconds)
 
     def await_model(self, is_given_up: threading.Event) -> None:
-        """Until the model answers anything; PredictionError when it does not for two minutes, or nobody waits."""
+        """Until the model answers anything; AwayError when it does not for two minutes, or nobody waits."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not is_given_up.is_set():
             try:
                 self._infer(self._zeros(), LOOK_SECONDS)
                 return
-            except (RefusedCallError, LateCallError, PredictionError):
+            except (RefusedCallError, LateCallError):
                 # Who refuses lives, and so does who is busy.
                 return
             except InterruptedCallError as error:
                 if time.monotonic() > deadline:
-                    raise PredictionError(f"Triton did not answer for {PATIENCE_SECONDS:.0f} s: {error}") from error
+                    raise AwayError(f"Triton did not answer for {PATIENCE_SECONDS:.0f} s: {error}") from error
             is_given_up.wait(RETRY_SECONDS)
-        raise PredictionError("the prediction was given up")
+        raise AwayError("the prediction was given up")
 
     def max_batch_size(self) -> int:
-        """Most samples of one request; InterruptedCallError."""
+        """Most samples of one request; InterruptedCallError, LateCallError."""
         config = self._ask("get_model_config", LOOK_SECONDS, self._model_name, self._model_version)
         return int(config.config.max_batch_size)
 
     def close(self) -> None:
-        """Close the channel."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        """Close the channel for good; a call that is running is interrupted."""
+        with self._lock:
+            self._is_closed = True
+            self._disconnect()
 
     def _zeros(self) -> dict[str, np.ndarray[Any, Any]]:
         """The least that the model takes."""
@@ -112,16 +118,25 @@ class Client:
                 raise LateCallError(words) from error
             if error.status() in PASSING or "not ready" in words or "not healthy" in words:
                 raise InterruptedCallError(words) from error
-            if error.status() == "StatusCode.INVALID_ARGUMENT":
-                raise PredictionError(f"Triton refuses: {words}") from error
             raise RefusedCallError(words) from error
 
+    def _disconnect(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
     def _connected(self) -> Any:
+        with self._lock:
+            if self._is_closed:
+                raise InterruptedCallError("the prediction was given up")
+            return self._connect()
+
+    def _connect(self) -> Any:
         address = read_grpc_address(self._address_file)
         if address is None:
             raise InterruptedCallError("no address was published")
         if self._client is None or address != self._address:
-            self.close()
+            self._disconnect()
             options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
             options += [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
             self._client = triton.InferenceServerClient(address, channel_args=options)
