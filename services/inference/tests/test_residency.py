@@ -32,8 +32,6 @@ class FakeModels:
     def add(self, name: str, *states: ModelState, **changes: Any) -> InferenceModel:
         model = make_model(name, Path(), Path(), **changes)
         first = model.versions[0]
-        # Made long ago: nobody remembers from before that there was one version alone.
-        first.created_at = utc_now() - timedelta(hours=1)
         model.versions = [
             replace(first, number=number, state=state) for number, state in enumerate(states or (ModelState.READY,), 1)
         ]

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from google.protobuf import text_format
 from inference_fakes import FakeCatalog, FakeJobs, FakeServer, FakeTrainings
 from inference_service import wiring
 from inference_service.settings import TritonSettings
-from inference_service.usecases import admit_inference, serve_models
+from inference_service.usecases import admit_inference
 from inference_service.usecases.add_version import MAX_VERSIONS
 from inference_service.usecases.ports import TrainingFacts
 from inference_service.wiring import build
@@ -110,6 +109,14 @@ class Room:
 
         return await until(there, 60)
 
+    async def loop_sees_it(self) -> None:
+        """What Triton has lost is known."""
+
+        async def known() -> bool:
+            return not (await self.get()).is_loaded
+
+        await until(known)
+
     async def divide(self, *shares: tuple[int, int], name: str = "online") -> Any:
         pieces = [serving_pb2.TrafficShare(version=version, percentage=percentage) for version, percentage in shares]
         return await self.stub.SetTraffic(serving_pb2.SetTrafficRequest(name=name, shares=pieces))
@@ -136,7 +143,6 @@ def offered(home: Path, name: str) -> frozenset[int]:
 @pytest.fixture
 async def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
     monkeypatch.setattr(wiring, "REMOVALS_LATER_SECONDS", 0.1)
-    monkeypatch.setattr(serve_models, "SETTLING", timedelta())
     catalog = FakeCatalog()
     catalog.add("digits")
     trainings = Trainings(tmp_path / "trainings")
@@ -170,7 +176,7 @@ async def test_a_model_is_version_1_with_all_of_the_traffic(room: Room) -> None:
     )
     answer = await room.admit()
     assert [(share.version, share.percentage) for share in answer.shares] == [(1, 100)]
-    assert (answer.default_version, answer.lifetime_seconds) == (1, 1.0)
+    assert answer.lifetime_seconds == 1.0
 
 
 async def test_canary_then_rollback_then_rollout(room: Room) -> None:
@@ -183,8 +189,6 @@ async def test_canary_then_rollback_then_rollout(room: Room) -> None:
     assert [version.percentage for version in model.versions] == [90, 10]
     answer = await room.admit()
     assert {share.version: share.percentage for share in answer.shares} == {1: 90, 2: 10}
-    # What Triton would take is the unproven one: the gateway has to name a version.
-    assert answer.default_version == 0
     assert await room.shares(version="2") == {2: 100}
     await room.divide((1, 100))
     assert await room.shares() == {1: 100}
@@ -199,7 +203,6 @@ async def test_canary_then_rollback_then_rollout(room: Room) -> None:
     await until(gone)
     assert len(room.server.loads) == loads + 1
     assert [version.version for version in (await room.get()).versions] == [2]
-    assert (await room.admit()).default_version == 2
     assert (await refused(room.admit(version="1")))[0] is grpc.StatusCode.NOT_FOUND
     # Numbers are never given twice.
     assert (await room.add("first")).version == 3
@@ -356,12 +359,29 @@ async def test_an_idle_model_is_loaded_by_an_admission_and_not_by_a_look(room: R
     room.server.loads.clear()
     await room.start()
     assert (await room.get()).is_loaded is False
-    assert (await room.admit(is_look=True)).default_version == 0
+    await room.admit(is_look=True)
     assert room.server.loads == []
-    answers = await asyncio.gather(*(room.admit() for _ in range(30)))
-    assert {answer.default_version for answer in answers} == {1}
+    assert await asyncio.gather(*(room.shares() for _ in range(30))) == [{1: 100}] * 30
     assert room.server.loads == ["online"]
     assert (await room.get()).is_loaded is True
+
+
+async def test_shares_that_change_while_it_is_loaded_are_in_force_for_who_waited(room: Room) -> None:
+    await room.add()
+    await room.reached("READY", 2)
+    room.server.may_load.clear()
+    room.server.serving.clear()
+    loads = len(room.server.loads)
+    await room.loop_sees_it()
+    waiting = asyncio.create_task(room.shares())
+
+    async def asked() -> bool:
+        return len(room.server.loads) > loads
+
+    await until(asked)
+    await room.divide((2, 100))
+    room.server.may_load.set()
+    assert await waiting == {2: 100}
 
 
 async def test_admissions_do_not_ask_the_database(room: Room) -> None:

@@ -72,7 +72,6 @@ class AdmissionServicer(serving_pb2_grpc.AdmissionServiceServicer):
                 serving_pb2.TrafficShare(version=version, percentage=percentage)
                 for version, percentage in admission.shares.items()
             ],
-            default_version=admission.default_version,
             lifetime_seconds=admission.lifetime_seconds,
         )
 

@@ -15,15 +15,13 @@ from inference_service.usecases.served_models import find_served_model
 LIFETIME_SECONDS = 1.0
 # Less than the gateway waits for an answer.
 LOAD_SECONDS = 15.0
-UNKNOWN_VERSION = 0
 
 
 @dataclass(frozen=True)
 class Admission:
-    """Percentages by version, all READY; `default_version` is what Triton takes when none is named, 0 for not known."""
+    """Percentages by version, all READY."""
 
     shares: dict[int, int]
-    default_version: int
     lifetime_seconds: float = LIFETIME_SECONDS
 
 
@@ -35,16 +33,16 @@ class AdmitInference:
 
     async def __call__(self, name: str, version: str = "", is_look: bool = False) -> Admission:
         model = await find_served_model(self._models, name)
-        shares = _named(model, version) if version else _divided(model)
+        shares = _shares(model, version)
         if not is_look:
             await self._residency.ensure(model, self._load_seconds)
-        return Admission(shares, self._default_version(model))
+            # The shares, or the model, may have changed while it was loaded.
+            shares = _shares(await find_served_model(self._models, name), version)
+        return Admission(shares)
 
-    def _default_version(self, model: InferenceModel) -> int:
-        # Triton takes the highest that it has, also one that was not probed yet or is about to go: only where there is
-        # one alone, here and there, is it known.
-        only = frozenset(version.number for version in model.versions)
-        return min(only) if len(only) == 1 and self._residency.loaded.get(model.name) == only else UNKNOWN_VERSION
+
+def _shares(model: InferenceModel, version: str) -> dict[int, int]:
+    return _named(model, version) if version else _divided(model)
 
 
 def _named(model: InferenceModel, text: str) -> dict[int, int]:

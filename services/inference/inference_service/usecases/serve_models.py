@@ -13,7 +13,7 @@ from servicekit.times import utc_now
 from inference_service.domain.models import InferenceModel, ModelState, ModelVersion
 from inference_service.usecases.model_health import ModelHealth
 from inference_service.usecases.ports import InferenceModels, ModelServer, Predictions, ServerAwayError
-from inference_service.usecases.residency import LOADS_OF_AN_OWNER, RECENT_SECONDS, Residency
+from inference_service.usecases.residency import LOADS_OF_AN_OWNER, Residency
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +91,6 @@ class ServeModels:
                 # Lately used ones fill what is free; they drive nobody out.
                 self._residency.wanted.discard(name)
                 continue
-            if version is not None and model.ready_versions and utc_now() - version.created_at < SETTLING:
-                continue
             residency.start(name)
             running[model.owner] += 1
 
@@ -124,10 +122,6 @@ class ServeModels:
             at = now - timedelta(seconds=clock - used)
             if model.last_used_at is None or (at - model.last_used_at).total_seconds() > NOTE_SECONDS:
                 await self._models.note_used(model.uid, at)
-
-
-# Until nobody remembers from before a version came that Triton has only one: see AdmitInference.
-SETTLING = timedelta(seconds=RECENT_SECONDS)
 
 
 def _new(model: InferenceModel) -> ModelVersion | None:
