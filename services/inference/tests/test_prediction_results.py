@@ -11,6 +11,7 @@ from inference_service.domain.predictions import Prediction, ResultType
 from inference_service.domain.specs import INDEX_FILE, RESULT_FILE, write_json
 from inference_service.storage import results
 from inference_service.storage.results import read_page
+from inference_service.worker import result_files
 from inference_service.worker.pairs import compared
 from inference_service.worker.result_files import ResultFiles
 from servicekit.errors import Code, ServiceError
@@ -138,6 +139,21 @@ def test_vectors_and_rows_of_tables(tmp_path: Path) -> None:
     answer = prediction_result(read_page(tmp_path, prediction, 0, None, "/in"))
     [row] = answer.vector_results
     assert (row.sample_id, row.input_path, row.is_image, list(row.vector)) == ("t.csv:0", "/in/t.csv", False, [1.5, -2])
+
+
+def test_what_is_written_can_be_read_however_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = [(index + 1) / 3 for index in range(500_000)]
+    write(tmp_path / "long", [{"sampleId": "a", "file": "f-a", "vector": vector}])
+    [row] = read_page(tmp_path / "long", make_prediction(1, ResultType.VECTOR), 0, None, "/in").results
+    assert list(row.vector) == vector  # type: ignore[union-attr]
+    for module in (results, result_files):
+        monkeypatch.setattr(module, "MAX_LINE_BYTES", 2000)
+    rows = classified(3)
+    rows[1]["vector"] = vector
+    write(tmp_path / "longer", rows)
+    found = read_page(tmp_path / "longer", make_prediction(3), 0, None, "/in").results
+    assert [row.sample_id for row in found] == ["s0", "s1", "s2"]  # type: ignore[union-attr]
+    assert ["at most 2000 are kept" in row.error for row in found] == [False, True, False]
 
 
 def test_results_of_former_releases(tmp_path: Path) -> None:

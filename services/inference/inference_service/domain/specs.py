@@ -20,6 +20,8 @@ RESULT_FILE = "results.jsonl"
 INDEX_FILE = "results.index"
 INDEX_STEP = 1000
 INDEX_ENTRY_BYTES = 8
+# Of a line of the results; longer ones fit no answer of the gateway together with their kin.
+MAX_LINE_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)

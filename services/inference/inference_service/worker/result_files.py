@@ -14,10 +14,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inference_service.domain.specs import INDEX_ENTRY_BYTES, INDEX_FILE, INDEX_STEP, RESULT_FILE, write_json
+from inference_service.domain.specs import (
+    INDEX_ENTRY_BYTES,
+    INDEX_FILE,
+    INDEX_STEP,
+    MAX_LINE_BYTES,
+    RESULT_FILE,
+    write_json,
+)
 
 POSITION_FILE = "position.json"
 MAX_UNREADABLE = 100
+_NAMES = ("sampleId", "sampleId1", "sampleId2", "file")
 
 
 @dataclass
@@ -54,13 +62,16 @@ class ResultFiles:
             self._index = self._open(f"{INDEX_FILE}.part", entries * INDEX_ENTRY_BYTES)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Results in their order; they count once `checkpoint` returned."""
+        """Results in their order; they count once `checkpoint` returned. One that nobody could be sent is an error."""
         position = self.position
         for row in rows:
             if position.lines % INDEX_STEP == 0:
                 self._index.write(struct.pack("<Q", position.bytes))
-            # allow_nan: what is not finite is not JSON either, and nobody could read the file.
-            line = (json.dumps(row, allow_nan=False, separators=(",", ":")) + "\n").encode()
+            line = _line(row)
+            if len(line) > MAX_LINE_BYTES:
+                words = f"its result has {len(line)} bytes as text; at most {MAX_LINE_BYTES} are kept"
+                row = {**{key: row[key] for key in _NAMES if key in row}, "error": words}
+                line = _line(row)
             self._results.write(line)
             position.lines += 1
             position.bytes += len(line)
@@ -121,3 +132,8 @@ class ResultFiles:
             raise OSError(f"{name} has {stream.tell()} bytes, {size} were written")
         stream.truncate(size)
         return stream
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    # allow_nan: what is not finite is not JSON either, and nobody could read the file.
+    return (json.dumps(row, allow_nan=False, separators=(",", ":")) + "\n").encode()
