@@ -142,7 +142,7 @@ def test_vectors_and_rows_of_tables(tmp_path: Path) -> None:
 
 
 def test_what_is_written_can_be_read_however_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vector = [(index + 1) / 3 for index in range(500_000)]
+    vector = [(index + 1) / 3 for index in range(700_000)]
     write(tmp_path / "long", [{"sampleId": "a", "file": "f-a", "vector": vector}])
     [row] = read_page(tmp_path / "long", make_prediction(1, ResultType.VECTOR), 0, None, "/in").results
     assert list(row.vector) == vector  # type: ignore[union-attr]
