@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -32,6 +33,8 @@ SIDES = {"channels": 3, "height": 32, "width": 32}
 LABELS = ["cat", "dog", "owl"]
 PATIENCE_SECONDS, POLL_SECONDS = 300.0, 0.02
 MOST_MB_A_SWAP = 0.1
+# A Triton that ends so often is measured no further.
+MOST_ENDS = 5
 PROGRAM = """
 import numpy as np
 from torch import nn
@@ -51,7 +54,7 @@ class Swaps:
 
     `answered` is from the order to load to the first answer, `swapped` also has the unload, until the model's process
     had ended. `regions` are what was left in shared memory at the end. Where the server ended by itself it is started
-    again, which begins another of the `lives` that memory is looked at in.
+    again, which begins another of the `lives` that memory is looked at in; the promise is broken then.
     """
 
     lives: list[list[float]] = field(default_factory=lambda: [[]])
@@ -60,15 +63,42 @@ class Swaps:
     regions: int = 0
 
     @property
-    def server_mb(self) -> list[float]:
-        """Of the server that lived longest."""
-        return max(self.lives, key=len)
+    def ends(self) -> int:
+        """How often the server ended by itself."""
+        return len(self.lives) - 1
+
+    @property
+    def settled_mb(self) -> list[float]:
+        """After the first swaps, of the server that lived longest."""
+        return max(self.lives, key=len)[WARM_SWAPS:]
 
     @property
     def mb_a_swap(self) -> float:
-        """Growth after the first ones, by a line through all: one swap more or less does not matter."""
-        settled = self.server_mb[WARM_SWAPS:]
-        return float(np.polyfit(range(len(settled)), settled, 1)[0])
+        """Growth of that, by a line through all: one swap more or less does not matter. Not a number of too few."""
+        settled = self.settled_mb
+        return float(np.polyfit(range(len(settled)), settled, 1)[0]) if len(settled) > 1 else math.nan
+
+    def rows(self) -> Iterator[Row]:
+        """RuntimeError when hardly any swap was done."""
+        if len(self.swapped) < 2:
+            raise RuntimeError(f"Triton ended {self.ends} times in {len(self.swapped)} swaps; nothing was measured")
+        settled = self.settled_mb
+        yield Row(
+            f"memory of Triton's own process (private, dirty) after {len(self.swapped)} swaps of two models",
+            f"{settled[-1]:,.1f} MB" if settled else "",
+            f"{settled[0]:,.1f} MB after {WARM_SWAPS} swaps" if settled else "",
+            f"{self.mb_a_swap:+.3f} MB a swap, {self.regions} regions of shared memory left, ended {self.ends} times",
+            f"at most {MOST_MB_A_SWAP:g} MB a swap, no region, no end",
+            self.mb_a_swap <= MOST_MB_A_SWAP and self.regions == 0 and self.ends == 0,
+        )
+        yield Row(
+            "a model that is not in memory: from the order to load it to its first answer",
+            f"{statistics.median(self.answered):.2f} s",
+            "",
+            f"{statistics.quantiles(self.answered, n=20)[-1]:.2f} s in 1 of 20",
+            "at most 3 s",
+            statistics.median(self.answered) <= 3.0,
+        )
 
 
 def measure_swaps(count: int = SWAPS) -> Iterator[Row]:
@@ -76,23 +106,7 @@ def measure_swaps(count: int = SWAPS) -> Iterator[Row]:
     announce(f"{count} swaps of two models")
     with tempfile.TemporaryDirectory(prefix="dlmesh-bench-", ignore_cleanup_errors=True) as folder:
         swaps = asyncio.run(swap(Path(folder), count))
-    first, last, ends = swaps.server_mb[WARM_SWAPS], swaps.server_mb[-1], len(swaps.lives) - 1
-    yield Row(
-        f"memory of Triton's own process (private, dirty) after {count} swaps of two models",
-        f"{last:,.1f} MB",
-        f"{first:,.1f} MB after {WARM_SWAPS} swaps",
-        f"{swaps.mb_a_swap:+.3f} MB a swap, {swaps.regions} regions of shared memory left, ended {ends} times",
-        f"at most {MOST_MB_A_SWAP:g} MB a swap, no region",
-        swaps.mb_a_swap <= MOST_MB_A_SWAP and swaps.regions == 0,
-    )
-    yield Row(
-        "a model that is not in memory: from the order to load it to its first answer",
-        f"{statistics.median(swaps.answered):.2f} s",
-        "",
-        f"{statistics.quantiles(swaps.answered, n=20)[-1]:.2f} s in 1 of 20",
-        "at most 3 s",
-        statistics.median(swaps.answered) <= 3.0,
-    )
+    yield from swaps.rows()
 
 
 async def swap(home: Path, count: int) -> Swaps:
@@ -136,6 +150,8 @@ async def _swap(server: TritonServer, control: TritonClient, address: str, count
             except (ServerAwayError, InferenceServerException, OSError) as error:
                 announce(f"Triton ended: {error}")
                 swaps.lives.append([])
+                if swaps.ends >= MOST_ENDS:
+                    break
                 await _until_live(control)
                 continue
             swaps.answered.append(answered)
