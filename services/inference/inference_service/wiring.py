@@ -18,6 +18,7 @@ from inference_service.api.servicers import InferenceServicer, UploadLimits
 from inference_service.api.serving import AdmissionServicer, ServedModelServicer
 from inference_service.clients.peers import CatalogClient, TrainingsClient
 from inference_service.clients.triton import NoTriton, Processes, TritonClient
+from inference_service.domain.kernel_pools import KernelPools
 from inference_service.kernel_settings import KernelModelSettings
 from inference_service.kernel_wiring import build_kernels
 from inference_service.settings import TritonSettings
@@ -54,9 +55,12 @@ def build(
     trainings: Trainings | None = None,
     jobs: Jobs | None = None,
     server: ModelServer | None = None,
+    kernels: KernelModelSettings | None = None,
+    pools: KernelPools | None = None,
 ) -> Application:
-    """The service on `settings`; a peer (or a model server) that is given is used instead of the real one."""
+    """The service on `settings`; a peer, a model server or pools that are given are used instead of the real ones."""
     triton = triton or TritonSettings.from_environment()
+    kernels = kernels or KernelModelSettings.from_environment()
     database = Database(settings.database_url, "inference")
     channels = Channels(settings)
     catalog = catalog or CatalogClient(channels)
@@ -105,8 +109,7 @@ def build(
         workspace.folder,
         UploadLimits(triton.max_image_bytes, triton.max_upload_bytes, triton.max_upload_files),
     )
-    kernel_settings = KernelModelSettings.from_environment()
-    kernels = build_kernels(settings, database, kernel_settings)
+    kernel_parts = build_kernels(settings, database, kernels, pools)
     return Application(
         name="inference",
         servicers=[
@@ -125,14 +128,14 @@ def build(
                 AdmissionServicer(AdmitInference(models, residency)),
                 "dlmesh.inference.v1.AdmissionService",
             ),
-            *kernels.servicers,
+            *kernel_parts.servicers,
         ],
-        loops=[*loops, export, serve, follow, remove, *kernels.loops],
+        loops=[*loops, export, serve, follow, remove, *kernel_parts.loops],
         databases=[database],
         channels=[channels],
         startup=[functools.partial(database.migrate, MIGRATIONS)],
-        shutdown=[*kernels.shutdown, *shutdown],
-        settings={"triton": triton, "kernels": kernel_settings},
+        shutdown=[*kernel_parts.shutdown, *shutdown],
+        settings={"triton": triton, "kernels": kernels},
     )
 
 
@@ -151,6 +154,7 @@ def _model_server(
     """A client of the Triton that the settings name; one of our own is kept by a loop and ended at shutdown."""
     address_file = home / "inference" / "triton.json"
     processes: Processes | None = None
+    key = ""
     if triton.url:
         write_addresses(address_file, {"http": triton.url, "grpc": triton.grpc})
     elif not triton.enabled or triton.installation is None:
@@ -163,7 +167,7 @@ def _model_server(
         child = TritonServer(triton.installation, home, on_start)
         loops.append(ReconcileLoop("triton", child.step, later_seconds=0.25))
         shutdown.append(child.stop)
-        processes = child.model_processes
-    client = TritonClient(lambda: read_grpc_address(address_file), processes, triton.model_load_seconds)
+        processes, key = child.model_processes, child.key
+    client = TritonClient(lambda: read_grpc_address(address_file), processes, triton.model_load_seconds, key)
     shutdown.insert(0, client.close)
     return client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import requests
 import tritonclient.grpc as tritongrpc
 from inference_service.clients.triton import TritonClient
 from inference_service.storage.repository import DiskRepository
@@ -140,7 +142,8 @@ async def test_killed_it_comes_back_on_its_ports_and_serves(tmp_path: Path) -> N
     loop = ReconcileLoop("triton", server.step, soon_seconds=0.05, later_seconds=0.05)
     running = asyncio.create_task(loop.run())
     address_file = tmp_path / "inference" / "triton.json"
-    client = TritonClient(lambda: read_grpc_address(address_file))
+    client = TritonClient(lambda: read_grpc_address(address_file), key=server.key)
+    stranger = TritonClient(lambda: read_grpc_address(address_file))
     inputs = random_inputs(3)
 
     async def loads() -> bool:
@@ -158,6 +161,10 @@ async def test_killed_it_comes_back_on_its_ports_and_serves(tmp_path: Path) -> N
             np.testing.assert_allclose(answers, expected(checkpoints, inputs), rtol=1e-5)
             assert addresses in ("", address_file.read_text())
             addresses = address_file.read_text()
+            with pytest.raises(ServerAwayError, match="restricted"):
+                await stranger.load("tiny")
+            url = f"{json.loads(addresses)['http']}/v2/repository/models/tiny/unload"
+            assert not (await asyncio.to_thread(requests.post, url, json={}, timeout=60)).ok
             assert server.pid is not None
             family += [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
             os.kill(server.pid, signal.SIGKILL)
@@ -168,6 +175,7 @@ async def test_killed_it_comes_back_on_its_ports_and_serves(tmp_path: Path) -> N
         loop.stop()
         await running
         await client.close()
+        await stranger.close()
         await server.stop()
 
     async def nothing_is_left() -> bool:

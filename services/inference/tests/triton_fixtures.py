@@ -128,7 +128,10 @@ def served(home: Path) -> Iterator[ServedHome]:
     prefix = f"dlmesh_test_{os.getpid()}_"
     with (home / "triton.log").open("wb") as log:
         process = subprocess.Popen(
-            installation.command(repository, ports, prefix), env=installation.environment(), stdout=log, stderr=log
+            installation.confined(home, installation.command(repository, ports, prefix)),
+            env=installation.environment(),
+            stdout=log,
+            stderr=log,
         )
     room.pid = process.pid
     try:

@@ -29,6 +29,7 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _WRITE_FILE, _READ_FILE, _TRUNCATE = 1 << 1, 1 << 2, 1 << 14
 # Remove files and folders, make any kind of file but a device, and rename from folder to folder.
 _CHANGE_FOLDER = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 12 | 1 << 13
+_MAKE_AND_REMOVE_FOLDERS = 1 << 4 | 1 << 7
 _PATH_BENEATH = 1
 _SCOPE_SIGNAL = 1 << 1
 _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 24, 47, 4
@@ -53,11 +54,12 @@ def hide(
     *,
     changes_nothing_else: bool = False,
     shared: Iterable[str] = (*SHARED_FOLDERS, *READ_ONLY_FOLDERS),
+    empty: Iterable[Path] = (),
 ) -> None:
     """Give up, for this process and all that it starts, what is hidden; `writable` and `readable` lie below `home`.
 
     With `changes_nothing_else` only `writable` and devices can be written, and all the rest that is not hidden read.
-    `shared` are the folders of the home that are not hidden.
+    `shared` are the folders of the home that are not hidden. In `empty` empty folders can be made and removed.
     Nothing is given up where there is no `home`; files stay within reach where the kernel has no Landlock. OSError when
     the kernel refuses.
     """
@@ -70,20 +72,24 @@ def hide(
         return
     abi = supported_abi()
     if abi:
-        _restrict(abi, _reachable(home, writable, readable, shared, not changes_nothing_else))
+        _restrict(abi, _reachable(home, writable, readable, shared, not changes_nothing_else), empty)
     if os.geteuid() == 0:
         # Root looks into every process and every disk, whatever files it has given up.
         _drop_capabilities()
 
 
-def _restrict(abi: int, reachable: Iterable[tuple[str, bool]]) -> None:
+def _restrict(abi: int, reachable: Iterable[tuple[str, bool]], empty: Iterable[Path]) -> None:
     file_rights = _READ_FILE | _WRITE_FILE | (_TRUNCATE if abi >= 3 else 0)
     everything = file_rights | _CHANGE_FOLDER
     # Files, network (all of it is allowed), and what cannot be done to processes outside.
     attributes = struct.pack("QQQ", everything, 0, _SCOPE_SIGNAL) if abi >= 6 else struct.pack("Q", everything)
     ruleset = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
     try:
-        for path, is_writable in reachable:
+        allowed = itertools.chain(
+            ((path, everything if is_writable else _READ_FILE) for path, is_writable in reachable),
+            ((str(path), _MAKE_AND_REMOVE_FOLDERS) for path in empty),
+        )
+        for path, rights in allowed:
             try:
                 beneath = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             except OSError:
@@ -92,9 +98,7 @@ def _restrict(abi: int, reachable: Iterable[tuple[str, bool]]) -> None:
                 mode = os.fstat(beneath).st_mode
                 if stat.S_ISLNK(mode):
                     continue
-                rights = everything if is_writable else _READ_FILE
-                rights &= everything if stat.S_ISDIR(mode) else file_rights
-                rule = struct.pack("<Qi", rights, beneath)
+                rule = struct.pack("<Qi", rights & (everything if stat.S_ISDIR(mode) else file_rights), beneath)
                 _call(_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(_PATH_BENEATH), rule, ctypes.c_uint32(0))
             finally:
                 os.close(beneath)

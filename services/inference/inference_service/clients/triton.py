@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from inference_service.domain.models import TritonUnavailableError
+from inference_service.triton.installation import KEY_HEADER
 from inference_service.triton.probes import PARAMETER, former_probe, probe_arrays, probe_complaint
 from inference_service.usecases.ports import Activity, LoadRefusedError, LoadTimedOutError, ServerAwayError
 
@@ -25,11 +26,15 @@ UNKNOWN = "Request for unknown model"
 LATE = "StatusCode.DEADLINE_EXCEEDED"
 AWAY = {"StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", LATE}
 
+# Triton puts this before the name that its command line gives.
+GRPC_HEADER = f"triton-grpc-protocol-{KEY_HEADER}"
+
 
 class TritonClient:
     """Asks the server at `address()`, which is looked up again for each call: it may come back elsewhere.
 
-    `processes` gives the ids of the processes of models and versions, where these are our own server's.
+    `processes` gives the ids of the processes of models and versions, where these are our own server's, and `key` is
+    what that one demands.
     """
 
     def __init__(
@@ -37,8 +42,10 @@ class TritonClient:
         address: Callable[[], str | None],
         processes: Processes | None = None,
         load_seconds: float = LOAD_SECONDS,
+        key: str = "",
     ) -> None:
         self._address, self._processes, self._load_seconds = address, processes, load_seconds
+        self._headers = {GRPC_HEADER: key} if key else None
         self._client: Any = None
         self._client_address = ""
 
@@ -46,7 +53,9 @@ class TritonClient:
         """There is one, or will be again."""
 
     async def loaded(self) -> Mapping[str, frozenset[int]]:
-        index = await self._call(lambda client: client.get_model_repository_index(client_timeout=CALL_SECONDS))
+        index = await self._call(
+            lambda client: client.get_model_repository_index(headers=self._headers, client_timeout=CALL_SECONDS)
+        )
         ready: dict[str, set[int]] = {}
         for model in index.models:
             if model.state == "READY" and model.version.isdigit():
@@ -64,7 +73,9 @@ class TritonClient:
     async def load(self, name: str) -> None:
         seconds = self._load_seconds
         try:
-            await self._call(lambda client: client.load_model(name, client_timeout=seconds), may_be_late=True)
+            await self._call(
+                lambda client: client.load_model(name, headers=self._headers, client_timeout=seconds), may_be_late=True
+            )
         except TimeoutError as error:
             raise LoadTimedOutError(f"it was not loaded within {seconds:g} s (DLMESH_MODEL_LOAD_SECONDS)") from error
 
@@ -76,7 +87,7 @@ class TritonClient:
                         os.kill(pid, signal.SIGKILL)
 
     async def unload(self, name: str) -> None:
-        await self._call(lambda client: client.unload_model(name, client_timeout=CALL_SECONDS))
+        await self._call(lambda client: client.unload_model(name, headers=self._headers, client_timeout=CALL_SECONDS))
 
     async def probe(self, name: str, version: int) -> None:
         try:

@@ -5,14 +5,23 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from workerkit.confinement import hiding
 
 HOST = "127.0.0.1"
 STUB = "triton_python_backend_stub"
 EXIT_SECONDS = 3
 LOADS_AT_ONCE = 8
+LAUNCHER = Path(__file__).with_name("launcher.py")
+# Only who has the key may ask for these; all that models' clients need is free.
+RESTRICTED = "model-repository,shared-memory,trace,logging"
+KEY_HEADER = "dlmesh-key"
+# Of the service's environment models get neither passwords nor settings, as kernels.
+INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "HOME")
+INHERITED_PREFIXES = ("CUDA", "NVIDIA")
 _DEFAULT_HOME = Path(__file__).resolve().parents[4] / ".triton"
 
 
@@ -51,11 +60,12 @@ class Installation:
         """Whether it is complete enough to be started."""
         return self.binary.is_file() and (self.backends / "python" / STUB).is_file()
 
-    def command(self, repository: Path, ports: Ports, shm_prefix: str) -> list[str]:
-        """argv of a server of `repository` that loads models only when told to.
+    def command(self, repository: Path, ports: Ports, shm_prefix: str, key: str = "") -> list[str]:
+        """argv of a server of `repository` that loads models only when told to, with a `key` only by who sends it.
 
         `shm_prefix` begins the names of its shared memory regions, so that those of a killed server can be removed.
         """
+        restricted = f"{RESTRICTED}:{KEY_HEADER}={key}"
         return [
             str(self.binary),
             f"--model-repository={repository}",
@@ -71,7 +81,13 @@ class Installation:
             f"--metrics-address={HOST}",
             f"--metrics-port={ports.metrics}",
             f"--exit-timeout-secs={EXIT_SECONDS}",
+            *([f"--http-restricted-api={restricted}", f"--grpc-restricted-protocol={restricted}"] if key else []),
         ]
+
+    def confined(self, home: Path, command: Sequence[str]) -> list[str]:
+        """argv that does the same within the fence of `launcher.py`, and is killed with this process."""
+        program = (sys.executable, "-S", "-E", "-s", str(LAUNCHER), str(os.getpid()))
+        return [*program, str(home), str(self.home), str(Path(hiding.__file__).parent), *command]
 
     def environment(self, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
         """The server's environment. Its Python stub imports what this process can import, torch above all."""
@@ -80,7 +96,9 @@ class Installation:
         if library_folder and (Path(library_folder) / f"libpython{sysconfig.get_python_version()}.so.1.0").exists():
             # The stub embeds Python: the very one that runs here, where it is built as a library.
             libraries.append(library_folder)
-        inherited = {key: value for key, value in environ.items() if not key.startswith(("PYTHON", "LD_"))}
+        inherited = {
+            name: value for name, value in environ.items() if name in INHERITED or name.startswith(INHERITED_PREFIXES)
+        }
         return {
             **inherited,
             # The stub ignores PYTHONPATH; it takes its packages from where the first python3 of PATH has them.

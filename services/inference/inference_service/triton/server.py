@@ -9,14 +9,15 @@ import json
 import logging
 import os
 import random
+import secrets
 import socket
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from servicekit.reconcile import Next
+from workerkit.confinement import hiding
 
 from inference_service.triton.installation import EXIT_SECONDS, HOST, Installation, Ports
 from inference_service.triton.liveness import Liveness
@@ -32,7 +33,6 @@ LOG_BYTES = 64 * 1024 * 1024
 # Below the range from which the kernel takes ports for outgoing connections.
 PORTS = range(20000, 32000)
 SHARED_MEMORY = Path("/dev/shm")
-LAUNCHER = Path(__file__).with_name("die_with_parent.py")
 
 
 class TritonServer:
@@ -51,10 +51,13 @@ class TritonServer:
     ) -> None:
         self._installation, self._on_start, self._make_liveness = installation, on_start, make_liveness
         self._liveness, self._http_port = make_liveness(), 0
+        self._home = home
         self._repository = home / "inference" / "repository"
         self._address_file = home / "inference" / "triton.json"
         self._log_file = home / "log" / "triton.log"
         self._shm_prefix = f"dlmesh_{hashlib.sha256(str(home).encode()).hexdigest()[:12]}_"
+        # What must be sent to load and unload. Programs of this machine can see it in Triton's command line.
+        self.key = secrets.token_hex(16)
         self._process: asyncio.subprocess.Process | None = None
         self._started_at = 0.0
         self._due_at = 0.0
@@ -117,13 +120,13 @@ class TritonServer:
         # Python stubs of a server that was killed end by themselves; their memory regions stay.
         self._remove_shared_memory()
         publish_addresses(self._address_file, ports)
-        command = self._installation.command(self._repository, ports, self._shm_prefix)
+        command = self._installation.command(self._repository, ports, self._shm_prefix, self.key)
+        if not hiding.supported_abi():
+            log.warning("this kernel has no Landlock: models that are served can read what the platform's user can")
         output = self._open_log()
         try:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-S", "-E", "-s", str(LAUNCHER), str(os.getpid())),
-                *command,
+                *self._installation.confined(self._home, command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

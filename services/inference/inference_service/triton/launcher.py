@@ -1,0 +1,43 @@
+"""`python launcher.py PARENT_PID HOME INSTALLATION CONFINEMENT PROGRAM [ARGUMENT ...]`: become Triton, fenced in.
+
+PROGRAM is killed when the parent ends, and of the platform's HOME it and all that it starts can write the rooms of
+models only, and read besides what programs share only the model repository and the INSTALLATION. CONFINEMENT is the
+folder of that package's modules. A program of its own because the service has threads: code between fork and exec
+would not be safe in it. Standard library only.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    parent, home, installation, program = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[5:]
+    sys.path.insert(0, sys.argv[4])
+    import hiding  # type: ignore[import-not-found]
+
+    rooms, repository = home / "inference" / "rooms", home / "inference" / "repository"
+    rooms.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Whoever reaches Triton's port can have it run a Python program of their own: not only what a model's code does
+    # must be fenced, also the processes that run it.
+    hiding.hide(
+        home,
+        writable=[rooms],
+        readable=[repository, installation],
+        changes_nothing_else=True,
+        shared=hiding.SHARED_FOLDERS,
+        # The Python backend does not start without a folder there, for environments that we do not use.
+        empty=[Path("/tmp")],
+    )
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)
+    os.execv(program[0], program)
+
+
+if __name__ == "__main__":
+    main()
