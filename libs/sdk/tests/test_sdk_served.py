@@ -125,13 +125,13 @@ def test_a_preprocess_that_fails_is_the_samples_error() -> None:
     def choosy(image: Image.Image, **_: int) -> Any:
         if image.width > 20:
             raise RuntimeError("too wide for me")
-        return np.zeros((1, 2, 30 if image.height > 20 else 2))
+        return np.zeros((1, 4, 30 if image.height > 20 else 6))
 
     model = make({"labels": ["a"], **SHAPE}, SimpleNamespace(preprocess=choosy))
-    encoded = model.encode([Item("fine", picture()), Item("wide", picture(21)), Item("high", picture(5, 21))])
+    encoded = model.encode([Item("high", picture(5, 21)), Item("fine", picture()), Item("wide", picture(21))])
     assert set(encoded.errors) == {"wide", "high"}
     assert "too wide for me" in encoded.errors["wide"]
-    assert "(1, 2, 30)" in encoded.errors["high"]
+    assert "(1, 4, 30)" in encoded.errors["high"]
     assert len(encoded.inputs["INPUT__0"]) == 1
 
 
@@ -143,8 +143,26 @@ def test_boxes_are_in_pixels_of_the_file() -> None:
     assert [score["bbox"] for score in result["scores"]] == [[0, 0, 60, 80], [60, 20, 120, 40]]
     [result] = DETECTOR.results(encoded, {"OUTPUT__0": rows}, 0.5)
     assert [score["label"] for score in result["scores"]] == ["a"]
-    rows[0, 0, 5] = 2
-    assert "error" in DETECTOR.results(encoded, {"OUTPUT__0": rows})[0]
+    for label in (2, -1, 1e9):
+        rows[0, 0, 5] = label
+        assert f"label {label:g} of 2" in DETECTOR.results(encoded, {"OUTPUT__0": rows})[0]["error"]
+
+
+def test_pictures_that_keep_their_sizes_are_batched_by_them() -> None:
+    model = make(
+        {"task": "detection", "labels": ["a"]},
+        SimpleNamespace(preprocess=lambda image: np.asarray(image, np.float32)[None] / 255),
+    )
+    sizes = {"s": (12, 8), "w": (30, 8), "t": (12, 8), "h": (12, 20)}
+    items = [Item(name, picture(*size)) for name, size in sizes.items()]
+    batches = model.encode_alike([*items, Item("bad", b"junk")])
+    assert [batch.sample_ids for batch in batches] == [("bad",), ("s", "t"), ("w",), ("h",)]
+    assert [batch.inputs["INPUT__0"].shape for batch in batches[1:]] == [(2, 1, 8, 12), (1, 1, 8, 30), (1, 1, 20, 12)]
+    assert [batch.sizes for batch in batches[1:]] == [((8, 12), (8, 12)), ((8, 30),), ((20, 12),)]
+    [alone] = model.encode_alike([items[0], Item("bad", b"junk")])
+    assert (alone.readable, alone.sizes) == (("s",), ((8, 12),))
+    with pytest.raises(ValueError, match="several shapes"):
+        model.encode(items)
 
 
 def test_vectors_and_how_near_they_are() -> None:
@@ -250,7 +268,7 @@ def test_a_bundle_is_loaded_with_what_lies_beside_its_program(tmp_path: Path) ->
             f"import numpy as np\nfrom shades_{name} import SHADE\n"
             "def preprocess(image, channels, height, width):\n    return np.full((1, 1, 1), SHADE)\n"
         )
-        (bundle / "serving.json").write_text(json.dumps({"labels": ["a"], **SHAPE}))
+        (bundle / "serving.json").write_text(json.dumps({"labels": ["a"], "channels": 1, "height": 1, "width": 1}))
     values = [load(tmp_path / name).encode([Item("x", picture())]).inputs["INPUT__0"].item() for name in ("one", "two")]
     assert values == [1.0, 2.0]
     (tmp_path / "one" / "model.py").unlink()

@@ -24,6 +24,7 @@ from inference_service.triton.server import read_grpc_address
 from inference_service.usecases.ports import LoadRefusedError
 from inference_service.worker.predict import predict
 from PIL import Image
+from template_bundles import ask as ask_tensors
 from triton_fixtures import ServedHome, make_model, write_training
 from tritonclient.utils import InferenceServerException
 from workerkit.confinement.hiding import supported_abi
@@ -237,6 +238,10 @@ async def test_a_keras_model(triton: ServedHome, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.concatenate(answers[: len(seen)]), expected, rtol=1e-5, atol=1e-6)
     one_by_one = probabilities([answer[0] for answer in answers[len(seen) :]], LABELS)
     np.testing.assert_allclose(one_by_one, expected, rtol=1e-5, atol=1e-6)
+    both = {"INPUT__0": inputs[0], "ITEM": np.array([[items[0]]], np.object_)}
+    with pytest.raises(InferenceServerException, match="needed are ITEM alone, or INPUT__0") as caught:
+        await asyncio.to_thread(ask_tensors, triton, "keras", both)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
 @pytest.mark.parametrize("brings_program", [True, False])

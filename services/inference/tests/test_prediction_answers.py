@@ -32,8 +32,15 @@ class Echo:
     def items(self, file: Any, name: str) -> Any:
         raise NotImplementedError
 
-    def encode(self, items: Sequence[Item]) -> Encoded:
-        numbers = np.array([[item.value] for item in items], np.float32)
+    def encode_alike(self, items: Sequence[Item]) -> list[Encoded]:
+        # Those above 100 are of another shape.
+        return [
+            self._encoded([item for item in items if (item.value > 100) is is_high], 1 + is_high)
+            for is_high in sorted({item.value > 100 for item in items})
+        ]
+
+    def _encoded(self, items: Sequence[Item], width: int) -> Encoded:
+        numbers = np.array([[item.value] * width for item in items], np.float32)
         return Encoded(tuple(item.sample_id for item in items), {"INPUT__0": numbers})
 
     def results(self, encoded: Encoded, outputs: Any, threshold: float) -> list[dict[str, Any]]:
@@ -44,7 +51,7 @@ class Echo:
 class FakeClient:
     """Asks `answer`, which is given the numbers."""
 
-    def __init__(self, answer: Callable[[Any], None]) -> None:
+    def __init__(self, answer: Callable[[Any], object]) -> None:
         self._answer = answer
 
     def infer(self, inputs: Any, seconds: float) -> Any:
@@ -58,7 +65,7 @@ class FakeClient:
         """Nothing to close."""
 
 
-def answers_of(answer: Callable[[Any], None], model: Any = None) -> Answers:
+def answers_of(answer: Callable[[Any], object], model: Any = None) -> Answers:
     return Answers(model or Echo(), lambda: FakeClient(answer), 0.0)  # type: ignore[arg-type,return-value]
 
 
@@ -76,7 +83,7 @@ def test_nobody_is_blamed_for_a_late_answer() -> None:
 
 def test_the_tries_of_a_batch_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = count(step=100.0)
-    monkeypatch.setattr(answers.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr("inference_service.worker.answers.time.monotonic", lambda: next(seconds))
     monkeypatch.setattr(answers, "PATIENCE_SECONDS", 1000.0)
     calls = []
 
@@ -98,6 +105,15 @@ def test_what_the_model_refuses_of_one_sample_is_that_samples_error() -> None:
     rows = answers_of(choosy)(items_of(4))
     assert [row["sampleId"] for row in rows if "vector" in row] == ["s0", "s1", "s3"]
     assert "allowed are numbers from 3" in rows[2]["error"]
+
+
+def test_samples_of_several_shapes_keep_their_order() -> None:
+    items = [Item(f"s{number}", number) for number in (1, 101, 2, 102)]
+    rows = answers_of(lambda _: None)(items)
+    assert rows == [
+        {"sampleId": f"s{number}", "vector": [float(number)] * width}
+        for number, width in ((1, 1), (101, 2), (2, 1), (102, 2))
+    ]
 
 
 def test_a_slow_model_is_not_asked_for_more_than_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:

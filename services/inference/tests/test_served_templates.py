@@ -142,8 +142,9 @@ async def test_one_unreadable_item_or_request_spoils_no_other(triton: ServedHome
     assert ["scores" in answer[0] for answer in answers[:16]] == [True, False] * 8
     assert all(answer["OUTPUT__0"].sum() == pytest.approx(1.0, abs=1e-5) for answer in answers[16:])
     both = {"INPUT__0": np.zeros(shape, np.float32), "ITEM": np.array([[picture]], np.object_)}
-    with pytest.raises(InferenceServerException, match="ITEM"):
+    with pytest.raises(InferenceServerException, match="needed are ITEM alone, or INPUT__0; given:") as caught:
         await asyncio.to_thread(ask, triton, "mixed", both)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
 async def test_numbers_that_no_text_has_fail_alone(triton: ServedHome, tmp_path: Path) -> None:
@@ -160,12 +161,14 @@ async def test_numbers_that_no_text_has_fail_alone(triton: ServedHome, tmp_path:
         try:
             return "answered" if np.isfinite(ask(triton, "poisoned", inputs)["OUTPUT__0"]).all() else "junk"
         except InferenceServerException as error:
-            return str(error.message())
+            return f"{error.status()} {error.message()}"
 
     # So many at once that Triton makes batches of both.
     outcomes = await asyncio.gather(*(asyncio.to_thread(outcome, each) for each in [good, *poisons] * 8))
     assert outcomes[::5] == ["answered"] * 8
-    assert all("TOKENS" in words for number, words in enumerate(outcomes) if number % 5)
+    assert all(
+        words.startswith("StatusCode.INVALID_ARGUMENT TOKENS: ") for number, words in enumerate(outcomes) if number % 5
+    )
 
 
 async def test_texts_of_different_lengths_are_batched(triton: ServedHome, tmp_path: Path) -> None:

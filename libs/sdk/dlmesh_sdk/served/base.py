@@ -104,7 +104,12 @@ class Served(ABC):
 
     @abstractmethod
     def encode(self, items: Sequence[Item]) -> Encoded:
-        """Read and preprocess."""
+        """Read and preprocess; ValueError when they are not of one shape."""
+
+    def encode_alike(self, items: Sequence[Item]) -> list[Encoded]:
+        """The same in batches of one shape each, so that no sample depends on what it came with. Each item is in one of
+        them; at least one batch."""
+        return [self.encode(items)]
 
     def check(self, inputs: Mapping[str, Any]) -> None:  # noqa: B027  pixels may be anything
         """ValueError for arrays or tensors that `encode` never makes and that would break more than their own answer:

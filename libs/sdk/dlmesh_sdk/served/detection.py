@@ -59,6 +59,8 @@ class ServedDetection(ServedImages):
         scores = []
         for *edges, probability, index in output[output[:, 4] > 0].tolist():
             if probability >= threshold:
+                if not 0 <= index < len(self.labels):
+                    raise ValueError(f"label {index:g} of {len(self.labels)}")
                 box = [edge * side for edge, side in zip(edges, (width, height, width, height), strict=True)]
                 scores.append({"index": int(index), "label": self.labels[int(index)], "prob": probability, "bbox": box})
         return {"scores": sorted(scores, key=lambda score: -score["prob"])}

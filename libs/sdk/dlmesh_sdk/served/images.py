@@ -35,8 +35,13 @@ class ServedImages(Served):
         return Item(sample_id, content)
 
     def encode(self, items: Sequence[Item]) -> Encoded:
-        pixels: list[np.ndarray[Any, Any]] = []
-        sizes: list[tuple[int, int]] = []
+        if len(alike := self.encode_alike(items)) > 1:
+            raise ValueError("preprocess makes pictures of several shapes of them: encode_alike takes them apart")
+        return alike[0]
+
+    def encode_alike(self, items: Sequence[Item]) -> list[Encoded]:
+        declared = self.input(self.serving).shape
+        found: dict[tuple[int, ...], list[tuple[str, np.ndarray[Any, Any], tuple[int, int]]]] = {}
         errors: dict[str, str] = {}
         for item in items:
             try:
@@ -44,16 +49,23 @@ class ServedImages(Served):
                     raise ValueError(item.value.reason)
                 image = open_picture(item.value)
                 prepared = self.to_input(image)
-                if pixels and prepared.shape != pixels[0].shape:
-                    raise ValueError(f"preprocess made {prepared.shape} of it, and {pixels[0].shape} of others")
+                if not _fits(prepared.shape, declared):
+                    raise ValueError(f"preprocess made {prepared.shape} of it, the model takes {declared}; -1 is any")
             # Also what the model's own preprocess makes of a picture that it did not expect.
             except Exception as error:
                 errors[item.sample_id] = str(error) or type(error).__name__
                 continue
-            pixels.append(prepared)
-            sizes.append((image.height, image.width))
-        inputs = {"INPUT__0": np.stack(pixels)} if pixels else {}
-        return Encoded(tuple(item.sample_id for item in items), inputs, errors, tuple(sizes))
+            found.setdefault(prepared.shape, []).append((item.sample_id, prepared, (image.height, image.width)))
+        if len(found) <= 1:
+            [alike] = found.values() or [[]]
+            inputs = {"INPUT__0": np.stack([pixels for _, pixels, _ in alike])} if alike else {}
+            sizes = tuple(size for _, _, size in alike)
+            return [Encoded(tuple(item.sample_id for item in items), inputs, errors, sizes)]
+        batches = [Encoded(tuple(errors), {}, errors)] if errors else []
+        for alike in found.values():
+            names, pixels, sizes = zip(*alike, strict=True)
+            batches.append(Encoded(names, {"INPUT__0": np.stack(pixels)}, sizes=sizes))
+        return batches
 
     @classmethod
     def input(cls, serving: Mapping[str, Any]) -> Tensor:
@@ -61,3 +73,7 @@ class ServedImages(Served):
         channels, height, width = (int(serving.get(side, -1)) for side in SIDES)
         is_keras = serving.get("framework") == "TensorFlow"
         return Tensor("INPUT__0", "FP32", (height, width, channels) if is_keras else (channels, height, width))
+
+
+def _fits(shape: Sequence[int], declared: Sequence[int]) -> bool:
+    return len(shape) == len(declared) and all(side in (-1, own) for own, side in zip(shape, declared, strict=True))

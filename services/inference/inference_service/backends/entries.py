@@ -14,10 +14,12 @@ from dlmesh_sdk.served import Facts, Tensor
 from servicekit.archives import ArchiveLimits
 from servicekit.plain_folders import copy_plain_folder
 
-from inference_service.backends.base import SERVING_FILE, ExportError, Source
-from inference_service.triton.probes import PARAMETER
+from inference_service.backends.base import SERVING_FILE, ExportError, Source, read_facts
+from inference_service.triton.probes import PARAMETER, probe_of
 
 MAX_BATCH_SIZE = 64
+# Beside the runners that they are imported by.
+MODULES = ("bytes_tensors.py", "model_room.py", "served_runner.py")
 # Of a folder that a training has left.
 LIMITS = ArchiveLimits(size_bytes=64 * 1024**3, members=100_000)
 # KIND_AUTO is one instance on each GPU where there are GPUs, else one on the CPU.
@@ -33,6 +35,16 @@ parameters {{ key: {probe_key} value {{ string_value: {probe} }} }}
 """
 ITEM = '{ name: "ITEM" data_type: TYPE_STRING dims: [ 1 ] optional: true }'
 RESULT = '{ name: "RESULT" data_type: TYPE_STRING dims: [ 1 ] }'
+
+
+def write_served(source: Source, entry: Path, runner: Path, weights: str) -> None:
+    """The whole entry of a model that `dlmesh_sdk.served` knows: `runner` becomes its model.py."""
+    facts = read_facts(source.checkpoints)
+    write_program(source, entry / "1" / "bundle", [weights])
+    shutil.copy2(runner, entry / "1" / "model.py")
+    for module in MODULES:
+        shutil.copy2(runner.with_name(module), entry / "1" / module)
+    write_description(entry, source.name, facts, probe_of(facts))
 
 
 def write_program(source: Source, bundle: Path, files: Sequence[str]) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from inference_service.backends.base import Backend, ExportError, Source, read_facts
-from inference_service.backends.entries import write_description, write_program
-from inference_service.triton.probes import probe_of
+from inference_service.backends.entries import write_served
 
 RUNNER = Path(__file__).with_name("keras_runner.py")
-MODULES = ("bytes_tensors.py", "model_room.py")
 WEIGHTS = "model_epoch_final.keras"
 TASKS = ("classification", "vector")
 
@@ -35,9 +32,4 @@ class KerasPythonBackend(Backend):
     def write(self, source: Source, entry: Path) -> None:
         if reason := self.refusal(source):
             raise ExportError(reason)
-        facts = read_facts(source.checkpoints)
-        write_program(source, entry / "1" / "bundle", [WEIGHTS])
-        shutil.copy2(RUNNER, entry / "1" / "model.py")
-        for module in MODULES:
-            shutil.copy2(RUNNER.with_name(module), entry / "1" / module)
-        write_description(entry, source.name, facts, probe_of(facts))
+        write_served(source, entry, RUNNER, WEIGHTS)

@@ -49,7 +49,7 @@ class Model(Protocol):
     @property
     def task(self) -> str: ...
     def items(self, file: Any, name: str) -> Any: ...
-    def encode(self, items: Sequence[Item]) -> Encoded: ...
+    def encode_alike(self, items: Sequence[Item]) -> list[Encoded]: ...
     def results(self, encoded: Encoded, outputs: Arrays, threshold: float) -> list[Row]: ...
 
 
@@ -125,22 +125,23 @@ class Answers:
         return {"sampleId": item.sample_id, "error": words}
 
     def _try(self, items: Sequence[Item], gate: Callable[[], Any], patience: _Patience) -> list[Row]:
-        encoded = self._model.encode(items)
-        outputs: Arrays = {}
-        if encoded.readable:
-            self.sample_bytes = sum(map(_count_bytes, encoded.inputs.values())) // len(encoded.readable)
-            with gate(), patience.spent():
-                if self.is_given_up.is_set():
-                    raise AwayError("the prediction was given up")
-                outputs = self._client.infer(encoded.inputs, patience.seconds)
-            self._has_answered = True
-        try:
-            rows = self._model.results(encoded, outputs, self._threshold)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise PredictionError(f"the model's answer is none: {error}") from error
-        if [row.get("sampleId") for row in rows] != [item.sample_id for item in items]:
+        found: dict[str, Row] = {}
+        for encoded in self._model.encode_alike(items):
+            outputs: Arrays = {}
+            if encoded.readable:
+                self.sample_bytes = sum(map(_count_bytes, encoded.inputs.values())) // len(encoded.readable)
+                with gate(), patience.spent():
+                    if self.is_given_up.is_set():
+                        raise AwayError("the prediction was given up")
+                    outputs = self._client.infer(encoded.inputs, patience.seconds)
+                self._has_answered = True
+            try:
+                found |= {row["sampleId"]: row for row in self._model.results(encoded, outputs, self._threshold)}
+            except (ValueError, KeyError, IndexError, TypeError) as error:
+                raise PredictionError(f"the model's answer is none: {error}") from error
+        if found.keys() != {item.sample_id for item in items}:
             raise PredictionError("the model's answer is of other samples")
-        return rows
+        return [found[item.sample_id] for item in items]
 
 
 @contextmanager

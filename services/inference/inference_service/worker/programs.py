@@ -31,6 +31,10 @@ class Program:
         except (AttributeError, OSError):
             return 0
 
+    def encode_alike(self, items: Sequence[Item]) -> list[Encoded]:
+        """Bytes have no shape."""
+        return [self.encode(items)]
+
     def encode(self, items: Sequence[Item]) -> Encoded:
         """Pictures as they are in their files, once they are known to be some."""
         contents, errors = [], {}
