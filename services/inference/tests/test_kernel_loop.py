@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ class Models:
     async def move(self, model: KernelModel, before: KernelState) -> bool:
         return self._write(model, self.rows[model.name].state is before)
 
-    async def change(self, model: KernelModel) -> bool:
-        return self._write(model, lambda row: row.state.may_change)
+    async def change(self, model: KernelModel, seen: datetime) -> bool:
+        return self._write(model, lambda row: row.state.may_change and row.updated_at == seen)
 
     async def delete(self, uid: str) -> bool:
         [model] = [model for model in self.rows.values() if model.uid == uid]
@@ -108,6 +109,17 @@ async def test_a_stop_in_between_wins() -> None:
     while await room.run() is Next.SOON:
         await asyncio.sleep(0)
     assert (room.state(), room.pools.launches) == (KernelState.STOPPED, {})
+
+
+async def test_one_that_runs_says_what_is_the_matter_with_it() -> None:
+    room = Room(make_model(KernelState.STARTED))
+    for reason in ("its kernels do not start", ""):
+        room.pools.phase = PoolState(PoolPhase.READY, reason)
+        await room.run()
+        row = room.models.rows["pong"]
+        assert (row.state, row.status_message) == (KernelState.STARTED, reason)
+        # It takes tasks all the same.
+        assert await room.started.find("pong") is not None
 
 
 async def test_one_that_cannot_be_seen_to_says_why_and_the_others_run() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from inference_service.domain.kernel_pools import (
+    NO_LIMIT,
     KernelFailedError,
     NotStartedError,
     PoolPhase,
@@ -20,6 +21,7 @@ from inference_service.domain.kernel_pools import (
     QueueFullError,
     TaskTimeoutError,
 )
+from inference_service.kernels import kernel
 from kernel_room import OBEDIENT, UID, Room, failure, is_alive, kernel_room, until
 
 
@@ -327,6 +329,45 @@ async def test_a_kernel_that_is_not_ready_in_time_counts_as_failed(room: Room) -
     await room.start(room.launch(description={"at_start": "time.sleep(3600)"}, connection_timeout_seconds=0.3))
     state = room.pools.state(UID)
     assert state == PoolState(PoolPhase.FAILED, "it was not ready within 0.3 s")
+
+
+async def test_a_kernel_that_says_that_it_failed_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "FAILED_SECONDS", 0.05)
+    say = """text = b'{"failed": "alas"}'; os.write(3, len(text).to_bytes(4, 'big') + text); time.sleep(3600)"""
+    async with kernel_room(tmp_path / "home", start_tries=1) as room:
+        await room.start(room.launch(description={"at_start": say}))
+        assert room.pools.state(UID) == PoolState(PoolPhase.FAILED, "alas")
+
+
+async def test_kernels_that_have_run_before_are_tried_for_longer(tmp_path: Path) -> None:
+    async with kernel_room(tmp_path / "home", start_tries=2, longest_backoff_seconds=0.01) as room:
+        room.publish("1 / 0\n")
+        await room.pools.ensure(replace(room.launch(), is_proven=True))
+        await until(lambda: any(one.id == "obedient-4" for one in room.pools.statistics(UID).kernels))
+        state = room.pools.state(UID)
+        assert state.phase is PoolPhase.STARTING
+        assert state.reason.startswith("its kernels do not start, and are tried again: ZeroDivisionError")
+        room.publish(OBEDIENT)
+        assert await room.ask("pass") == "1"
+        assert room.pools.state(UID) == PoolState(PoolPhase.READY)
+    async with kernel_room(tmp_path / "other", start_tries=2, trouble_seconds=0.0) as room:
+        room.publish("1 / 0\n")
+        await room.start(replace(room.launch(), is_proven=True))
+        assert room.pools.state(UID).phase is PoolPhase.FAILED
+
+
+async def test_a_place_that_others_need_is_not_held_for_ever(tmp_path: Path) -> None:
+    async with kernel_room(tmp_path / "home", max_kernels=1, grace_seconds=0.1) as room:
+        await room.start(task_execution_timeout_seconds=NO_LIMIT)
+        other = replace(room.launch(kernel_min=0), uid="other", name="other", is_proven=True)
+        await room.pools.ensure(other)
+        wait, _ = room.gate("never")
+        endless = room.asking(wait)
+        await room.begun("never")
+        assert await room.ask("pass", "other") == "1"
+        endless.cancel()
 
 
 async def test_models_share_what_there_may_be_of_kernels(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 from inference_service.domain.kernel_pools import NO_LIMIT
@@ -82,6 +84,14 @@ def test_shares_are_fair(demands: list[Demand], places: int) -> None:
                 assert shares[other] <= max(1, demands[other].minimum)
             if is_short:
                 assert shares[other] <= max(shares[one] + 1, demands[other].minimum)
+
+
+def test_nobody_gets_more_by_having_more_models() -> None:
+    greedy = [Demand(3, pending=5, oldest_seconds=100.0, owner="ann") for _ in range(4)]
+    modest = Demand(2, pending=1, oldest_seconds=1.0, owner="bob")
+    assert share([*greedy, modest], 4) == [1, 1, 1, 0, 1]
+    assert share([*greedy, modest], 1) == [1, 0, 0, 0, 0]
+    assert share([*greedy, replace(modest, wanted=1)], 6) == [2, 1, 1, 1, 1]
 
 
 def test_who_waits_the_longest_gets_the_last_place() -> None:

@@ -87,6 +87,7 @@ class KernelModel:
             execution_user=execution_user,
             umask=int(self.profile.kernel.umask, 8),
             is_proven=self.state is KernelState.STARTED,
+            owner=self.owner,
         )
 
     def description(self, folder: Path) -> dict[str, Any]:

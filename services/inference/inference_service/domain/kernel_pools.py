@@ -57,6 +57,7 @@ class KernelLaunch:
     where kernels work, and `kernel.log` with what they print. `kernel_file` lies below `folder`. `description` is what
     `get_model_description()` answers. `execution_user` is the user of the operating system, empty for the platform's.
     `is_proven`: kernels of it have run, so that none has to be started to see whether they can when `kernel_min` is 0.
+    Models share what there may be of kernels as their owners do.
     """
 
     uid: str
@@ -71,6 +72,7 @@ class KernelLaunch:
     execution_user: str = ""
     umask: int = 0o077
     is_proven: bool = False
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class PoolPhase(Enum):
 
 @dataclass(frozen=True)
 class PoolState:
-    """`reason` says why it FAILED, with the kernel's last words, or what it waits for."""
+    """`reason` says why it FAILED, with the kernel's last words, or what it waits for, also where it is READY."""
 
     phase: PoolPhase
     reason: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,12 +12,14 @@ from inference_service.domain.kernel_pools import NO_LIMIT
 
 @dataclass(frozen=True)
 class Demand:
-    """What a pool asks for: `wanted` kernels, of which it has to have `minimum`; tasks wait since `oldest_seconds`."""
+    """What a pool of `owner` asks for: `wanted` kernels, of which it has to have `minimum`; tasks wait since
+    `oldest_seconds`."""
 
     wanted: int
     minimum: int = 0
     pending: int = 0
     oldest_seconds: float = 0.0
+    owner: str = ""
 
 
 def wanted(
@@ -45,9 +48,10 @@ def share(demands: Sequence[Demand], places: int) -> list[int]:
     """How many kernels each pool gets of `places`, never more than it wants.
 
     First one each, beginning with those whose tasks wait the longest; then the least that each has to have; then one
-    after the other to whom has the fewest.
+    after the other to whom has the fewest. Each time owners take turns, so that nobody gets more by having more models.
     """
     shares = [0] * len(demands)
+    of_owners = Counter[str]()
     left = places
     # Of two alike the earlier goes first: who has a kernel keeps it.
     by_need = sorted(range(len(demands)), key=lambda one: (not demands[one].pending, -demands[one].oldest_seconds))
@@ -61,6 +65,8 @@ def share(demands: Sequence[Demand], places: int) -> list[int]:
             short = [one for one in by_need if shares[one] < goals[one]]
             if not short:
                 break
-            shares[min(short, key=lambda one: shares[one])] += 1
+            next_one = min(short, key=lambda one: (of_owners[demands[one].owner], shares[one]))
+            shares[next_one] += 1
+            of_owners[demands[next_one].owner] += 1
             left -= 1
     return shares

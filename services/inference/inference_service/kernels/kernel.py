@@ -15,6 +15,8 @@ from inference_service.kernels.task_queue import Ticket
 
 NO_OUTPUT = "the kernel set no output"
 MAX_WORDS = 2000
+# For what is to be done after the last words.
+FAILED_SECONDS = 2.0
 
 
 @dataclass(eq=False)
@@ -52,6 +54,7 @@ class Kernel:
         self._total = self._finished = self._failed = 0
         self.is_ready = self.is_ending = self.has_ended = self.was_late = False
         self.idle_since = self._loop.time()
+        self._ending_since = 0.0
 
     @property
     def pid(self) -> int:
@@ -71,7 +74,7 @@ class Kernel:
     @property
     def room(self) -> int:
         """How many batches it takes now."""
-        if not self.is_ready or self.is_ending or self.has_ended:
+        if not self.is_ready or self.is_ending or self.has_ended or self._words:
             return 0
         return max(0, self._launch.policy.task_pipe_size - len(self._batches))
 
@@ -126,7 +129,7 @@ class Kernel:
         for timer in (self._deadline, *(batch.timer for batch in self._batches)):
             if timer is not None:
                 timer.cancel()
-        words = self._words if self._words and not process.ending else why
+        words = self._words or why
         if process.said and not self._words:
             words = f"{words}; it printed last: {process.said}"
         return Ending(words[:MAX_WORDS])
@@ -135,10 +138,15 @@ class Kernel:
         """Have it end: at once when it is not ready, else after what it has in hand."""
         if self.is_ending:
             return
-        self.is_ending = True
+        self.is_ending, self._ending_since = True, self._loop.time()
         if not self.is_ready and self._process is not None:
             self._process.kill("it was not needed any more")
         self._shut_down_when_idle()
+
+    def end_overdue(self, now: float, seconds: float) -> None:
+        """End it at once when it has been told for so long to end after what it has in hand."""
+        if self.is_ending and self.is_busy and now - self._ending_since >= seconds:
+            self.kill(f"others need its place, and it had {seconds:g} s to end what it did")
 
     def kill(self, why: str) -> None:
         """End it at once."""
@@ -177,18 +185,21 @@ class Kernel:
         seconds = launch.policy.connection_timeout_seconds
         try:
             async with asyncio.timeout(seconds):
-                message = await process.receive()
+                while not self.is_ready:
+                    if (message := await process.receive()) is None:
+                        return
+                    self._take(message)
         except TimeoutError:
             process.kill(f"it was not ready within {seconds:g} s")
             return
-        while message is not None:
+        while (message := await process.receive()) is not None:
             self._take(message)
-            message = await process.receive()
 
     def _take(self, message: dict[str, Any]) -> None:
         # Each message takes it further: one that only talks would keep all others waiting.
-        if "failed" in message and not self._words:
+        if "failed" in message and not self._words and self._process and not self._process.ending:
             self._words = str(message["failed"])[:MAX_WORDS] or "it failed without a word"
+            self._end_within(FAILED_SECONDS, "it did not end though it said that it failed")
             return
         if message.get("ready") is True and not self.is_ready:
             self.is_ready, self.idle_since = True, self._loop.time()
@@ -251,9 +262,12 @@ class Kernel:
         if self.is_ending and self.is_ready and not self._batches and self._deadline is None and self._process:
             self._process.send({"shutdown": True})
             seconds = self._limits.shutdown_seconds
-            self._deadline = self._loop.call_later(
-                seconds, self._process.kill, f"it did not end within {seconds:g} s when it was told to"
-            )
+            self._end_within(seconds, f"it did not end within {seconds:g} s when it was told to")
+
+    def _end_within(self, seconds: float, why: str) -> None:
+        assert self._process is not None
+        if self._deadline is None:
+            self._deadline = self._loop.call_later(seconds, self._process.kill, why)
 
 
 def _frame(uid: str, ticket: Ticket) -> dict[str, Any]:

@@ -19,8 +19,10 @@ class PoolLimits:
 
     One kernel may take `memory_bytes` unless its model says less, write files of `file_bytes`, and hold `folder_bytes`
     in its folder. One that is told to end may take `shutdown_seconds`. A batch whose callers have all gone is given up
-    after `abandoned_seconds`. A model whose kernels failed `start_tries` times in a row is FAILED; between two tries
-    are `first_backoff_seconds`, then twice as many, up to `longest_backoff_seconds`. `is_warm`: kernels that import
+    after `abandoned_seconds`; one whose kernel is to give its place to another model may take `grace_seconds`. A model
+    whose kernels failed `start_tries` times in a row is FAILED, when kernels of it have run before only after
+    `trouble_seconds` of that; between two tries are `first_backoff_seconds`, then twice as many, up to
+    `longest_backoff_seconds`. `is_warm`: kernels that import
     torch are forks of a process that has it.
     """
 
@@ -33,7 +35,9 @@ class PoolLimits:
     folder_bytes: int = 2 * 1024**3
     shutdown_seconds: float = 10.0
     abandoned_seconds: float = 5.0
+    grace_seconds: float = 120.0
     start_tries: int = 5
+    trouble_seconds: float = 600.0
     first_backoff_seconds: float = 0.1
     longest_backoff_seconds: float = 5.0
     is_warm: bool = True

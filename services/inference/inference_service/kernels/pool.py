@@ -9,6 +9,7 @@ import logging
 import socket
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from servicekit.folders import remove_folder
 
@@ -56,6 +57,7 @@ class Pool:
         self._log = log_file(run_folder(launch))
         # Kernels in a row that did not become ready for reasons of their own, and those that did nothing.
         self._failures, self._vain, self._retry_at = 0, 0, 0.0
+        self._failing_since = 0.0
         self._is_proven = launch.is_proven
         self._is_dispatching = self._is_watched = self.is_draining = False
         self._state = PoolState(PoolPhase.STARTING)
@@ -131,7 +133,7 @@ class Pool:
         if self._vain and not any(kernel.is_ready for kernel in staying):
             # One after the other until one comes up again.
             number = min(number, max(1, len(staying)))
-        return Demand(number, minimum, pending, oldest)
+        return Demand(number, minimum, pending, oldest, self.launch.owner)
 
     def resize(self, number: int, room: int, now: float) -> int:
         """Have as many kernels as `number`, of which `room` may be started now; how many are."""
@@ -262,12 +264,16 @@ class Pool:
         self._retry_at = now + min(backoff, self._limits.longest_backoff_seconds)
         if kernel.is_ready:
             return
+        self._failing_since = self._failing_since or now
         self._failures += not ending.is_passing
-        is_enough = ending.is_final or self._failures >= self._limits.start_tries
-        if is_enough and not any(one.is_ready for one in self.staying):
+        patience = self._limits.trouble_seconds if self._is_proven else 0.0
+        is_enough = self._failures >= self._limits.start_tries and now - self._failing_since >= patience
+        if any(one.is_ready for one in self.staying):
+            return
+        if ending.is_final or is_enough:
             self._give_up(ending.words)
-        elif self._state.phase is PoolPhase.STARTING:
-            self._state = PoolState(PoolPhase.STARTING, f"its kernels do not start yet: {ending.words}")
+        else:
+            self._state = replace(self._state, reason=f"its kernels do not start, and are tried again: {ending.words}")
 
     def _give_up(self, reason: str) -> None:
         self._state = PoolState(PoolPhase.FAILED, reason)
@@ -277,7 +283,7 @@ class Pool:
     def _on_kernel_change(self) -> None:
         if self._state.phase is not PoolPhase.FAILED and any(kernel.is_ready for kernel in self.staying):
             self._state = PoolState(PoolPhase.READY)
-            self._failures, self._is_proven = 0, True
+            self._failures, self._failing_since, self._is_proven = 0, 0.0, True
         self._dispatch_soon()
         if any(kernel.is_ending for kernel in self._kernels) or self.is_draining:
             self._on_change()

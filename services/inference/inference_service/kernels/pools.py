@@ -120,6 +120,9 @@ class KernelPools:
         # The poorest first: what there is room for now is theirs.
         for pool, number in sorted(zip(pools, shares, strict=True), key=lambda pair: len(pair[0].staying)):
             room -= pool.resize(number, room, now)
+        if room <= 0 and any(len(pool.staying) < number for pool, number in zip(pools, shares, strict=True)):
+            for kernel in (kernel for pool in pools for kernel in pool.kernels):
+                kernel.end_overdue(now, self._limits.grace_seconds)
         looks = [look for pool in pools if (look := pool.look(now)) is not None]
         return min(looks, default=None)
 

@@ -7,13 +7,14 @@ import logging
 
 from servicekit.reconcile import Next
 
-from inference_service.domain.kernel_models import KernelModel, KernelState
+from inference_service.domain.kernel_models import MAX_MESSAGE_LENGTH, KernelModel, KernelState
 from inference_service.domain.kernel_pools import KernelPools, PoolPhase
 from inference_service.usecases.kernel_ports import KernelFolders, KernelModels
 from inference_service.usecases.started_kernels import StartedKernels
 
 log = logging.getLogger(__name__)
 _MOVES = (KernelState.STARTING, KernelState.STOPPING)
+_RESTING = (KernelState.STOPPED, KernelState.FAILED)
 
 
 class RunKernels:
@@ -61,11 +62,9 @@ class RunKernels:
             if await self._models.move(model, before):
                 self._drain(model.uid)
             return False
-        if before is KernelState.STARTED:
-            return True
-        if pool.phase is not PoolPhase.READY:
+        if before is KernelState.STARTED or pool.phase is not PoolPhase.READY:
             await self._say(model, pool.reason)
-            return False
+            return before is KernelState.STARTED
         model.started()
         if not await self._models.move(model, before):
             # It was stopped meanwhile; the next pass sees that.
@@ -82,8 +81,9 @@ class RunKernels:
             await self._models.move(model, KernelState.STOPPING)
 
     async def _say(self, model: KernelModel, message: str) -> None:
-        """What a model that moves waits for."""
-        if model.state in _MOVES and model.status_message != message:
+        """What a model that moves waits for, or what is the matter with one that runs."""
+        message = message[:MAX_MESSAGE_LENGTH]
+        if model.state not in _RESTING and model.status_message != message:
             model.status_message = message
             await self._models.move(model, model.state)
 
