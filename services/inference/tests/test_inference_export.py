@@ -66,11 +66,23 @@ async def test_publishing_again_changes_nothing_but_a_new_model_replaces(tmp_pat
     assert await repository.drafts() == set()
 
 
+def _as_circle(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file.name)
+
+
+def _as_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (lambda code, checkpoints: (checkpoints / "serving.json").unlink(), "serving.json"),
         (lambda code, checkpoints: (checkpoints / "serving.json").write_text("{"), "serving.json"),
+        (lambda code, checkpoints: _as_pipe(checkpoints / "serving.json"), "serving.json.*not a plain file"),
+        (lambda code, checkpoints: _as_circle(checkpoints / "serving.json"), "serving.json.*is not usable"),
         (lambda code, checkpoints: (checkpoints / "serving.json").write_text('{"labels": []}'), "channels"),
         (lambda code, checkpoints: (checkpoints / "model_epoch_final.pth").unlink(), "model_epoch_final.pth"),
         (lambda code, checkpoints: (code / "model.py").unlink(), "model.py"),

@@ -42,6 +42,16 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
     files.publish()
 
 
+def test_a_report_is_that_of_the_published_results(tmp_path: Path) -> None:
+    scores = [{"index": 0, "label": "cat", "prob": 0.5, "bbox": [0, 0, 1, 1]}]
+    rows = [{"sampleId": "a", "file": "a", "scores": []}, {"sampleId": "b", "file": "b", "scores": scores}]
+    write(tmp_path, [*rows, {"sampleId": "c", "file": "c", "error": "junk"}])
+    (tmp_path / "output" / "position.json").unlink()
+    position = ResultFiles(tmp_path / "output").position
+    assert (position.samples, position.unreadable, position.has_boxes) == (3, ["c"], True)
+    assert position.best == {"sample": "b", "index": 0, "label": "cat", "probability": 0.5}
+
+
 def classified(count: int) -> list[dict[str, Any]]:
     scores = [{"index": 0, "label": "cat", "prob": 0.5}]
     return [{"sampleId": f"s{index}", "file": f"f{index}", "scores": scores} for index in range(count)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dlmesh_sdk import served
+from workerkit.spool import open_plain
 
 SERVING_FILE = "serving.json"
 # More would be no description of a model.
@@ -51,14 +52,16 @@ class Backend(ABC):
 
 def read_serving(checkpoints: Path) -> dict[str, Any]:
     """serving.json of a training; ExportError when it is missing or is no JSON object."""
-    file = checkpoints / SERVING_FILE
     try:
-        if not file.is_file():
-            raise ExportError(f"the training wrote no {SERVING_FILE} into --train_dir")
-        if file.stat().st_size > MAX_SERVING_BYTES:
+        # Programs of users wrote it: a pipe would be waited for.
+        with open_plain((checkpoints / SERVING_FILE).resolve()) as stream:
+            content = stream.read(MAX_SERVING_BYTES + 1)
+        if len(content) > MAX_SERVING_BYTES:
             raise ExportError(f"{SERVING_FILE} of the training has more than {MAX_SERVING_BYTES} bytes")
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        known = json.loads(content)
+    except FileNotFoundError as error:
+        raise ExportError(f"the training wrote no {SERVING_FILE} into --train_dir") from error
+    except (OSError, ValueError, RuntimeError) as error:
         raise ExportError(f"{SERVING_FILE} of the training is not usable: {error!r}") from error
     if not isinstance(known, dict):
         raise ExportError(f"{SERVING_FILE} of the training is not usable: a JSON object is needed")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from servicekit.errors import invalid, sendable
 from servicekit.paths import DataRoots
-from workerkit.spool import open_plain
 
+from inference_service.backends.base import ExportError, read_serving
 from inference_service.domain.models import InferenceModel
 
 FIELD = "inputpath"
-MAX_SERVING_BYTES = 64 * 1024 * 1024
 
 
 class DiskInputs:
@@ -36,15 +34,8 @@ class DiskInputs:
 
     async def task(self, model: InferenceModel, number: int) -> str:
         checkpoints = Path(model.version(number).checkpoints_path)
-        return await asyncio.to_thread(_task, checkpoints / "serving.json")
-
-
-def _task(file: Path) -> str:
-    # Programs of users wrote it.
-    try:
-        with open_plain(file) as stream:
-            content = stream.read(MAX_SERVING_BYTES + 1)
-        known = json.loads(content) if len(content) <= MAX_SERVING_BYTES else {}
-    except (OSError, ValueError, RecursionError):
-        return ""
-    return str(known.get("task", "")) if isinstance(known, dict) else ""
+        try:
+            serving = await asyncio.to_thread(read_serving, checkpoints)
+        except ExportError:
+            return ""
+        return str(serving.get("task", ""))

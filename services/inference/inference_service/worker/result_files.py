@@ -53,7 +53,10 @@ class ResultFiles:
         folder.mkdir(parents=True, exist_ok=True)
         self.position = self._read_position()
         self.is_published = (folder / RESULT_FILE).exists()
-        if not self.is_published:
+        if self.is_published:
+            if not (folder / POSITION_FILE).exists():
+                self._count_published()
+        else:
             if (folder / INDEX_FILE).exists():
                 # Killed between the two names.
                 (folder / INDEX_FILE).replace(folder / f"{INDEX_FILE}.part")
@@ -118,6 +121,17 @@ class ResultFiles:
                 "label": best["label"],
                 "probability": best["prob"],
             }
+
+    def _count_published(self) -> None:
+        """What is reported is known from the results themselves."""
+        position = self.position
+        with (self._folder / RESULT_FILE).open("rb") as stream:
+            for line in stream:
+                row = json.loads(line)
+                position.lines += 1
+                position.bytes += len(line)
+                position.samples += 2 if "sampleId1" in row else 1
+                self._note(row)
 
     def _read_position(self) -> Position:
         try:
