@@ -121,7 +121,7 @@ async def swap(home: Path, count: int) -> Swaps:
     loop = ReconcileLoop("triton", server.step, soon_seconds=0.1, later_seconds=0.1)
     supervision = asyncio.create_task(loop.run())
     address_file = home / "inference" / "triton.json"
-    control = TritonClient(lambda: read_grpc_address(address_file))
+    control = TritonClient(lambda: read_grpc_address(address_file), key=server.key)
     try:
         await _until_live(control)
         return await _swap(server, control, read_grpc_address(address_file) or "", count)

@@ -6,7 +6,9 @@ import contextlib
 import io
 import json
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,13 @@ def picture(shade: int) -> bytes:
     content = io.BytesIO()
     Image.new("L", (8, 8), shade).save(content, "PNG")
     return content.getvalue()
+
+
+def until_true(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def write_training(home: Path, program: str = HEAD + BRIGHTNESS) -> Source:
@@ -267,6 +276,36 @@ def test_a_killed_host_is_started_again(make: Make) -> None:
     program._host.kill()
     program._host.wait()
     assert program.run([picture(0)])[0]["scores"][0]["label"] == "dark"
+
+
+OWNER = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from program_runs import Program
+program = Program(pathlib.Path(sys.argv[2]), "owned-1", 300.0)
+program.start()
+program.run([pathlib.Path(sys.argv[3]).read_bytes()] * 2)
+"""
+
+
+@pytest.mark.parametrize("killed", ["owner", "host"])
+def test_nothing_outlives_a_process_that_is_killed(make: Make, tmp_path: Path, killed: str) -> None:
+    program = make(
+        "import subprocess, time\n"
+        "child = subprocess.Popen(['sh', '-c', 'sleep 3600; true'], start_new_session=True)\n"
+        "open('draft', 'w').write(f'{child.pid} {os.getppid()}')\n"
+        "os.rename('draft', 'pids')\n"
+        "time.sleep(3600)\n"
+    )
+    (tmp_path / "picture").write_bytes(picture(0))
+    arguments = [str(Path(backends.__file__).parent), str(program.bundle), str(tmp_path / "picture")]
+    with subprocess.Popen([sys.executable, "-c", OWNER, *arguments], stderr=subprocess.DEVNULL) as owner:
+        file = tmp_path / "inference" / "rooms" / f"owned-1@{owner.pid}" / "code" / "pids"
+        until_true(file.exists)
+        child, host = map(psutil.Process, map(int, file.read_text().split()))
+        family = [child, host, *psutil.Process(owner.pid).children(recursive=True), *child.children()]
+        (owner if killed == "owner" else host).kill()
+        until_true(lambda: not any(process.is_running() for process in family))
 
 
 @pytest.mark.skipif(not supported_abi(), reason="this kernel has no Landlock")

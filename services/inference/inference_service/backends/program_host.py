@@ -1,4 +1,4 @@
-"""`python program_host.py SPEC`: runs a model's inference.py again and again, each time in a fork with all imported.
+"""`python program_host.py SPEC LIFELINE`: runs a model's inference.py again and again, each time in a fork with all imported.
 
 Copied into the model repository, so it imports nothing of ours that it cannot do without. SPEC is JSON:
 
@@ -13,8 +13,11 @@ with one:
 `unreadable` are files of the folder `input` that are no pictures for a program; they were removed. With `decode`, which
 takes time, pictures must be whole, and the program is run only when one was not. When `records` is not null they become
 records of that form (`program_records`). `code` is the exit code, negative for
-a signal, null when `seconds` were over. What the program prints is in the file `log`. When this process ends so does
-all that it started.
+a signal, null when `seconds` were over. What the program prints is in the file `log`.
+
+The process that runs programs is a child of one that guards it, which is not confined and runs nothing of the user's. When
+nobody holds the other end of the pipe LIFELINE (a descriptor) any more, or the child has ended, all that was started is
+killed, also what tried to get away; then the guard ends.
 """
 
 from __future__ import annotations
@@ -42,16 +45,62 @@ import program_records  # type: ignore[import-not-found]
 from model_room import confine  # type: ignore[import-not-found]
 
 PROGRAM = "inference.py"
-# Of a picture that a program is given: decoded it takes a few bytes for each.
-MAX_PIXELS = 48_000_000
+# As dlmesh_sdk.served.pictures has it: decoded a picture takes a few bytes for each.
+MAX_PIXELS = 48 * 1024 * 1024
 MAX_REASON_CHARACTERS = 200
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def main(spec: Mapping[str, Any]) -> None:
+def main(spec: Mapping[str, Any], lifeline: int) -> None:
+    """Guard a process that hosts the program."""
+    # What outlives its parent comes to us.
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    guard = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        os.close(lifeline)
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() == guard:
+            host(spec)
+        return
+    # The host alone answers: its end is the end of what can be heard.
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1):
+        os.dup2(nothing, descriptor)
+    ended = os.pidfd_open(pid)
+    select.select([lifeline, ended], [], [])
+    _end_all()
+
+
+def _end_all() -> None:
+    """Kill until there is nobody; whose parent was killed has become our child."""
+    while True:
+        for pid in _below(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def _below(pid: int) -> list[int]:
+    """The children of a process, and theirs."""
+    found, frontier = [], [pid]
+    while frontier:
+        threads = Path(f"/proc/{frontier.pop()}/task")
+        with contextlib.suppress(OSError):
+            for children in threads.glob("*/children"):
+                with contextlib.suppress(OSError):
+                    pids = [int(word) for word in children.read_text().split()]
+                    found += pids
+                    frontier += pids
+    return found
+
+
+def host(spec: Mapping[str, Any]) -> None:
     """Get ready, and run the program as often as asked."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # What a run leaves behind comes to us, to be ended.
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     answers = os.dup(1)
@@ -241,4 +290,4 @@ def _what_is_wrong(file: Path, *, decode: bool) -> str:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(json.loads(sys.argv[1]), int(sys.argv[2]))

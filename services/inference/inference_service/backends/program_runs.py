@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import shutil
 import subprocess
@@ -22,6 +23,8 @@ from model_room import ModelRoom  # type: ignore[import-not-found]
 RESULT_FILE = "result.json"
 FILE_BYTES = 1024**3
 START_SECONDS, GRACE_SECONDS = 300.0, 60.0
+# What cannot be killed sooner, since it waits for a disk say, is left.
+END_SECONDS = 30.0
 LAST_WORDS_BYTES, LAST_WORDS_LINES = 4000, 12
 # By what their first bytes are; programs take pictures by their suffixes.
 _PICTURES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF8": ".gif", b"BM": ".bmp"}
@@ -47,6 +50,7 @@ class Program:
         # A copy: programs write beside themselves, and what they find here is what was exported.
         shutil.copytree(bundle / "code", self.work / "code", symlinks=True)
         self._host: subprocess.Popen[bytes] | None = None
+        self._lifeline = -1
         self._left = 0
         self._records: Mapping[str, Any] | None = self.description.get("records")
         self._takes = ""
@@ -61,8 +65,15 @@ class Program:
             "framework": self.description["framework"],
             "file_bytes": FILE_BYTES,
         }
-        command = [sys.executable, str(Path(__file__).with_name("program_host.py")), json.dumps(spec)]
-        self._host = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=self.work)
+        # However this process ends, the other end of the pipe is closed then.
+        held, self._lifeline = os.pipe()
+        command = [sys.executable, str(Path(__file__).with_name("program_host.py")), json.dumps(spec), str(held)]
+        try:
+            self._host = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=self.work, pass_fds=[held]
+            )
+        finally:
+            os.close(held)
         self._hear(START_SECONDS)
 
     def run(self, items: Sequence[bytes]) -> list[dict[str, Any]]:
@@ -156,19 +167,25 @@ class Program:
     def _hear(self, seconds: float) -> bytes:
         assert self._host is not None
         assert self._host.stdout is not None
-        if select.select([self._host.stdout], [], [], seconds)[0]:
+        is_over = bool(select.select([self._host.stdout], [], [], seconds)[0])
+        if is_over:
             # Whole lines only are written, of less than a pipe holds.
             line = self._host.stdout.readline()
             if line.endswith(b"\n"):
                 return line
-        is_over = self._host.poll() is not None
         self._end()
         raise FailedError("the process of inference.py " + ("has ended" if is_over else "does not answer"))
 
     def _end(self) -> None:
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
         if self._host is not None:
-            self._host.kill()
-            self._host.wait()
+            try:
+                self._host.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._host.kill()
+                self._host.wait()
             for pipe in (self._host.stdin, self._host.stdout):
                 assert pipe is not None
                 with contextlib.suppress(OSError):
