@@ -81,7 +81,9 @@ def build(
     serve_models = ServeModels(models, predictions, server, residency)
     shutdown[:0] = [serve_models.health.close, residency.close]
     serve = ReconcileLoop("models", serve_models)
-    export = ReconcileLoop("exports", ExportModels(models, catalog, repository, fail, serve.wake))
+    export_models = ExportModels(models, catalog, repository, fail, serve.wake)
+    shutdown.insert(0, export_models.close)
+    export = ReconcileLoop("exports", export_models)
     follow = ReconcileLoop("predictions", FollowPredictions(predictions, models, jobs, workspace, residency.lacks))
     remove_deleted = RemoveDeleted(models, predictions, catalog, repository, residency, workspace)
     remove = ReconcileLoop("removals", remove_deleted, later_seconds=REMOVALS_LATER_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from servicekit.errors import Code, ServiceError
@@ -12,11 +13,15 @@ from inference_service.usecases.create_model import ensure_listed
 from inference_service.usecases.fail_version import FailVersion
 from inference_service.usecases.ports import Catalog, ExportRefusedError, InferenceModels, Repository
 
+# Of as many users: they copy weights, and the disk is one.
+EXPORTS_AT_ONCE = 3
+LOOK_SECONDS = 0.5
+
 
 class ExportModels:
     """One pass over the versions that are EXPORTING; safe to be killed anywhere and to repeat.
 
-    `exported` is called when there is something new to load.
+    A few are exported at a time, one of each user. `exported` is called when there is something new to load.
     """
 
     def __init__(
@@ -29,6 +34,8 @@ class ExportModels:
     ) -> None:
         self._models, self._catalog = models, catalog
         self._repository, self._fail, self._exported = repository, fail, exported
+        # By user; a large one goes on beyond its pass.
+        self._running: dict[str, asyncio.Task[bool]] = {}
 
     async def __call__(self) -> Next:
         exporting = [
@@ -38,10 +45,19 @@ class ExportModels:
             if version.state is ModelState.EXPORTING
         ]
         for model, version in exporting:
-            if await self._export(model, version):
-                # A large one takes its time, and meanwhile others came or went: look again.
-                return Next.AT_ONCE
-        return Next.SOON if exporting else Next.LATER
+            if len(self._running) < EXPORTS_AT_ONCE and model.owner not in self._running:
+                self._running[model.owner] = asyncio.create_task(self._export(model, version))
+        if not self._running:
+            return Next.LATER
+        # Not for long: others come meanwhile.
+        await asyncio.wait(self._running.values(), timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        ended = [self._running.pop(user) for user, task in list(self._running.items()) if task.done()]
+        went_on = [task.result() for task in ended]
+        return Next.SOON if went_on and not any(went_on) else Next.AT_ONCE
+
+    async def close(self) -> None:
+        """When what is under way has ended."""
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
 
     async def _export(self, model: InferenceModel, version: ModelVersion) -> bool:
         """False when it has to wait for a peer."""
