@@ -103,8 +103,9 @@ def publish(home: Path, name: str, template: str) -> None:
 def serving(home: Path, name: str) -> Iterator[None]:
     """A Triton of its own with the model loaded."""
     from inference_service.clients.triton import TritonClient
+    from inference_service.triton.addresses import read_grpc_address
     from inference_service.triton.installation import Ports, find_installation
-    from inference_service.triton.server import PORTS, SHARED_MEMORY, is_free, publish_addresses, read_grpc_address
+    from inference_service.triton.server import PORTS, SHARED_MEMORY, is_free, publish_addresses
 
     installation = find_installation()
     if installation is None:
@@ -168,7 +169,7 @@ def ideal(bundle: Path, pictures: Path, results: Path) -> float:
 
 def ours(home: Path, name: str, pictures: Path, folder: Path) -> float:
     """The worker of a prediction, its folder given; seconds."""
-    from inference_service.domain.specs import PredictionSpec
+    from inference_service.storage.specs import PredictionSpec
     from inference_service.worker.predict import predict
 
     bundle = home / "inference" / "repository" / name / "1" / "bundle"

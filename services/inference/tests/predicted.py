@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_service.domain.predictions import Sample
-from inference_service.domain.specs import RESULT_FILE, PredictionSpec, write_manifest
+from inference_service.storage.specs import RESULT_FILE, PredictionSpec, write_manifest
 from inference_service.worker.predict import predict
 from triton_fixtures import ServedHome
 

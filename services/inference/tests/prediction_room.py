@@ -13,8 +13,8 @@ from dlmesh.inference.v1 import inference_pb2 as pb
 from dlmesh.inference.v1 import inference_pb2_grpc
 from google.api.httpbody_pb2 import HttpBody
 from inference_fakes import FakeCatalog, FakeJobs, FakeServer, FakeTrainings
-from inference_service.domain.specs import PredictionSpec
 from inference_service.settings import TritonSettings
+from inference_service.storage.specs import PredictionSpec
 from inference_service.wiring import build
 from inference_service.worker.manifest import read_manifest
 from inference_service.worker.result_files import ResultFiles

@@ -13,8 +13,8 @@ import pytest
 from dlmesh.inference.v1 import inference_pb2 as pb
 from dlmesh.inference.v1 import inference_pb2_grpc
 from inference_fakes import FakeCatalog, FakeJobs, FakeTrainings
-from inference_service.domain.specs import PredictionSpec
 from inference_service.settings import TritonSettings
+from inference_service.storage.specs import PredictionSpec
 from inference_service.usecases import model_health
 from inference_service.wiring import build
 from prediction_room import (

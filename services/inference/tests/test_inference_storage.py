@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy as sa
 from inference_service.domain.models import ModelState
 from inference_service.domain.predictions import Prediction, Sample, Status
-from inference_service.domain.specs import PredictionSpec
 from inference_service.storage import MIGRATIONS
 from inference_service.storage.model_rows import SqlInferenceModels
 from inference_service.storage.rows import SqlPredictions
+from inference_service.storage.specs import PredictionSpec
 from inference_service.storage.tables import Base
 from inference_service.storage.workspace import DiskWorkspace
 from inference_service.worker.manifest import read_manifest

@@ -19,8 +19,8 @@ import pytest
 import torch
 import tritonclient.grpc as tritongrpc
 from inference_service.domain.predictions import Sample
-from inference_service.domain.specs import RESULT_FILE, PredictionSpec, write_manifest
-from inference_service.triton.server import read_grpc_address
+from inference_service.storage.specs import RESULT_FILE, PredictionSpec, write_manifest
+from inference_service.triton.addresses import read_grpc_address
 from inference_service.usecases.ports import LoadRefusedError
 from inference_service.worker.predict import predict
 from PIL import Image

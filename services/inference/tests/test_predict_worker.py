@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from inference_service.domain.predictions import Sample
-from inference_service.domain.specs import INDEX_FILE, RESULT_FILE, PredictionSpec, write_manifest
-from inference_service.triton.server import write_addresses
+from inference_service.storage.specs import INDEX_FILE, RESULT_FILE, PredictionSpec, write_manifest
+from inference_service.triton.addresses import write_addresses
 from inference_service.worker import answers, predict, result_files, triton_client
 from inference_service.worker.errors import AwayError, PredictionError
 from inference_service.worker.triton_client import Client, InterruptedCallError, RefusedCallError

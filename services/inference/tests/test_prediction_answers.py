@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dlmesh_sdk.served import Encoded, Item, Unreadable
-from inference_service.domain.specs import PredictionSpec
+from inference_service.storage.specs import PredictionSpec
 from inference_service.worker import answers, predict
 from inference_service.worker.answers import Answers
 from inference_service.worker.errors import AwayError, PredictionError

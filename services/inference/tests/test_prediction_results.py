@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from inference_service.api.mapping import prediction_result
 from inference_service.domain.predictions import Prediction, ResultType
-from inference_service.domain.specs import INDEX_FILE, RESULT_FILE, write_json
 from inference_service.storage import results
 from inference_service.storage.results import read_page
+from inference_service.storage.specs import INDEX_FILE, RESULT_FILE, write_json
 from inference_service.worker import result_files
 from inference_service.worker.pairs import compared
 from inference_service.worker.result_files import ResultFiles

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from dlmesh.inference.v1 import inference_pb2 as pb
 from dlmesh.inference.v1 import serving_pb2, serving_pb2_grpc
-from inference_service.domain.specs import PredictionSpec
+from inference_service.storage.specs import PredictionSpec
 from prediction_room import (
     CLASSIFIED,
     MAX_IMAGE_BYTES,

@@ -14,7 +14,7 @@ from servicekit.errors import ServiceError, conflict, invalid
 from workerkit.spool import open_plain_below
 
 from inference_service.domain.predictions import PairResult, Prediction, ResultPage, ResultType, SampleResult, Score
-from inference_service.domain.specs import INDEX_ENTRY_BYTES, INDEX_FILE, INDEX_STEP, MAX_LINE_BYTES, RESULT_FILE
+from inference_service.storage.specs import INDEX_ENTRY_BYTES, INDEX_FILE, INDEX_STEP, MAX_LINE_BYTES, RESULT_FILE
 
 # The gateway's answers end at 64 MiB; a line is never shorter than what becomes of it there, but for the path.
 MAX_ANSWER_BYTES = 60 * 1024 * 1024

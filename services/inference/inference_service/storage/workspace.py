@@ -16,8 +16,9 @@ from servicekit.folders import remove_folder, sync_folder
 from servicekit.threads import in_thread
 
 from inference_service.domain.predictions import SHOWN_SAMPLES, Prediction, ResultPage, Sample
-from inference_service.domain.specs import MANIFEST_FILE, SPEC_FILE, PredictionSpec, write_manifest
 from inference_service.storage.results import read_page
+from inference_service.storage.specs import MANIFEST_FILE, SPEC_FILE, PredictionSpec, write_manifest
+from inference_service.triton.addresses import address_file
 from inference_service.usecases.ports import Upload
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class DiskWorkspace:
     def __init__(self, home: Path, data_roots: Sequence[Path], max_image_bytes: int) -> None:
         self._predictions = home / "inference" / "predictions"
         self._repository = home / "inference" / "repository"
-        self._address_file = home / "inference" / "triton.json"
+        self._address_file = address_file(home)
         self._data_roots = tuple(root.resolve() for root in data_roots)
         self._max_image_bytes = max_image_bytes
 

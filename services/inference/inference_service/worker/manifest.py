@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from inference_service.domain.predictions import Sample
-from inference_service.domain.specs import PredictionSpec, write_manifest
+from inference_service.storage.specs import PredictionSpec, write_manifest
 from inference_service.worker.errors import AwayError, PredictionError
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})

@@ -24,7 +24,7 @@ from dlmesh_sdk.served import Item, Unreadable
 from workerkit import Reporter
 
 from inference_service.domain.predictions import ResultType, Sample
-from inference_service.domain.specs import PredictionSpec
+from inference_service.storage.specs import PredictionSpec
 from inference_service.worker.answers import Answers, Model, Row
 from inference_service.worker.errors import AwayError, PredictionError
 from inference_service.worker.manifest import (

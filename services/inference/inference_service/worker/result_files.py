@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inference_service.domain.specs import (
+from inference_service.storage.specs import (
     INDEX_ENTRY_BYTES,
     INDEX_FILE,
     INDEX_STEP,
