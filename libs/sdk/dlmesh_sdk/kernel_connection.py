@@ -1,13 +1,16 @@
-"""How a kernel talks to the platform that hosts it: frames of JSON on a socket that it is started with.
+"""How a kernel talks to the platform that hosts it: frames on a socket that it is started with.
 
-A frame is the length of its text in bytes (4, big-endian), and the text. The platform says
+A frame is the length of its header in bytes (4, big-endian), the header, which is JSON, and the texts (UTF-8) of those
+of its tasks or answers that have `bytes`, one behind the other: nobody has to take apart what others wrote. The
+platform says
 
     {"start": {"kernel", "instance", "description", "output_bytes"}}       once, first
-    {"tasks": [{"key", "id", "uuid", "session", "job", "input", "extension"}, ...]}
+    {"tasks": [{"key", "id", "uuid", "session", "job", "extension", "bytes"}, ...]}, with their inputs
     {"shutdown": true}
 
-and the kernel `{"ready": true}`, `{"answers": [{"key", "output"} or {"key", "error"}, ...]}` in any number of frames,
-`{"done": true}` after each batch of tasks, `{"failed": text}` when it cannot start or go on. Standard library only.
+and the kernel `{"ready": true}`, `{"answers": [{"key", "bytes"} or {"key", "error"}, ...]}` with outputs in any number
+of frames, `{"done": true}` after each batch of tasks, `{"failed": text}` when it cannot start or go on. Its headers
+have at most HEADER_BYTES. Standard library only.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Any
 DESCRIPTOR_VARIABLE = "DLMESH_KERNEL_SOCKET"
 # Answers are sent before more of them is there, but for one that is larger.
 FRAME_BYTES = 1024 * 1024
+HEADER_BYTES = 64 * 1024
 MAX_WORDS = 2000
 
 
@@ -42,16 +46,21 @@ class KernelConnection:
         except ConnectionError:
             return None
         message: dict[str, Any] | None = json.loads(text) if text else None
+        for task in message.get("tasks", ()) if message else ():
+            data = self._file.read(task["bytes"])
+            if len(data) < task["bytes"]:
+                return None
+            task["input"] = data.decode()
         return message
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a frame; that the platform has gone is seen by the next `receive`."""
-        self.send_text(json.dumps(message).encode())
+        self.send_frame(json.dumps(message).encode())
 
-    def send_text(self, text: bytes) -> None:
-        """The same of what is JSON already."""
+    def send_frame(self, header: bytes, texts: Sequence[bytes] = ()) -> None:
+        """The same of what is JSON already, with what it has beside it."""
         try:
-            self._socket.sendall(len(text).to_bytes(4, "big") + text)
+            self._socket.sendall(b"".join([len(header).to_bytes(4, "big"), header, *texts]))
         except ConnectionError:
             return
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dlmesh_sdk.kernel_connection import FRAME_BYTES, KernelConnection, connection, words_of
+from dlmesh_sdk.kernel_connection import FRAME_BYTES, HEADER_BYTES, KernelConnection, connection, words_of
 
 NO_OUTPUT = "the kernel set no output"
 
@@ -91,20 +91,19 @@ class TaskContext:
         self._batch.answer([self], NO_OUTPUT)
         self._batch.flush()
 
-    def _answer(self, otherwise: str, output_bytes: int) -> bytes:
+    def _answer(self, otherwise: str, output_bytes: int) -> tuple[bytes, bytes]:
+        """What the header says of it, and the output."""
         key, error = self._task["key"], otherwise
         if self._output is not None:
             try:
-                text = json.dumps(self._output, ensure_ascii=False).encode()
+                text = self._output.encode()
             except UnicodeEncodeError:
                 error = "its output is no text: it has characters that UTF-8 does not know"
             else:
-                # As JSON: a control character takes six.
-                length = len(text) - 2
-                if length <= output_bytes:
-                    return b'{"key": %d, "output": %b}' % (key, text)
-                error = f"its output has {length} bytes; allowed are {output_bytes}"
-        return json.dumps({"key": key, "error": error}).encode()
+                if len(text) <= output_bytes:
+                    return b'{"key": %d, "bytes": %d}' % (key, len(text)), text
+                error = f"its output has {len(text)} bytes; allowed are {output_bytes}"
+        return json.dumps({"key": key, "error": error}).encode(), b""
 
 
 class _Batch:
@@ -113,7 +112,8 @@ class _Batch:
         self._line, self._output_bytes = line, output_bytes
         self._answered: set[int] = set()
         self._answers: list[bytes] = []
-        self._held_bytes = 0
+        self._texts: list[bytes] = []
+        self._held_bytes = self._header_bytes = 0
 
     def task(self, index: int) -> TaskContext | None:
         return self.tasks[index] if 0 <= index < len(self.tasks) else None
@@ -124,17 +124,21 @@ class _Batch:
             if task._index in self._answered:
                 continue
             self._answered.add(task._index)
-            answer = task._answer(otherwise, self._output_bytes)
-            if self._held_bytes + len(answer) > FRAME_BYTES:
+            answer, text = task._answer(otherwise, self._output_bytes)
+            is_full = self._held_bytes + len(text) > FRAME_BYTES
+            if is_full or self._header_bytes + len(answer) > HEADER_BYTES - 100:
                 self.flush()
             self._answers.append(answer)
-            self._held_bytes += len(answer)
+            self._texts.append(text)
+            self._held_bytes += len(text)
+            self._header_bytes += len(answer) + 2
 
     def flush(self, *, done: bool = False) -> None:
         if self._answers or done:
             end = b', "done": true}' if done else b"}"
-            self._line.send_text(b'{"answers": [' + b", ".join(self._answers) + b"]" + end)
-        self._answers, self._held_bytes = [], 0
+            self._line.send_frame(b'{"answers": [' + b", ".join(self._answers) + b"]" + end, self._texts)
+        self._answers, self._texts = [], []
+        self._held_bytes = self._header_bytes = 0
 
 
 class Kernel:

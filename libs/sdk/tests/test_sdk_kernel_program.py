@@ -13,6 +13,7 @@ from typing import Any
 
 import dlmesh_sdk
 import pytest
+from dlmesh_sdk.kernel_connection import HEADER_BYTES
 
 SDK = str(Path(dlmesh_sdk.__file__).parent.parent)
 KERNEL = """
@@ -69,21 +70,30 @@ class Host:
         self._socket, self._file = ours, ours.makefile("rb")
         self._keys = 0
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any], inputs: str = "") -> None:
         text = json.dumps(message).encode()
-        self._socket.sendall(len(text).to_bytes(4, "big") + text)
+        self._socket.sendall(len(text).to_bytes(4, "big") + text + inputs.encode())
 
     def receive(self) -> Any:
-        header = self._file.read(4)
-        return json.loads(self._file.read(int.from_bytes(header, "big"))) if header else None
+        length = int.from_bytes(self._file.read(4), "big")
+        if not length:
+            return None
+        assert length <= HEADER_BYTES
+        message = json.loads(self._file.read(length))
+        for answer in message.get("answers", ()):
+            if "bytes" in answer:
+                answer["output"] = self._file.read(answer.pop("bytes")).decode()
+        return message
 
     def tasks(self, *extensions: str) -> None:
-        tasks = []
+        tasks, inputs = [], ""
         for extension in extensions:
             self._keys += 1
-            names = {name: f"{name}{self._keys}" for name in ("id", "uuid", "session", "job", "input")}
-            tasks.append({"key": self._keys, "extension": extension, **names})
-        self.send({"tasks": tasks})
+            names = {name: f"{name}{self._keys}" for name in ("id", "uuid", "session", "job")}
+            given = f"inpüt{self._keys}"
+            tasks.append({"key": self._keys, "extension": extension, "bytes": len(given.encode()), **names})
+            inputs += given
+        self.send({"tasks": tasks}, inputs)
 
     def close(self) -> str:
         self._file.close()
@@ -111,7 +121,7 @@ def test_a_batch_is_answered_as_a_whole(host: Host) -> None:
 
 def test_what_is_reported_ready_goes_before_the_rest(host: Host) -> None:
     host.tasks("", "at once", "")
-    assert host.receive() == {"answers": [{"key": 2, "output": "id2|uuid2|session2|job2|input2"}]}
+    assert host.receive() == {"answers": [{"key": 2, "output": "id2|uuid2|session2|job2|inpüt2"}]}
     assert [answer["key"] for answer in host.receive()["answers"]] == [1, 3]
 
 
@@ -139,6 +149,20 @@ def test_it_ends_when_it_is_told_to_and_when_nobody_is_there(host: Host, tmp_pat
     assert other.receive() == {"ready": True}
     assert other.close().endswith("INFO ends\n")
     assert other.process.returncode == 0
+
+
+def test_many_errors_are_many_frames(tmp_path: Path) -> None:
+    (tmp_path / "kernel.py").write_text(KERNEL.replace('KeyError("gone")', 'KeyError("ü" * 5000)'))
+    host = Host(tmp_path / "kernel.py")
+    host.send(START)
+    assert host.receive() == {"ready": True}
+    host.tasks(*["raise"] * 20)
+    found: list[int] = []
+    while not (message := host.receive()).get("done"):
+        found += [answer["key"] for answer in message["answers"]]
+    assert 0 < len(found) < 20
+    assert [*found, *(answer["key"] for answer in message["answers"])] == list(range(1, 21))
+    host.close()
 
 
 def test_large_outputs_do_not_wait_for_each_other(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inference_service.domain.kernel_answers import take_apart
+from inference_service.api.kernel_answers import MAX_CHARACTERS, take_apart
+from inference_service.api.kernel_mapping import MAX_CHECKED_CHARACTERS, task_output
 from inference_service.domain.kernel_manifests import read_manifest, read_pairs_text
 from inference_service.domain.kernel_models import KernelModel, KernelState
 from inference_service.domain.kernel_pools import GpuUse, KernelLimits
@@ -267,3 +268,21 @@ def test_results_are_taken_apart() -> None:
 )
 def test_what_is_no_result_is_not_taken_apart(output: str) -> None:
     assert take_apart(output) is None
+
+
+def test_nothing_long_is_parsed_for_everybody_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[int] = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(len(text)) or loads(text))
+    kinds = {
+        "[" + "[]," * 3_000_000 + "[]]": "application/json",
+        ' {"a": "' + "x" * 100_000 + '"}\n': "application/json",
+        "{" + "x" * 100_000: "text/plain; charset=utf-8",
+        '{"a": 1}': "application/json",
+        "{a}": "text/plain; charset=utf-8",
+    }
+    assert {output: task_output(output).content_type for output in kinds} == kinds
+    [sample] = json.loads('[{"classificationResults": []}]')
+    text = json.dumps([{**sample, "type": "x" * MAX_CHARACTERS}])
+    assert take_apart(text) is None
+    assert max(parsed) <= MAX_CHECKED_CHARACTERS

@@ -102,7 +102,7 @@ async def test_what_a_kernel_raises_is_the_answer_of_those_that_have_none(room: 
         ("answer = None", "the kernel set no output"),
         ("answer = 7", "TypeError: set_output_data() takes a str, not int"),
         ("answer = 'x' * 1001", "its output has 1001 bytes; allowed are 1000"),
-        ("answer = '\\0' * 200", "its output has 1200 bytes; allowed are 1000"),
+        ("answer = 'ä' * 501", "its output has 1002 bytes; allowed are 1000"),
         ("answer = '\\ud800'", "its output is no text"),
     ],
 )
@@ -135,7 +135,16 @@ async def test_a_task_that_ends_kernels_fails_and_its_neighbours_do_not(room: Ro
         ("os._exit(3)", "it ended itself with exit code 3"),
         ("sys.exit('so long')", "kernel.py ended itself with exit code 1"),
         ("os.write(3, b'\\xff' * 100)", "it sent a frame of 4294967295 bytes; allowed are "),
+        ("os.write(3, b'\\0\\2\\0\\1' + bytes(100))", "it sent a frame of 131073 bytes; allowed are 131072"),
         ("os.write(3, b'\\0\\0\\0\\2{]')", "it sent something that is no JSON"),
+        (
+            """text = b'{"answers": [{"key": 1, "bytes": 77000000}]}'; os.write(3, len(text).to_bytes(4, 'big') + text)""",
+            "it sent outputs of 77000000 bytes; allowed are ",
+        ),
+        (
+            """text = b'{"answers": [{"bytes": 1}]}'; os.write(3, len(text).to_bytes(4, 'big') + text + b'\\xff')""",
+            "it sent an output that is no UTF-8",
+        ),
         ("os.write(3, b'\\0\\0\\0\\2[]')", "it sent something that is no object"),
         ("os.write(3, b'\\0\\0\\0\\2{}')", "it sent something that is no answer"),
         (

@@ -15,7 +15,7 @@ from servicekit.errors import invalid
 from servicekit.multipart import Part
 from servicekit.times import format_time
 
-from inference_service.domain.kernel_answers import take_apart
+from inference_service.api.kernel_answers import take_apart
 from inference_service.domain.kernel_models import MODEL_FOLDER, KernelModel
 from inference_service.domain.kernel_pools import PoolStatistics
 from inference_service.domain.kernel_profiles import Pairs
@@ -26,6 +26,8 @@ from inference_service.usecases.publish_kernel_model import PublishRequest
 INVOKE_PATH = "/dlim/v1/inference/"
 STREAM_METHOD = "/dlmesh.inference.v1.KernelStreamService/StreamKernelTasks"
 MAX_INT32 = 2**31 - 1
+# What is parsed to see whether it is JSON: it holds everybody else up. Of more than that the ends are looked at.
+MAX_CHECKED_CHARACTERS, ENDS_CHARACTERS = 64 * 1024, 1024
 # Parameters of a session that some clients send along as fields.
 _IGNORED = ("csrftoken",)
 # Both spellings of what may be changed, as fields of the message.
@@ -210,13 +212,19 @@ def task_input(body: HttpBody) -> str:
 
 
 def task_output(output: str) -> HttpBody:
-    """The output as it is; JSON where it is that."""
+    """The output as it is; JSON where it is that, or is long and begins and ends so."""
+    kind = "application/json" if _is_json(output) else "text/plain; charset=utf-8"
+    return HttpBody(content_type=kind, data=output.encode())
+
+
+def _is_json(output: str) -> bool:
+    if len(output) > MAX_CHECKED_CHARACTERS:
+        return output[:ENDS_CHARACTERS].lstrip()[:1] + output[-ENDS_CHARACTERS:].rstrip()[-1:] in ("{}", "[]")
     try:
         json.loads(output)
-        kind = "application/json"
     except (ValueError, RecursionError):
-        kind = "text/plain; charset=utf-8"
-    return HttpBody(content_type=kind, data=output.encode())
+        return False
+    return True
 
 
 def _different(message: Any, shown: Any, names: tuple[str, ...]) -> Any:

@@ -106,7 +106,10 @@ class Kernel:
         if len(self._batches) == 1:
             self._begin()
         assert self._process is not None
-        self._process.send({"tasks": [_frame(self._launch.uid, ticket) for ticket in batch.tickets.values()]})
+        # Keys and names are JSON, inputs are not: however large they are, they cost a copy.
+        inputs = [ticket.task.input.encode(errors="replace") for ticket in batch.tickets.values()]
+        tasks = [_header(self._launch.uid, *each) for each in zip(batch.tickets.values(), inputs, strict=True)]
+        self._process.send({"tasks": tasks}, inputs)
 
     async def run(self, start: Callable[[Kernel], Awaitable[KernelProcess]]) -> Ending:
         """Start it and take its answers until it has ended; why it did. What it left is in `leftovers`."""
@@ -270,7 +273,7 @@ class Kernel:
             self._deadline = self._loop.call_later(seconds, self._process.kill, why)
 
 
-def _frame(uid: str, ticket: Ticket) -> dict[str, Any]:
+def _header(uid: str, ticket: Ticket, text: bytes) -> dict[str, Any]:
     task = ticket.task
     return {
         "key": ticket.key,
@@ -278,8 +281,8 @@ def _frame(uid: str, ticket: Ticket) -> dict[str, Any]:
         "uuid": f"{uid}-{ticket.key}",
         "session": task.session_id,
         "job": task.job_id or task.session_id,
-        "input": task.input,
         "extension": task.input_extension,
+        "bytes": len(text),
     }
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inference_service.kernels.nursery import Nursery
@@ -20,6 +20,8 @@ LAST_SECONDS = 1.0
 # From the order to end it at once until it is forgotten that it has not.
 MAX_ENDING_SECONDS = 20.0
 MAX_CONTROL_BYTES = 1024 * 1024
+# To take apart JSON of hostile programs holds everybody up.
+MAX_HEADER_BYTES = 128 * 1024
 
 
 class CannotStartError(Exception):
@@ -54,7 +56,7 @@ class KernelProcess:
     async def start(
         cls, nursery: Nursery, spec: Mapping[str, Any], output: KernelOutput, most_bytes: int
     ) -> KernelProcess:
-        """A kernel that runs, of which nothing was heard yet; frames of it may have `most_bytes`.
+        """A kernel that runs, of which nothing was heard yet; outputs in a frame of it may have `most_bytes`.
 
         CannotStartError; OSError when the machine has no room for it at the moment.
         """
@@ -99,30 +101,40 @@ class KernelProcess:
         self.pid, self._guard = int(message["pid"]), int(message["guard"])
         self._watching = asyncio.create_task(self._watch(self._answers))
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def send(self, message: Mapping[str, Any], texts: Sequence[bytes] = ()) -> None:
         """Tell it; that it has ended is seen by the next `receive`."""
         assert self._tasks is not None
-        text = json.dumps(message).encode()
+        header = json.dumps(message).encode()
         if not self._tasks.is_closing():
-            self._tasks.write(len(text).to_bytes(4, "big") + text)
+            self._tasks.writelines([len(header).to_bytes(4, "big"), header, *texts])
 
     async def receive(self) -> dict[str, Any] | None:
-        """What it says next; None when it has ended. JunkError."""
+        """What it says next, outputs in their answers; None when it has ended. JunkError."""
         assert self._answers is not None
         try:
             length = int.from_bytes(await self._answers.readexactly(4), "big")
-            if length > self._most_bytes:
-                raise JunkError(f"it sent a frame of {length} bytes; allowed are {self._most_bytes}")
-            text = await self._answers.readexactly(length)
+            if length > MAX_HEADER_BYTES:
+                raise JunkError(f"it sent a frame of {length} bytes; allowed are {MAX_HEADER_BYTES}")
+            message = _object(await self._answers.readexactly(length))
+            await self._take_outputs(message.get("answers"))
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
-        try:
-            message = json.loads(text)
-        except (ValueError, RecursionError):
-            raise JunkError("it sent something that is no JSON") from None
-        if not isinstance(message, dict):
-            raise JunkError("it sent something that is no object")
         return message
+
+    async def _take_outputs(self, answers: Any) -> None:
+        assert self._answers is not None
+        left = self._most_bytes
+        for answer in answers if isinstance(answers, list) else ():
+            if not isinstance(answer, dict) or "bytes" not in answer:
+                continue
+            size = answer["bytes"]
+            if type(size) is not int or not 0 <= size <= left:
+                raise JunkError(f"it sent outputs of {size} bytes; allowed are {self._most_bytes} in a frame")
+            left -= size
+            try:
+                answer["output"] = (await self._answers.readexactly(size)).decode()
+            except UnicodeDecodeError:
+                raise JunkError("it sent an output that is no UTF-8") from None
 
     def kill(self, why: str) -> None:
         """Have its guard end all of it at once."""
@@ -176,6 +188,16 @@ class KernelProcess:
             return None
         message: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
         return message
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        raise JunkError("it sent something that is no JSON") from None
+    if not isinstance(message, dict):
+        raise JunkError("it sent something that is no object")
+    return message
 
 
 def _ended(code: int) -> str:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 HOST = Path(__file__).parent.parent / "worker" / "kernel_host.py"
 SDK = Path(dlmesh_sdk.__file__).parent.parent
-# What a frame holds beside one output of the largest size.
+# What the outputs of a frame hold beside one of the largest size.
 FRAME_BYTES = 2 * 1024**2
 # Read when a process starts or a library is loaded: forks of a process that has done so would not notice.
 _EARLY = re.compile(r"(LD_|PYTHON|OMP_|MKL_|OPENBLAS_|KMP_|MALLOC_|TORCH|PYTORCH|NUMEXPR_)", re.IGNORECASE)

@@ -10,17 +10,21 @@ from typing import Any
 # The names of a prediction's results; those of one sample are alike everywhere.
 _SAMPLES = ("classificationResults", "detResults")
 _COMPARISONS = "comparisonResults"
+# To take more apart would hold everybody else up.
+MAX_CHARACTERS = 256 * 1024
 _Object = dict[str, Any]
 
 
 def take_apart(output: str) -> list[_Object] | None:
     """The results in `output`, each as PredictResult of the contract with nothing but its fields; None when it is
-    something else.
+    something else, or longer than MAX_CHARACTERS.
 
     Read are a PredictResult, and a list of them, in JSON: `{"type": ..., "classificationResults" | "detResults":
     [{"sampleId", "results": [{"label", "prob", "bbox"}]}], "comparisonResults": [{"sampleId1", "sampleId2",
     "distance", "isSimilar"}]}`.
     """
+    if len(output) > MAX_CHARACTERS:
+        return None
     try:
         value = json.loads(output)
         results = [_result(one) for one in (value if isinstance(value, list) else [value])]
