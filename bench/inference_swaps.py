@@ -17,8 +17,9 @@ import torch
 from inference_service.clients.triton import TritonClient
 from inference_service.domain.models import InferenceModel, ModelVersion
 from inference_service.storage.repository import DiskRepository
+from inference_service.triton.addresses import address_file, read_grpc_address
 from inference_service.triton.installation import find_installation
-from inference_service.triton.server import TritonServer, read_grpc_address
+from inference_service.triton.server import TritonServer
 from inference_service.usecases.ports import ServerAwayError
 from report import Row, announce
 from servicekit.reconcile import ReconcileLoop
@@ -120,11 +121,11 @@ async def swap(home: Path, count: int) -> Swaps:
     server = TritonServer(installation, home)
     loop = ReconcileLoop("triton", server.step, soon_seconds=0.1, later_seconds=0.1)
     supervision = asyncio.create_task(loop.run())
-    address_file = home / "inference" / "triton.json"
-    control = TritonClient(lambda: read_grpc_address(address_file), key=server.key)
+    addresses = address_file(home)
+    control = TritonClient(lambda: read_grpc_address(addresses), key=server.key)
     try:
         await _until_live(control)
-        return await _swap(server, control, read_grpc_address(address_file) or "", count)
+        return await _swap(server, control, read_grpc_address(addresses) or "", count)
     finally:
         loop.stop()
         await supervision

@@ -28,7 +28,8 @@ from inference_service.storage.model_rows import SqlInferenceModels
 from inference_service.storage.repository import DiskRepository
 from inference_service.storage.rows import SqlPredictions
 from inference_service.storage.workspace import DiskWorkspace
-from inference_service.triton.server import TritonServer, read_grpc_address, write_addresses
+from inference_service.triton.addresses import address_file, read_grpc_address, write_addresses
+from inference_service.triton.server import TritonServer
 from inference_service.usecases.add_version import AddVersion
 from inference_service.usecases.admit_inference import AdmitInference
 from inference_service.usecases.create_model import CreateInferenceModel
@@ -154,14 +155,14 @@ def _model_server(
     on_start: Callable[[], None],
 ) -> ModelServer:
     """A client of the Triton that the settings name; one of our own is kept by a loop and ended at shutdown."""
-    address_file = home / "inference" / "triton.json"
+    addresses = address_file(home)
     processes: Processes | None = None
     key = ""
     if triton.url:
-        write_addresses(address_file, {"http": triton.url, "grpc": triton.grpc})
+        write_addresses(addresses, {"http": triton.url, "grpc": triton.grpc})
     elif not triton.enabled or triton.installation is None:
         # The gateway goes by it.
-        address_file.unlink(missing_ok=True)
+        addresses.unlink(missing_ok=True)
         return NoTriton(
             "Triton is not installed: run make setup" if triton.enabled else "Triton is switched off (DLMESH_TRITON=0)"
         )
@@ -170,6 +171,6 @@ def _model_server(
         loops.append(ReconcileLoop("triton", child.step, later_seconds=0.25))
         shutdown.append(child.stop)
         processes, key = child.model_processes, child.key
-    client = TritonClient(lambda: read_grpc_address(address_file), processes, triton.model_load_seconds, key)
+    client = TritonClient(lambda: read_grpc_address(addresses), processes, triton.model_load_seconds, key)
     shutdown.insert(0, client.close)
     return client

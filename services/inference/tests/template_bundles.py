@@ -16,7 +16,7 @@ import torch
 import tritonclient.grpc as tritongrpc
 from dlmesh_sdk import served
 from dlmesh_sdk.served.program import load_program
-from inference_service.triton.server import read_grpc_address
+from inference_service.triton.addresses import read_grpc_address
 from PIL import Image
 from triton_fixtures import ServedHome
 from tritonclient.utils import np_to_triton_dtype

@@ -16,8 +16,9 @@ import requests
 import tritonclient.grpc as tritongrpc
 from inference_service.clients.triton import TritonClient
 from inference_service.storage.repository import DiskRepository
+from inference_service.triton.addresses import read_grpc_address
 from inference_service.triton.installation import find_installation
-from inference_service.triton.server import TritonServer, read_grpc_address
+from inference_service.triton.server import TritonServer
 from inference_service.triton.stubs import running_stubs
 from inference_service.usecases.ports import LoadRefusedError, ServerAwayError
 from servicekit.reconcile import ReconcileLoop

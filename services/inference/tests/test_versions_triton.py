@@ -19,9 +19,10 @@ import pytest
 from dlmesh.inference.v1 import inference_pb2, inference_pb2_grpc, serving_pb2, serving_pb2_grpc
 from inference_fakes import FakeCatalog, FakeJobs
 from inference_service.settings import TritonSettings
+from inference_service.triton.addresses import read_grpc_address
 from inference_service.triton.installation import find_installation
 from inference_service.triton.liveness import Liveness
-from inference_service.triton.server import TritonServer, read_grpc_address
+from inference_service.triton.server import TritonServer
 from inference_service.triton.stubs import running_stubs
 from inference_service.wiring import build
 from servicekit.reconcile import ReconcileLoop

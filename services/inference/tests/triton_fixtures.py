@@ -19,8 +19,9 @@ import torch
 from inference_service.clients.triton import TritonClient
 from inference_service.domain.models import InferenceModel, ModelVersion
 from inference_service.storage.repository import DiskRepository
+from inference_service.triton.addresses import read_grpc_address
 from inference_service.triton.installation import Ports, find_installation
-from inference_service.triton.server import PORTS, SHARED_MEMORY, is_free, publish_addresses, read_grpc_address
+from inference_service.triton.server import PORTS, SHARED_MEMORY, is_free, publish_addresses
 from servicekit.times import utc_now
 
 LABELS = ["cat", "dog", "owl"]

@@ -19,6 +19,7 @@ from pathlib import Path
 from servicekit.reconcile import Next
 from workerkit.confinement import hiding
 
+from inference_service.triton.addresses import address_file, write_addresses
 from inference_service.triton.installation import EXIT_SECONDS, HOST, Installation, Ports
 from inference_service.triton.liveness import Liveness
 from inference_service.triton.stubs import running_stubs
@@ -39,7 +40,7 @@ class TritonServer:
     """Keeps one Triton running; `step` is a reconcile step. It dies with this process, and comes back on its old ports.
 
     One that hangs is killed. `on_start` is called when there is a new one, with nothing loaded.
-    The addresses are in `inference/triton.json` below `home`: {"http": URL, "grpc": host:port, "metrics": URL}.
+    Its addresses are in `address_file(home)`.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class TritonServer:
         self._liveness, self._http_port = make_liveness(), 0
         self._home = home
         self._repository = home / "inference" / "repository"
-        self._address_file = home / "inference" / "triton.json"
+        self._address_file = address_file(home)
         self._log_file = home / "log" / "triton.log"
         self._shm_prefix = f"dlmesh_{hashlib.sha256(str(home).encode()).hexdigest()[:12]}_"
         # What must be sent to load and unload. Programs of this machine can see it in Triton's command line.
@@ -178,7 +179,7 @@ def is_free(port: int) -> bool:
 
 
 def publish_addresses(file: Path, ports: Ports) -> None:
-    """Write `inference/triton.json` whole."""
+    """Write those of a server of our own."""
     write_addresses(
         file,
         {
@@ -187,14 +188,6 @@ def publish_addresses(file: Path, ports: Ports) -> None:
             "metrics": f"http://{HOST}:{ports.metrics}/metrics",
         },
     )
-
-
-def write_addresses(file: Path, addresses: dict[str, str]) -> None:
-    """Replace the file whole: a reader sees the old addresses or the new."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(json.dumps(addresses, indent=1))
-    draft.replace(file)
 
 
 def read_ports(file: Path) -> Ports | None:
@@ -206,12 +199,4 @@ def read_ports(file: Path) -> Ports | None:
             return None
         return Ports(*(int(text.rpartition(":")[2]) for text in texts))
     except (OSError, ValueError, KeyError, AttributeError):
-        return None
-
-
-def read_grpc_address(file: Path) -> str | None:
-    """host:port of the server's gRPC; None when none was published."""
-    try:
-        return str(json.loads(file.read_text())["grpc"])
-    except (OSError, ValueError, KeyError):
         return None

@@ -12,7 +12,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from inference_service.triton.server import read_grpc_address
+from inference_service.triton.addresses import read_grpc_address
 from inference_service.worker.errors import AwayError
 
 Arrays: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
