@@ -1,21 +1,27 @@
-"""`python -m inference_service.backends.example_picture FOLDER`: the first picture of a split's records.
+"""`python -m inference_service.backends.example_picture FOLDER HOME BYTES`: the first picture of a split's records.
 
-It answers a line of JSON, the form of the records (null when there are none; `backends.program_records`), and a PNG.
+What reads records of users trusts them, LMDB above all: before it does the process gives up all writing, all memory but
+some, and all of the platform's HOME but the FOLDER. It writes no more than so many BYTES: a line of JSON, the form of
+the records (null when there are none; `backends.program_records`), and a PNG.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import resource
 import sys
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from workerkit.confinement import hiding
 
 GREY_SIDE = 64
 # It becomes a part of a model's configuration.
 MAX_SIDE = 256
+# Files that are mapped do not count.
+MEMORY_BYTES = 1024**3
 
 
 def example_picture(folder: str) -> tuple[dict[str, Any] | None, bytes]:
@@ -48,6 +54,16 @@ def _first(folder: Path) -> tuple[str, Image.Image | None]:
     return "", None
 
 
+def confine(folder: Path, home: Path, file_bytes: int) -> None:
+    """Keep this process to the folder; OSError when the kernel refuses."""
+    limits = {resource.RLIMIT_DATA: MEMORY_BYTES, resource.RLIMIT_FSIZE: file_bytes, resource.RLIMIT_CORE: 0}
+    for kind, most in limits.items():
+        resource.setrlimit(kind, (most, most))
+    hiding.hide(home, [], [folder], changes_nothing_else=True, shared=())
+
+
 if __name__ == "__main__":
+    if sys.argv[1]:
+        confine(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
     found, picture = example_picture(sys.argv[1])
     sys.stdout.buffer.write(json.dumps(found).encode() + b"\n" + picture)

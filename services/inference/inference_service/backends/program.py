@@ -9,13 +9,15 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 from servicekit.plain_folders import copy_plain_folder
 
 from inference_service.backends.base import SERVING_FILE, Backend, ExportError, Source
 from inference_service.backends.entries import CONFIG, ITEM, LIMITS, MAX_BATCH_SIZE, RESULT, copy_code, copy_file
+from inference_service.triton.installation import INHERITED
 from inference_service.triton.probes import PARAMETER, probe_with_item
 
 PROGRAM, TABLE = "inference.py", "data.csv"
@@ -31,6 +33,9 @@ RUN_SECONDS = 120
 MAX_LABEL_BYTES = 16 * 1024**2
 MAX_PARAMETER_BYTES = 16 * 1024**2
 EXAMPLE_SECONDS = 120
+# Of the picture, and of what is said where there is none.
+MAX_OUTPUT_BYTES = 4 * 1024**2
+RECORD_KINDS, SIDES = ("lmdb", "tfrecords"), ("channels", "height", "width")
 # Checkpoints to go on from, and what elastic trainings go on with.
 _RESUMPTION_FOLDERS = frozenset({"steps", "__pycache__"})
 _SUPERSEDED = re.compile(r"model_epoch_\d+\.\w+|.*optimizer_state.*")
@@ -69,7 +74,7 @@ class ProgramBackend(Backend):
             labels = _labels(data.parent / "labels.txt")
         if labels:
             (bundle / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-        records, example = example_of(data)
+        records, example = example_of(data, Path(*source.checkpoints.parts[:-3]))
         description = {"framework": self.framework, "labels": labels, "records": records}
         (bundle / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
         shutil.copy2(Path(__file__).with_name(RUNNER), version / "model.py")
@@ -93,22 +98,46 @@ class TensorFlowProgramBackend(ProgramBackend):
     framework = "TensorFlow"
 
 
-def example_of(data: Path | None) -> tuple[dict[str, Any] | None, bytes]:
+def example_of(data: Path | None, home: Path) -> tuple[dict[str, Any] | None, bytes]:
     """The form of the records in a folder and a picture of them as a PNG, or None and one in grey.
 
-    The records are of users: what they do to who reads them they do to a process of its own.
+    The records are of users: what they do to who reads them they do to a process of its own, which of the platform's
+    `home` reaches the folder alone.
     """
-    command = [sys.executable, "-m", "inference_service.backends.example_picture", str(data or "")]
+    command = [sys.executable, "-I", "-m", "inference_service.backends.example_picture"]
+    command += [str(data or ""), str(home), str(MAX_OUTPUT_BYTES)]
+    environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                env=environment | {"OMP_NUM_THREADS": "1"},
+                timeout=EXAMPLE_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise ExportError(f"no picture can be read from {data} within {EXAMPLE_SECONDS} s") from None
+        # It limits what it writes; what has taken it over can do no more.
+        words, content = (_from_start(file) for file in (errors, output))
+    if done.returncode:
+        how = words.decode(errors="replace")[-300:] or f"its reader ended with {done.returncode}"
+        raise ExportError(f"no picture can be read from {data}: {how}")
     try:
-        done = subprocess.run(command, capture_output=True, timeout=EXAMPLE_SECONDS, check=True)
-    except subprocess.CalledProcessError as error:
-        raise ExportError(
-            f"no picture can be read from {data}: {error.stderr.decode(errors='replace')[-300:]}"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise ExportError(f"no picture can be read from {data} within {EXAMPLE_SECONDS} s") from None
-    form, _, picture = done.stdout.partition(b"\n")
-    return json.loads(form), picture
+        line, _, picture = content.partition(b"\n")
+        form = json.loads(line)
+        if form is not None:
+            form = {"kind": RECORD_KINDS[RECORD_KINDS.index(form["kind"])]} | {name: int(form[name]) for name in SIDES}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ExportError(f"no picture can be read from {data}: {error!r}") from None
+    return form, picture
+
+
+def _from_start(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read(MAX_OUTPUT_BYTES)
 
 
 def _copy_checkpoints(source: Path, target: Path) -> None:

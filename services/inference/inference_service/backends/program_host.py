@@ -1,4 +1,4 @@
-"""`python program_host.py SPEC LIFELINE`: runs a model's inference.py again and again, each time in a fork with all imported.
+"""`python program_host.py SPEC LIFELINE`: runs a model's inference.py again and again, each time in a fork.
 
 Copied into the model repository, so it imports nothing of ours that it cannot do without. SPEC is JSON:
 
@@ -15,9 +15,9 @@ takes time, pictures must be whole, and the program is run only when one was not
 records of that form (`program_records`). `code` is the exit code, negative for
 a signal, null when `seconds` were over. What the program prints is in the file `log`.
 
-The process that runs programs is a child of one that guards it, which is not confined and runs nothing of the user's. When
-nobody holds the other end of the pipe LIFELINE (a descriptor) any more, or the child has ended, all that was started is
-killed, also what tried to get away; then the guard ends.
+The process that runs programs is a child of one that guards it, which is not confined and runs nothing of the user's.
+When nobody holds the other end of the pipe LIFELINE (a descriptor) any more, or the child has ended, all that was
+started is killed, also what tried to get away; then the guard ends.
 """
 
 from __future__ import annotations
