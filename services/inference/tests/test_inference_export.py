@@ -35,7 +35,9 @@ async def test_an_entry_has_all_that_triton_needs(tmp_path: Path) -> None:
     assert 'name: "tiny-online"' in config
     assert "dims: [ 1, 4, 6 ]" in config
     assert "dims: [ 3 ]" in config
-    assert text_format.Parse(config, ModelConfig()).input[1].name == "ITEM"
+    parsed = text_format.Parse(config, ModelConfig())
+    assert parsed.input[1].name == "ITEM"
+    assert parsed.dynamic_batching.default_queue_policy.max_queue_size == 256
     assert (entry / "labels.txt").read_text().split() == LABELS
     assert "class TritonPythonModel" in (entry / "1" / "model.py").read_text()
     bundle = entry / "1" / "bundle"

@@ -22,6 +22,7 @@ MAX_BATCH_SIZE = 64
 MODULES = ("bytes_tensors.py", "model_room.py", "served_runner.py")
 # Of a folder that a training has left.
 LIMITS = ArchiveLimits(size_bytes=64 * 1024**3, members=100_000)
+# A queue of 256 requests: a model that hangs leaves room at the gateway for requests to others.
 # KIND_AUTO is one instance on each GPU where there are GPUs, else one on the CPU.
 CONFIG = """\
 name: {name}
@@ -29,7 +30,7 @@ backend: "python"
 max_batch_size: {max_batch_size}
 input [ {inputs} ]
 output [ {outputs} ]
-dynamic_batching {{ max_queue_delay_microseconds: 0 }}
+dynamic_batching {{ max_queue_delay_microseconds: 0 default_queue_policy {{ max_queue_size: 256 }} }}
 instance_group [{{ count: 1 kind: KIND_AUTO }}]
 parameters {{ key: {probe_key} value {{ string_value: {probe} }} }}
 """

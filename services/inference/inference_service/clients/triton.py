@@ -9,9 +9,15 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from inference_service.domain.models import TritonUnavailableError
-from inference_service.triton.installation import KEY_HEADER
+from inference_service.triton.installation import KEY_HEADER, QUEUE_FULL
 from inference_service.triton.probes import PARAMETER, former_probe, probe_arrays, probe_complaint
-from inference_service.usecases.ports import Activity, LoadRefusedError, LoadTimedOutError, ServerAwayError
+from inference_service.usecases.ports import (
+    Activity,
+    LoadRefusedError,
+    LoadTimedOutError,
+    ServerAwayError,
+    ServerEndedError,
+)
 
 Result = TypeVar("Result")
 Processes = Callable[[], Mapping[tuple[str, int], Sequence[int]]]
@@ -24,7 +30,11 @@ LOAD_SECONDS = 300.0
 DEAD_STUB = "is not healthy"
 UNKNOWN = "Request for unknown model"
 LATE = "StatusCode.DEADLINE_EXCEEDED"
-AWAY = {"StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", LATE}
+# A connection that broke, or that nobody took.
+ENDED = "StatusCode.UNAVAILABLE"
+AWAY = {ENDED, "StatusCode.CANCELLED", LATE}
+# Models of users say how much they answer to a probe.
+MAX_ANSWER_BYTES = 256 * 1024**2
 
 # Triton puts this before the name that its command line gives.
 GRPC_HEADER = f"triton-grpc-protocol-{KEY_HEADER}"
@@ -114,8 +124,12 @@ class TritonClient:
         number = str(version)
         config = await self._call(lambda client: client.get_model_config(name, number, client_timeout=CALL_SECONDS))
         text = config.config.parameters[PARAMETER].string_value or former_probe(config.config)
+        try:
+            arrays = probe_arrays(text)
+        except ValueError as error:
+            raise LoadRefusedError(str(error)) from error
         inputs = []
-        for input_name, array in probe_arrays(text).items():
+        for input_name, array in arrays.items():
             inputs.append(InferInput(input_name, list(array.shape), np_to_triton_dtype(array.dtype)))
             inputs[-1].set_data_from_numpy(array)
         answer = await self._call(
@@ -139,11 +153,14 @@ class TritonClient:
         try:
             return await call(client)
         except InferenceServerException as error:
-            if may_be_late and error.status() == LATE:
+            # A model that hangs has a full queue before long.
+            if may_be_late and (error.status() == LATE or QUEUE_FULL in error.message()):
                 raise TimeoutError(error.message()) from error
             # Of a version that it does not serve, it says the same as when it is away.
             if error.status() in AWAY and UNKNOWN not in error.message():
-                raise ServerAwayError(f"Triton does not answer: {error.message()}") from error
+                # One that is late, or whose client was closed, has not ended.
+                kind = ServerEndedError if error.status() == ENDED else ServerAwayError
+                raise kind(f"Triton does not answer: {error.message()}") from error
             raise LoadRefusedError(error.message()) from error
 
     async def _connected(self) -> Any:
@@ -156,7 +173,7 @@ class TritonClient:
             await self.close()
             # A restarted server must be found again at once, not after a backoff of up to two minutes.
             options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
-            options += [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+            options += [("grpc.max_receive_message_length", MAX_ANSWER_BYTES), ("grpc.max_send_message_length", -1)]
             self._client = InferenceServerClient(address, channel_args=options)
             self._client_address = address
         return self._client

@@ -13,6 +13,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from inference_service.triton.addresses import read_grpc_address
+from inference_service.triton.installation import QUEUE_FULL
 from inference_service.worker.errors import AwayError
 
 Arrays: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
@@ -105,8 +106,22 @@ class Client:
             tensor = triton.InferInput(name, list(values.shape), _datatype(values))
             tensor.set_data_from_numpy(values)
             tensors.append(tensor)
-        answer = self._ask("infer", seconds, self._model_name, tensors, self._model_version)
+        deadline = time.monotonic() + seconds
+        while (answer := self._ask_unless_full(deadline, tensors)) is None:
+            time.sleep(RETRY_SECONDS)
         return {each.name: answer.as_numpy(each.name) for each in answer.get_response().outputs}
+
+    def _ask_unless_full(self, deadline: float, tensors: list[Any]) -> Any:
+        """None when so many others ask the model that it takes no more now."""
+        seconds = max(deadline - time.monotonic(), 0.001)
+        try:
+            return self._ask("infer", seconds, self._model_name, tensors, self._model_version)
+        except InterruptedCallError as error:
+            if QUEUE_FULL not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise LateCallError(str(error)) from error
+        return None
 
     def _ask(self, method: str, seconds: float, *arguments: Any) -> Any:
         try:
