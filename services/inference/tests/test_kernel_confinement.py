@@ -79,6 +79,8 @@ async def test_a_kernel_reads_no_secret_and_changes_nothing_but_its_own_folder(r
                 own_program="open('kernel.py', 'a')",
                 beside=f"open({str(room.folder / 'new')!r}, 'w')",
                 elsewhere=f"open({str(room.gates / 'new')!r}, 'w')",
+                shared_memory=f"open('/dev/shm/dlmesh_test_{service}', 'w')",
+                device="open('/dev/null', 'w').write('gone')",
                 labels="open('labels.txt').read()",
                 note="open('note.txt', 'w').write('mine') and open('note.txt').read()",
                 temporary="__import__('tempfile').mkstemp()[1].startswith(os.getcwd())",
@@ -90,6 +92,7 @@ async def test_a_kernel_reads_no_secret_and_changes_nothing_but_its_own_folder(r
         **{"secret": hidden, "database": hidden, "environment": hidden, "memory": hidden},
         **{"other_model": hidden, "data": "'1,2'", "more_data": hidden},
         **{"own_program": hidden, "beside": hidden, "elsewhere": hidden},
+        **{"shared_memory": hidden, "device": "4"},
         **{"labels": "'cat'", "note": "'mine'", "temporary": "True"},
     }
 
@@ -135,10 +138,27 @@ async def test_a_task_that_wants_too_much_memory_at_once_gets_an_error(room: Roo
 
 
 @pytest.mark.slow
-async def test_a_kernel_that_fills_the_disk_is_ended(room: Room) -> None:
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("open('big', 'wb').write(b'x' * (30 << 20))", "its folder held 30 MiB"),
+        (
+            "self.big = open('big', 'wb', 0); os.unlink('big'); self.big.write(b'x' * (30 << 20))",
+            "its folder held 30 MiB",
+        ),
+        (
+            "self.big = open(os.memfd_create('big'), 'wb', 0)\nfor _ in range(21): self.big.write(b'x' * (10 << 20))",
+            "it held 210 MiB of memory",
+        ),
+    ],
+)
+async def test_a_kernel_that_fills_the_disk_or_nameless_files_is_ended(
+    room: Room, program: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
     await room.start()
-    assert await room.ask("open('big', 'wb').write(b'x' * (30 << 20))") == "1"
+    assert await room.ask(program) == "1"
     await until(lambda: room.pools.statistics(UID).kernels[0].status == "ended")
+    assert words in caplog.text
 
 
 async def test_a_kernel_keeps_to_its_cores(room: Room) -> None:

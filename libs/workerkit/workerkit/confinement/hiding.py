@@ -22,6 +22,7 @@ SHARED_FOLDERS += ("templates", "trainings", "validations", "weights")
 # Programs of plug-ins and what Triton serves are run beside the queue, too. Of `execs` a task, and of `inference` a
 # prediction, has its own folder, where it works.
 READ_ONLY_FOLDERS = ("exec-frameworks", "inference")
+SHARED_MEMORY = "/dev/shm"
 # Before 2 files could not be renamed from folder to folder by a process that had given up anything.
 LEAST_ABI = 2
 
@@ -55,11 +56,13 @@ def hide(
     changes_nothing_else: bool = False,
     shared: Iterable[str] = (*SHARED_FOLDERS, *READ_ONLY_FOLDERS),
     empty: Iterable[Path] = (),
+    has_shared_memory: bool = True,
 ) -> None:
     """Give up, for this process and all that it starts, what is hidden; `writable` and `readable` lie below `home`.
 
     With `changes_nothing_else` only `writable` and devices can be written, and all the rest that is not hidden read.
-    `shared` are the folders of the home that are not hidden. In `empty` empty folders can be made and removed.
+    `shared` are the folders of the home that are not hidden. In `empty` empty folders can be made and removed. Without
+    `has_shared_memory` the files of /dev/shm are hidden, in which nothing limits and removes them.
     Nothing is given up where there is no `home`; files stay within reach where the kernel has no Landlock. OSError when
     the kernel refuses.
     """
@@ -72,7 +75,9 @@ def hide(
         return
     abi = supported_abi()
     if abi:
-        _restrict(abi, _reachable(home, writable, readable, shared, not changes_nothing_else), empty)
+        hidden_devices = () if has_shared_memory else (SHARED_MEMORY,)
+        reachable = _reachable(home, writable, readable, shared, not changes_nothing_else, hidden_devices)
+        _restrict(abi, reachable, empty)
     if os.geteuid() == 0:
         # Root looks into every process and every disk, whatever files it has given up.
         _drop_capabilities()
@@ -109,7 +114,12 @@ def _restrict(abi: int, reachable: Iterable[tuple[str, bool]], empty: Iterable[P
 
 
 def _reachable(
-    home: Path, writable: Iterable[Path], readable: Iterable[Path], shared: Iterable[str], rest_is_writable: bool
+    home: Path,
+    writable: Iterable[Path],
+    readable: Iterable[Path],
+    shared: Iterable[str],
+    rest_is_writable: bool,
+    hidden_devices: Sequence[str],
 ) -> Iterator[tuple[str, bool]]:
     """Everything beside the way from / to the home, and what of the home is shared or the rank's own."""
     is_root = os.geteuid() == 0
@@ -118,9 +128,10 @@ def _reachable(
         for entry in _entries(folder):
             if entry == str(step):
                 continue
-            if entry == "/dev" and is_root:
+            if entry == "/dev" and (is_root or hidden_devices):
                 # The raw disks hold the hidden files, too.
-                yield from ((device, True) for device in _entries(entry) if not _is_disk(device))
+                devices = (device for device in _entries(entry) if device not in hidden_devices)
+                yield from ((device, True) for device in devices if not (is_root and _is_disk(device)))
             else:
                 is_device = entry == "/dev"
                 yield entry, (rest_is_writable or is_device) and not (is_root and entry in ("/proc", "/sys"))

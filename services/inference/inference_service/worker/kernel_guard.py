@@ -23,9 +23,10 @@ import resource
 import select
 import signal
 import socket
+import stat
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,15 @@ def _become_kernel(spec: Mapping[str, Any], account: Any, parent: int, hiding: A
     os.umask(spec["umask"])
     environment[DESCRIPTOR_VARIABLE] = str(DESCRIPTOR)
     readable = map(Path, spec["readable"])
-    hiding.hide(Path(spec["home"]), [work], readable, changes_nothing_else=True, shared=SHARED_FOLDERS)
+    hiding.hide(
+        Path(spec["home"]),
+        [work],
+        readable,
+        changes_nothing_else=True,
+        shared=SHARED_FOLDERS,
+        # What lies there is nobody's folder and nobody's memory, and would outlive it.
+        has_shared_memory=False,
+    )
     os.chdir(work)
     if spec["is_warm"]:
         import kernel_host  # type: ignore[import-not-found]
@@ -217,10 +226,12 @@ def _reaped() -> Iterator[tuple[int, int]]:
 def _memory_excess(spec: Mapping[str, Any], sizes: Any) -> str:
     pids = below(os.getpid())
     limit = spec["memory_bytes"]
-    if sum(map(_resident_bytes, pids)) <= limit:
-        return ""
-    # Pages that forks share count in part; to find that out takes longer.
-    held = sum(map(_proportional_bytes, pids))
+    held = sum(map(_resident_bytes, pids))
+    if held > limit:
+        # Pages that forks share count in part; to find that out takes longer.
+        held = sum(map(_proportional_bytes, pids))
+    # Files without a name in memory need not be mapped. One that is counts here and there, so each has the limit.
+    held = max(held, sum(size for device, size in _nameless_files(pids) if device != _device(spec)))
     if held <= limit:
         return ""
     return f"it held {sizes.describe_bytes(held)} of memory; allowed are {sizes.describe_bytes(limit)}"
@@ -228,9 +239,27 @@ def _memory_excess(spec: Mapping[str, Any], sizes: Any) -> str:
 
 def _folder_excess(spec: Mapping[str, Any], sizes: Any) -> str:
     held, limit = sizes.held_bytes([Path(spec["work"])]), spec["folder_bytes"]
+    held += sum(size for device, size in _nameless_files(below(os.getpid())) if device == _device(spec))
     if held <= limit:
         return ""
     return f"its folder held {sizes.describe_bytes(held)}; allowed are {sizes.describe_bytes(limit)}"
+
+
+def _device(spec: Mapping[str, Any]) -> int:
+    return Path(spec["work"]).stat().st_dev
+
+
+def _nameless_files(pids: Iterable[int]) -> list[tuple[int, int]]:
+    """The device and the bytes of each file that processes hold open though it was removed, or never had a name."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as descriptors:
+            for descriptor in descriptors:
+                with contextlib.suppress(OSError):
+                    facts = descriptor.stat()
+                    if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 0:
+                        found[facts.st_dev, facts.st_ino] = facts.st_blocks * 512
+    return [(device, size) for (device, _), size in found.items()]
 
 
 def below(pid: int) -> list[int]:
