@@ -107,6 +107,44 @@ def test_what_the_model_refuses_of_one_sample_is_that_samples_error() -> None:
     assert "allowed are numbers from 3" in rows[2]["error"]
 
 
+def test_samples_that_are_refused_and_samples_that_end_the_process_are_counted_apart() -> None:
+    def choosy(numbers: Any) -> None:
+        if (numbers < 30).any():
+            raise RefusedCallError("allowed are numbers from 30")
+        if (numbers == 30).any():
+            raise InterruptedCallError("it was ended")
+
+    asked = answers_of(choosy)
+    asked([Item("first", 31)])
+    rows = asked(items_of(32))
+    assert [("allowed are" in row.get("error", ""), "ended on it" in row.get("error", "")) for row in rows] == [
+        *[(True, False)] * 30,
+        (False, True),
+        (False, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            RefusedCallError("no"),
+            "the model refused 21 samples and answered none; at the last the model failed on it: no",
+        ),
+        (
+            InterruptedCallError("gone"),
+            "21 samples ended the model's process, each tried alone; at the last the process",
+        ),
+    ],
+)
+def test_a_model_that_does_nothing_else_fails_the_prediction(error: Exception, words: str) -> None:
+    def fails(_: Any) -> None:
+        raise error
+
+    with pytest.raises(PredictionError, match=words):
+        answers_of(fails)(items_of(64))
+
+
 def test_samples_of_several_shapes_keep_their_order() -> None:
     items = [Item(f"s{number}", number) for number in (1, 101, 2, 102)]
     rows = answers_of(lambda _: None)(items)

@@ -33,7 +33,8 @@ Row = dict[str, Any]
 
 TRIES = 2
 TRIES_ALONE = 3
-# A model that fails at every sample fails the prediction, and so does one that takes many attempts to keep alive.
+# A prediction fails when its model refuses more samples than these before it answered any, however many it refuses
+# later, and when more than these end its process: each takes many attempts, and others have no model meanwhile.
 MAX_BLAMED = 20
 # Which Triton and the model may take for a batch, all its tries together: a run of a program takes up to 120 s, and
 # others ask, too.
@@ -62,7 +63,7 @@ class Answers:
         self._clients: list[Client] = []
         self._gate = _Gate()
         self._lock = threading.Lock()
-        self._blamed = 0
+        self._killers = self._refused = 0
         self._has_answered = False
         self.is_given_up = threading.Event()
         # Of a sample that Triton was sent last.
@@ -119,9 +120,13 @@ class Answers:
 
     def _blame(self, item: Item, words: str, *, is_killer: bool) -> Row:
         # Only who is alone comes here.
-        self._blamed += 1
-        if self._blamed > MAX_BLAMED and (is_killer or not self._has_answered):
-            raise PredictionError(f"{self._blamed} samples were tried alone without an answer; at the last {words}")
+        self._killers, self._refused = self._killers + is_killer, self._refused + (not is_killer)
+        if self._killers > MAX_BLAMED:
+            raise PredictionError(
+                f"{self._killers} samples ended the model's process, each tried alone; at the last {words}"
+            )
+        if self._refused > MAX_BLAMED and not self._has_answered:
+            raise PredictionError(f"the model refused {self._refused} samples and answered none; at the last {words}")
         return {"sampleId": item.sample_id, "error": words}
 
     def _try(self, items: Sequence[Item], gate: Callable[[], Any], patience: _Patience) -> list[Row]:
