@@ -22,7 +22,7 @@ KEY_HEADER = "dlmesh-key"
 # What it says, as UNAVAILABLE, for a model that has as many requests as it takes.
 QUEUE_FULL = "Exceeds maximum queue size"
 # Of the service's environment models get neither passwords nor settings, as kernels.
-INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "HOME")
+INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "HOME")
 INHERITED_PREFIXES = ("CUDA", "NVIDIA")
 _DEFAULT_HOME = Path(__file__).resolve().parents[4] / ".triton"
 

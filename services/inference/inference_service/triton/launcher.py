@@ -8,6 +8,7 @@ would not be safe in it. Standard library only.
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -21,7 +22,12 @@ def main() -> None:
     import hiding  # type: ignore[import-not-found]
 
     rooms, repository = home / "inference" / "rooms", home / "inference" / "repository"
-    rooms.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # For what is imported before a model has a room of its own.
+    temporary = rooms / "tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    for folder in (rooms, temporary):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.environ["TMPDIR"] = str(temporary)
     # Whoever reaches Triton's port can have it run a Python program of their own: not only what a model's code does
     # must be fenced, also the processes that run it.
     hiding.hide(
