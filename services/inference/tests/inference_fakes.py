@@ -14,6 +14,7 @@ from inference_service.usecases.ports import (
     LoadTimedOutError,
     ModelFacts,
     ServerAwayError,
+    ServerEndedError,
     TrainingFacts,
 )
 from servicekit.errors import Code, ServiceError, already_exists, invalid, not_found
@@ -183,7 +184,7 @@ class FakeServer:
         self.loads.append(name)
         await self.may_load.wait()
         if self.dies_on_load:
-            raise ServerAwayError("Socket closed")
+            raise ServerEndedError("Socket closed")
         if self.is_late:
             raise LoadTimedOutError("it was not loaded within 1 s")
         if self.refusal:

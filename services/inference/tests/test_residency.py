@@ -3,125 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
-from pathlib import Path
-from typing import Any
+from datetime import timedelta
 
 import pytest
-from inference_fakes import FakeCatalog, FakeServer
-from inference_service.domain.models import InferenceModel, ModelState, ModelVersion
+from inference_service.domain.models import ModelState
 from inference_service.usecases import model_health
 from inference_service.usecases import residency as module
-from inference_service.usecases.fail_version import FailVersion
-from inference_service.usecases.ports import ServerAwayError
-from inference_service.usecases.residency import MemoryLimits, Residency
-from inference_service.usecases.serve_models import ServeModels
-from servicekit.errors import Code, ServiceError
+from inference_service.usecases.load_turns import LOADS_OF_AN_OWNER
+from inference_service.usecases.ports import ServerEndedError
+from inference_service.usecases.residency import MemoryLimits
+from residency_room import Room, refusal
+from servicekit.errors import Code
 from servicekit.times import utc_now
-from triton_fixtures import make_model, until
-
-
-class FakeModels:
-    """`ports.InferenceModels` as far as the residency needs it."""
-
-    def __init__(self) -> None:
-        self.known: dict[str, InferenceModel] = {}
-
-    def add(self, name: str, *states: ModelState, **changes: Any) -> InferenceModel:
-        model = make_model(name, Path(), Path(), **changes)
-        first = model.versions[0]
-        model.versions = [
-            replace(first, number=number, state=state) for number, state in enumerate(states or (ModelState.READY,), 1)
-        ]
-        self.known[name] = model
-        return model
-
-    async def all(self) -> list[InferenceModel]:
-        return [model.copy() for model in self.known.values()]
-
-    async def find(self, name: str) -> InferenceModel | None:
-        return self.known[name].copy() if name in self.known else None
-
-    async def save_version(self, uid: str, version: ModelVersion) -> None:
-        [model] = [model for model in self.known.values() if model.uid == uid]
-        stored = model.version(version.number)
-        stored.state, stored.status_message = version.state, version.status_message
-
-    async def note_waiting(self, uid: str, number: int, message: str) -> None:
-        [model] = [model for model in self.known.values() if model.uid == uid]
-        model.version(number).status_message = message
-
-    async def note_used(self, uid: str, at: datetime) -> None:
-        [model] = [model for model in self.known.values() if model.uid == uid]
-        model.last_used_at = at
-
-
-class FakePredictions:
-    """Those that are active, by the names of their models."""
-
-    def __init__(self) -> None:
-        self.models: list[str] = []
-
-    async def active(self) -> list[Any]:
-        return [Held(name) for name in self.models]
-
-
-class Held:
-    def __init__(self, model_name: str) -> None:
-        self.model_name = model_name
-
-
-class FakeFolders:
-    """The repository: remembers what was offered and touched."""
-
-    def __init__(self) -> None:
-        self.offers: dict[str, Sequence[int]] = {}
-        self.touched: list[tuple[str, Sequence[int]]] = []
-
-    async def offer(self, name: str, numbers: Sequence[int]) -> None:
-        self.offers[name] = numbers
-
-    async def touch(self, name: str, numbers: Sequence[int]) -> None:
-        self.touched.append((name, numbers))
-
-
-class Room:
-    def __init__(self, limits: MemoryLimits) -> None:
-        self.now = 1000.0
-        self.models, self.predictions = FakeModels(), FakePredictions()
-        self.server, self.folders = FakeServer(), FakeFolders()
-        self.server.offered = lambda name: frozenset(self.folders.offers[name])
-        self.limits = limits
-        self.start()
-
-    def start(self) -> None:
-        """A new process."""
-        models: Any = self.models
-        folders: Any = self.folders
-        predictions: Any = self.predictions
-        fail = FailVersion(models, FakeCatalog())
-        self.residency = Residency(models, folders, self.server, fail, self.limits, clock=lambda: self.now)
-        self.step = ServeModels(models, predictions, self.server, self.residency)
-
-    async def ensure(self, name: str, seconds: float = 60) -> None:
-        await self.residency.ensure(self.models.known[name].copy(), seconds)
-
-    async def settle(self) -> None:
-        """Passes of the loop, each with the loads that it starts, until one starts none."""
-        for _ in range(100):
-            before = len(self.server.loads)
-            await self.step()
-            while self.step.health.is_probing or any(map(self.residency.is_loading, self.models.known)):
-                await asyncio.sleep(0)
-            if len(self.server.loads) == before:
-                return
-        raise AssertionError("it never comes to rest")
-
-    @property
-    def loaded(self) -> Mapping[str, frozenset[int]]:
-        return self.server.serving
+from triton_fixtures import until
 
 
 @pytest.fixture
@@ -132,12 +27,6 @@ def room() -> Room:
 @pytest.fixture
 def roomy() -> Room:
     return Room(MemoryLimits(idle_seconds=900, max_loaded=0))
-
-
-async def refusal(call: Any) -> ServiceError:
-    with pytest.raises(ServiceError) as caught:
-        await call
-    return caught.value
 
 
 async def test_what_is_asked_for_is_loaded_once_for_all_who_wait(room: Room) -> None:
@@ -179,7 +68,7 @@ async def test_loads_of_one_user_that_hang_do_not_stop_others(roomy: Room) -> No
     slow = [asyncio.create_task(room.ensure(name)) for name in hanging]
 
     async def asked() -> bool:
-        return len(room.server.loads) == module.LOADS_OF_AN_OWNER
+        return len(room.server.loads) == LOADS_OF_AN_OWNER
 
     await until(asked)
     hung, room.server.may_load = room.server.may_load, may_end
@@ -271,6 +160,8 @@ async def test_what_predictions_use_or_was_used_a_moment_ago_stays(room: Room, m
     error = await refusal(waiting)
     assert (error.code, "DLMESH_MAX_LOADED_MODELS" in error.message) == (Code.UNAVAILABLE, True)
     # Predictions say so, too, and new versions.
+    room.predictions.models.append("c")
+    await room.step()
     assert "DLMESH_MAX_LOADED_MODELS" in room.residency.lacks(room.models.known["c"])
     new = room.models.add("new", ModelState.LOADING)
     reason = room.residency.start("new")
@@ -387,7 +278,10 @@ async def test_what_served_before_and_is_refused_now_is_tried_again_later(room: 
         error = await refusal(room.ensure("a"))
         assert (error.code, "CUDA out of memory" in error.message) == (Code.UNAVAILABLE, True)
     assert room.server.loads == ["a"], "it is not asked again at once"
+    room.predictions.models = ["a"]
+    await room.step()
     assert "CUDA out of memory" in room.residency.lacks(model)
+    room.predictions.models = []
     room.now += 1.5
     await refusal(room.ensure("a"))
     room.server.refusal = ""
@@ -414,7 +308,7 @@ async def test_who_takes_triton_down_is_found_and_others_are_not_blamed(room: Ro
             room.server.serving.clear()
         if downs != began:
             # Also for who is loaded at the same time.
-            raise ServerAwayError("Socket closed")
+            raise ServerEndedError("Socket closed")
         room.server.serving[name] = room.server.offered(name)
 
     room.server.load = load  # type: ignore[method-assign]
@@ -465,7 +359,7 @@ async def test_what_hangs_in_a_request_is_ended_and_what_is_only_busy_is_not(
         await room.ensure(name)
         room.server.used[name] = unix + room.now
     room.server.silent |= {"hangs", "busy"}
-    for _ in range(10):
+    for _ in range(12):
         room.now += 50
         # Everybody is asked; one answers now and then, if not the probe; one is not stuck, it has nothing to say.
         for name in ("hangs", "busy", "quiet"):

@@ -19,7 +19,7 @@ from google.protobuf import text_format
 from inference_fakes import FakeCatalog, FakeJobs, FakeServer, FakeTrainings
 from inference_service import wiring
 from inference_service.settings import TritonSettings
-from inference_service.usecases import admit_inference
+from inference_service.usecases import admit_inference, residency
 from inference_service.usecases.add_version import MAX_VERSIONS
 from inference_service.usecases.ports import TrainingFacts
 from inference_service.wiring import build
@@ -405,16 +405,24 @@ async def test_admissions_do_not_ask_the_database(room: Room) -> None:
         event.remove(sa.Engine, "before_cursor_execute", note)
 
 
-async def test_a_share_of_what_failed_goes_to_the_others(room: Room) -> None:
-    await room.add()
-    await room.reached("READY", 2)
-    await room.divide((1, 70), (2, 30))
-    # Triton goes down whenever the model is loaded, until both are given up, and then not any more.
+async def test_what_served_before_is_not_given_up_when_triton_ends(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residency, "CRASH_PAUSE_SECONDS", 0.1)
     room.server.dies_on_load = True
     room.server.serving.clear()
-    await room.reached("FAILED", 2)
-    assert (await refused(room.admit()))[0] is grpc.StatusCode.UNAVAILABLE
-    assert (await room.get()).state == "FAILED"
+    await room.loop_sees_it()
+
+    async def paused() -> bool:
+        return "Triton ended 5 times" in (await refused(room.admit()))[1]
+
+    await until(paused, 60)
+    assert (await room.get()).state == "READY"
+    room.server.dies_on_load = False
+
+    async def is_back() -> bool:
+        return bool((await room.get()).is_loaded)
+
+    await until(is_back, 60)
+    assert await room.shares() == {1: 100}
 
 
 def test_shares_are_of_those_that_are_ready() -> None:

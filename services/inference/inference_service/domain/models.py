@@ -14,9 +14,10 @@ ALL_PERCENT = 100
 
 
 class ModelState(StrEnum):
-    """EXPORTING -> LOADING -> READY; FAILED from each. READY means that Triton answered a probe with it once.
+    """EXPORTING -> LOADING -> READY, and back to EXPORTING when its folder was lost; FAILED from the first two.
 
-    Neither a restart of Triton nor that an idle model left its memory changes the state: it is loaded again when asked.
+    READY means that Triton answered a probe with it once. Neither a restart of Triton nor that an idle model left its
+    memory changes the state: it is loaded again when asked.
     """
 
     EXPORTING = "EXPORTING"
@@ -55,6 +56,10 @@ class ModelVersion:
     def served(self) -> None:
         """Triton answers with it."""
         self._move(ModelState.LOADING, ModelState.READY)
+
+    def lost(self) -> None:
+        """Its folder has gone."""
+        self._move(ModelState.LOADING, ModelState.EXPORTING)
 
     def fail(self, message: str) -> None:
         """It cannot be served."""

@@ -62,7 +62,7 @@ def _divided(model: InferenceModel) -> dict[int, int]:
     }
     if not shares:
         raise _not_ready(model, model.main_version)
-    # What failed with a share, by taking Triton down again and again, leaves it to the others.
+    # A release before this one gave up what had a share: it leaves that to the others.
     shares[max(shares, key=lambda number: shares[number])] += ALL_PERCENT - sum(shares.values())
     return shares
 

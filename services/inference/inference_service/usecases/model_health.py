@@ -15,8 +15,8 @@ from inference_service.usecases.residency import Residency
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
-# Asked for so long without one answer, and three probes in a row unanswered: it hangs in what somebody asked. Large
-# batches on a small machine take minutes.
+# Seen asked for so long without one answer, and three probes in a row unanswered: it hangs in what somebody asked.
+# Large batches on a small machine take minutes.
 STUCK_SECONDS = 300.0
 MAX_SILENCES = 3
 
@@ -34,6 +34,8 @@ class ModelHealth:
         self._server, self._residency, self._unix_time = server, residency, unix_time
         self._looked_at = time.monotonic()
         self._failures: dict[Pair, int] = {}
+        # When it was first seen asked since its last answer, and when that was.
+        self._unanswered: dict[Pair, tuple[float, float]] = {}
         self._silences: Counter[Pair] = Counter()
         self._probes: asyncio.Task[None] | None = None
 
@@ -69,6 +71,7 @@ class ModelHealth:
     async def _learn(self) -> tuple[set[Pair], set[Pair]]:
         failing: set[Pair] = set()
         stuck: set[Pair] = set()
+        unanswered: dict[Pair, tuple[float, float]] = {}
         now, clock = self._unix_time(), self._residency.clock()
         for pair, activity in (await self._server.activity()).items():
             if activity.failures > self._failures.get(pair, 0):
@@ -79,8 +82,16 @@ class ModelHealth:
             silent_seconds = max(now - activity.last_inference_at, 0.0)
             self._residency.use(pair[0], clock - silent_seconds)
             asked = self._residency.used_at(pair[0]) or 0.0
-            if silent_seconds > STUCK_SECONDS and asked > clock - silent_seconds + 1:
+            if asked <= clock - silent_seconds + 1:
+                continue
+            seen = self._unanswered.get(pair)
+            if seen is None or seen[1] != activity.last_inference_at:
+                # How long it was idle before says nothing.
+                seen = (clock, activity.last_inference_at)
+            unanswered[pair] = seen
+            if clock - seen[0] > STUCK_SECONDS:
                 stuck.add(pair)
+        self._unanswered = unanswered
         return failing, stuck
 
     async def _probe(self, suspects: Sequence[Pair], stuck: set[Pair]) -> None:

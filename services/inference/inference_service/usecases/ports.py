@@ -87,6 +87,10 @@ class ServerAwayError(Exception):
     """The inference server cannot be asked now; the text says why."""
 
 
+class ServerEndedError(ServerAwayError):
+    """It was there, and ended before it answered."""
+
+
 class LoadRefusedError(Exception):
     """The inference server cannot serve the model; its own words."""
 

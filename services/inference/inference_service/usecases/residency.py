@@ -7,15 +7,16 @@ import logging
 import math
 import re
 import time
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from servicekit.errors import Code, ServiceError
 
 from inference_service.domain.models import InferenceModel, ModelState, ModelVersion
 from inference_service.usecases.fail_version import FailVersion
+from inference_service.usecases.load_faults import LoadFaults
+from inference_service.usecases.load_turns import LoadTurns
 from inference_service.usecases.ports import (
     InferenceModels,
     LoadRefusedError,
@@ -23,20 +24,20 @@ from inference_service.usecases.ports import (
     ModelServer,
     Repository,
     ServerAwayError,
+    ServerEndedError,
 )
 
 log = logging.getLogger(__name__)
 
-# A model that takes Triton down with it must not do so for ever.
+# A model that takes Triton down with it, or fails as nobody foresaw, must not do so for ever.
 MAX_CRASHES = 5
-# As many as our Triton loads at a time. What loads for ever must not keep all others waiting: nobody has all of them.
-LOADS_AT_ONCE = 8
-LOADS_OF_AN_OWNER = 2
+MAX_SURPRISES = 5
+# What served before is not given up; it costs everybody else a restart of Triton each time.
+CRASH_PAUSE_SECONDS = 300.0
 # Who was admitted is remembered for a second, and a request takes its time: what was used a moment ago stays.
 RECENT_SECONDS = 2.0
 ROOM_SECONDS = 10.0
 ROOM_POLL_SECONDS = 0.1
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 BLAMED = re.compile(r"version (\d+) is at UNAVAILABLE state")
 
 
@@ -50,15 +51,6 @@ class MemoryLimits:
 
     idle_seconds: float = 900.0
     max_loaded: int = 0
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """How often in a row Triton refused what it had served before, and when it is asked again; 0: it was not asked."""
-
-    count: int
-    again_at: float
-    reason: str
 
 
 class Residency:
@@ -85,13 +77,10 @@ class Residency:
         self.wanted: set[str] = set()
         self._used: dict[str, float] = {}
         self._held: frozenset[str] = frozenset()
-        self._claims: dict[str, int] = {}
         self._tasks: dict[str, asyncio.Task[str]] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._turns = asyncio.Condition()
-        self._running: Counter[str] = Counter()
-        self._crashes: dict[str, int] = {}
-        self._refusals: dict[str, Refusal] = {}
+        self._faults = LoadFaults(clock)
+        self._turns = LoadTurns(limits.max_loaded, self._faults.is_suspect)
         self._dead: dict[str, frozenset[int]] = {}
         self._unloading: set[str] = set()
 
@@ -118,20 +107,25 @@ class Residency:
         return self._used.get(name)
 
     def hold(self, names: Iterable[str]) -> None:
-        """These and no others must not be unloaded."""
-        self._held = frozenset(names)
+        """These and no others must not be unloaded, and predictions may ask them."""
+        held = frozenset(names)
+        if held != self._held:
+            self._held = held
+            self._changed()
 
     def is_due(self, name: str) -> bool:
         """Whether it may be tried again after Triton refused it."""
-        return name not in self._refusals or self.clock() >= self._refusals[name].again_at
+        return self._faults.is_due(name)
 
     def lacks(self, model: InferenceModel) -> str:
-        """Why it cannot be asked now, nothing when it can; counts as a use."""
+        """Why a prediction cannot ask it now, nothing when it can, which counts as a use."""
+        if model.name not in self._held:
+            return "waits for other models that predictions of its owner keep in memory"
         self.use(model.name)
         if self.serves(model):
             return ""
-        refusal = self._refusals.get(model.name)
-        return f"cannot be loaded now: {refusal.reason}" if refusal else "is being loaded"
+        reason = self._faults.reason(model.name)
+        return f"cannot be loaded now: {reason}" if reason else "is being loaded"
 
     async def refresh(self) -> None:
         """Ask Triton what it serves; ServerAwayError."""
@@ -151,8 +145,6 @@ class Residency:
         if task is None:
             task = asyncio.create_task(self._attempt(name), name=f"load {name}")
             self._tasks[name] = task
-            # At least; it says how many when it looks for room.
-            self._claims[name] = max(1, len(self._loaded.get(name, ())))
             task.add_done_callback(lambda _: self._ended(name))
         return task
 
@@ -162,7 +154,7 @@ class Residency:
         if self.serves(model):
             return
         if not self.is_loading(model.name) and not self.is_due(model.name):
-            raise _unavailable(model, self._refusals[model.name].reason, 5)
+            raise _unavailable(model, self._faults.reason(model.name), 5)
         load = self.start(model.name)
         try:
             async with asyncio.timeout(seconds):
@@ -178,21 +170,13 @@ class Residency:
 
     def revive(self, name: str, numbers: frozenset[int]) -> None:
         """Load versions again that count as loaded although their processes are gone."""
-        self._dead[name] = numbers
+        self._dead[name] = self._dead.get(name, frozenset()) | numbers
         self.start(name)
 
     async def unload(self, name: str) -> None:
         """Take it out of memory; what it is answering is answered. ServerAwayError."""
         async with self._locks[name]:
-            self._note({key: value for key, value in self._loaded.items() if key != name})
-            self.wanted.discard(name)
-            self._unloading.add(name)
-            try:
-                await self._server.unload(name)
-            finally:
-                self._unloading.discard(name)
-                # What was asked for meanwhile and has not been answered yet is old.
-                self._changes += 1
+            await self._take_out(name)
 
     async def drop(self, name: str) -> None:
         """Unload what is deleted, also in the middle of its load. ServerAwayError."""
@@ -202,12 +186,24 @@ class Residency:
             await self._end_load(name, [version.number for version in model.versions] if model else [])
         await self.unload(name)
         self._used.pop(name, None)
-        self._refusals.pop(name, None)
+        self._faults.forget(name)
+        self._dead.pop(name, None)
 
     async def close(self) -> None:
         """End all loads: Triton goes on with them, and the next process asks what became of them."""
         for name in list(self._tasks):
             await self._cancel(name)
+
+    async def _take_out(self, name: str) -> None:
+        self._note({key: value for key, value in self._loaded.items() if key != name})
+        self.wanted.discard(name)
+        self._unloading.add(name)
+        try:
+            await self._server.unload(name)
+        finally:
+            self._unloading.discard(name)
+            # What was asked for meanwhile and has not been answered yet is old.
+            self._changes += 1
 
     async def _cancel(self, name: str) -> None:
         task = self._tasks[name]
@@ -222,7 +218,6 @@ class Residency:
 
     def _ended(self, name: str) -> None:
         self._tasks.pop(name, None)
-        self._claims.pop(name, None)
         self._changed()
 
     def _note(self, loaded: dict[str, frozenset[int]]) -> None:
@@ -231,50 +226,56 @@ class Residency:
 
     async def _attempt(self, name: str) -> str:
         try:
-            model = await self._models.find(name)
-            async with self._locks[name], self._turn(model.owner if model else ""):
-                return await self._load(name)
+            async with self._locks[name]:
+                model = await self._models.find(name)
+                if model is None:
+                    return "it was deleted"
+                count = max(1, len(_numbers(model)))
+                async with self._turns.turn(name, model.owner, count):
+                    return await self._load(name)
         except (NoRoomError, ServerAwayError) as error:
             return str(error)
         except Exception as error:
             log.exception("cannot load %s", name)
-            return f"it cannot be loaded: {error}"
+            reason = f"it cannot be loaded: {error}"
+            self._faults.pause(name, reason)
+            await self._note_surprise(name, reason)
+            return reason
 
     async def _load(self, name: str) -> str:
         model = await self._models.find(name)
-        while model is not None:
-            candidate = next((each for each in model.versions if each.state is ModelState.LOADING), None)
-            numbers = sorted({*model.ready_versions, *([candidate.number] if candidate else [])})
-            if not numbers:
-                break
+        while model is not None and (numbers := _numbers(model)):
+            candidate = _candidate(model)
             # Only who goes away after it was there has been taken down.
             await self._server.loaded()
             try:
                 await self._make_room(name, len(numbers))
             except NoRoomError as error:
-                self._refusals[name] = Refusal(0, self.clock() + FIRST_PAUSE_SECONDS, str(error))
+                self._faults.postpone(name, str(error))
                 if candidate is not None:
                     await self._models.note_waiting(model.uid, candidate.number, str(error))
                 raise
             try:
                 await self._serve(model, candidate, numbers)
             except LoadRefusedError as error:
-                self._crashes.pop(name, None)
+                self._faults.acquit(name)
                 if isinstance(error, LoadTimedOutError):
                     await self._end_load(name, numbers)
                 if candidate is None or _blames_another(str(error), candidate, numbers):
-                    self._pause(name, f"Triton refuses it: {error}")
-                    return self._refusals[name].reason
-                await self._fail(model, candidate, f"Triton cannot serve it: {error}")
-            except ServerAwayError as error:
-                await self._count_crash(model, [candidate.number] if candidate else numbers, error)
+                    self._faults.pause(name, f"Triton refuses it: {error}")
+                    return self._faults.reason(name)
+                await self._give_up(model, candidate, f"Triton cannot serve it: {error}")
+            except ServerEndedError as error:
+                await self._count_crash(model, candidate, error)
                 raise
             else:
-                self._crashes.pop(name, None)
-                self._refusals.pop(name, None)
+                self._faults.forget(name)
                 return ""
             model = await self._models.find(name)
-        self._crashes.pop(name, None)
+        self._faults.acquit(name)
+        if name in await self._server.loaded():
+            # What failed its probe is loaded nevertheless.
+            await self._take_out(name)
         return "it has no version that can be loaded"
 
     async def _serve(self, model: InferenceModel, candidate: ModelVersion | None, numbers: list[int]) -> None:
@@ -292,43 +293,45 @@ class Residency:
             await self._models.save_version(model.uid, candidate)
         log.info("Triton serves %s, versions %s", model.name, numbers)
 
-    async def _count_crash(self, model: InferenceModel, suspects: list[int], error: ServerAwayError) -> None:
-        self._crashes[model.name] = self._crashes.get(model.name, 0) + 1
-        if self._crashes[model.name] < MAX_CRASHES:
+    async def _count_crash(self, model: InferenceModel, candidate: ModelVersion | None, error: Exception) -> None:
+        if self._faults.count_end(model.name) < MAX_CRASHES:
             return
-        del self._crashes[model.name]
-        for number in suspects:
-            message = f"Triton ended {MAX_CRASHES} times while loading it: {error}"
-            await self._fail(model, model.version(number), message)
+        message = f"Triton ended {MAX_CRASHES} times while loading it: {error}"
+        if candidate is None:
+            self._faults.pause(model.name, message, CRASH_PAUSE_SECONDS)
+            return
+        self._faults.acquit(model.name)
+        await self._give_up(model, candidate, message)
 
-    def _pause(self, name: str, reason: str) -> None:
-        count = self._refusals[name].count + 1 if name in self._refusals else 1
-        pause = min(FIRST_PAUSE_SECONDS * 2 ** min(count - 1, 10), LONGEST_PAUSE_SECONDS)
-        self._refusals[name] = Refusal(count, self.clock() + pause, reason)
-
-    @asynccontextmanager
-    async def _turn(self, owner: str) -> AsyncIterator[None]:
-        async with self._turns:
-            await self._turns.wait_for(lambda: self._may_start(owner))
-            self._running[owner] += 1
+    async def _note_surprise(self, name: str, reason: str) -> None:
         try:
-            yield
-        finally:
-            async with self._turns:
-                self._running[owner] -= 1
-                self._turns.notify_all()
+            model = await self._models.find(name)
+            candidate = _candidate(model) if model else None
+            if model is None or candidate is None:
+                return
+            is_there = candidate.number in await self._repository.versions(name)
+            if not is_there or self._faults.count_surprise(name) >= MAX_SURPRISES:
+                await self._give_up(model, candidate, reason)
+            else:
+                await self._models.note_waiting(model.uid, candidate.number, reason)
+        except Exception:
+            log.exception("cannot note why %s is not loaded", name)
 
-    def _may_start(self, owner: str) -> bool:
-        # While somebody takes Triton down, one at a time: else who it is would not be known.
-        most = 1 if self._crashes else LOADS_AT_ONCE
-        return self._running.total() < most and self._running[owner] < LOADS_OF_AN_OWNER
+    async def _give_up(self, model: InferenceModel, candidate: ModelVersion, message: str) -> None:
+        """FAILED, unless it only has to be exported again."""
+        if candidate.number in await self._repository.versions(model.name):
+            await self._fail(model, candidate, message)
+            return
+        log.warning("the folder of %s, version %d, has gone; it is exported again", model.name, candidate.number)
+        candidate.lost()
+        await self._models.save_version(model.uid, candidate)
 
     async def _make_room(self, name: str, count: int) -> None:
         """NoRoomError when all that is in memory has to stay."""
-        self._claims[name] = count
         deadline = self.clock() + ROOM_SECONDS
-        while self.limits.max_loaded and self._taken() > max(self.limits.max_loaded, count):
-            victim = self._least_used()
+        while not (fits := self._turns.claim(name, count)) or self._is_full(count):
+            # In vain where it would not fit beside those that are being loaded.
+            victim = self._least_used() if fits else None
             if victim is not None:
                 log.info("%s makes room for %s", victim, name)
                 await self.unload(victim)
@@ -339,14 +342,21 @@ class Residency:
             else:
                 await asyncio.sleep(ROOM_POLL_SECONDS)
 
+    def _is_full(self, count: int) -> bool:
+        return self.limits.max_loaded > 0 and self._taken(self._turns.claims) > max(self.limits.max_loaded, count)
+
     @property
     def room(self) -> float:
         """For how many versions there is room beside what is loaded and being loaded."""
-        return self.limits.max_loaded - self._taken() if self.limits.max_loaded else math.inf
+        if not self.limits.max_loaded:
+            return math.inf
+        # Those that wait for their turn say then how many they are.
+        waiting = {name: max(1, len(self._loaded.get(name, ()))) for name in self._tasks}
+        return self.limits.max_loaded - self._taken(waiting | self._turns.claims)
 
-    def _taken(self) -> int:
+    def _taken(self, claims: dict[str, int]) -> int:
         sizes = {name: len(versions) for name, versions in self._loaded.items()}
-        return sum((sizes | self._claims).values())
+        return sum((sizes | claims).values())
 
     def _least_used(self) -> str | None:
         before = self.clock() - RECENT_SECONDS
@@ -356,6 +366,16 @@ class Residency:
             if name not in self._held and name not in self._tasks and self._used.get(name, 0.0) < before
         ]
         return min(idle, key=lambda name: self._used.get(name, 0.0), default=None)
+
+
+def _candidate(model: InferenceModel) -> ModelVersion | None:
+    return next((each for each in model.versions if each.state is ModelState.LOADING), None)
+
+
+def _numbers(model: InferenceModel) -> list[int]:
+    """What is to be served: all that is READY, and one that shall be."""
+    candidate = _candidate(model)
+    return sorted({*model.ready_versions, *([candidate.number] if candidate else [])})
 
 
 def _blames_another(message: str, candidate: ModelVersion, numbers: list[int]) -> bool:

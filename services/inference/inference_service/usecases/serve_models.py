@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -11,9 +12,11 @@ from servicekit.reconcile import Next
 from servicekit.times import utc_now
 
 from inference_service.domain.models import InferenceModel, ModelState, ModelVersion
+from inference_service.domain.predictions import Prediction
+from inference_service.usecases.load_turns import LOADS_OF_AN_OWNER
 from inference_service.usecases.model_health import ModelHealth
 from inference_service.usecases.ports import InferenceModels, ModelServer, Predictions, ServerAwayError
-from inference_service.usecases.residency import LOADS_OF_AN_OWNER, Residency
+from inference_service.usecases.residency import Residency
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ class ServeModels:
         if self._is_first:
             self._recall(models)
             self._is_first = False
-        held = {prediction.model_name for prediction in await self._predictions.active()}
+        held = self._held(models, await self._predictions.active())
         self._residency.hold(held)
         try:
             await self._residency.refresh()
@@ -57,6 +60,19 @@ class ServeModels:
         wanted = [model for model in models if self._wants(model, held)]
         is_settled = all(self._residency.serves(model) and _new(model) is None for model in wanted)
         return Next.LATER if is_settled else Next.SOON
+
+    def _held(self, models: Sequence[InferenceModel], active: Sequence[Prediction]) -> set[str]:
+        """Models that predictions need: all whose jobs there are, and of those that wait as many as fit into the share
+        of their owner, half of the places; one always."""
+        share = self._residency.limits.max_loaded / 2 or math.inf
+        sizes = {model.name: max(1, len(model.ready_versions)) for model in models}
+        of_owner: defaultdict[str, set[str]] = defaultdict(set)
+        for prediction in sorted(active, key=lambda each: not each.accepted):
+            names, name = of_owner[prediction.owner], prediction.model_name
+            places = sum(sizes.get(each, 1) for each in names | {name})
+            if prediction.accepted or not names or places <= share:
+                names.add(name)
+        return set().union(*of_owner.values())
 
     def _recall(self, models: Sequence[InferenceModel]) -> None:
         """What was used before this process was started, as if it had seen it."""
@@ -100,11 +116,25 @@ class ServeModels:
     async def _unload_idle(self, models: Sequence[InferenceModel], held: set[str]) -> None:
         known = {model.name for model in models}
         for name in list(self._residency.wanted | set(self._residency.loaded)):
-            if name in held or self._residency.is_loading(name) or not self._is_idle(name):
+            if self._residency.is_loading(name):
+                continue
+            if name not in known:
+                await self._unload_dead(name)
+                continue
+            if name in held or not self._is_idle(name):
                 continue
             self._residency.wanted.discard(name)
-            if name in self._residency.loaded and name in known:
+            if name in self._residency.loaded:
                 log.info("%s was not used for %g s; it is unloaded", name, self._residency.limits.idle_seconds)
+                await self._residency.unload(name)
+
+    async def _unload_dead(self, name: str) -> None:
+        """What nothing is left of to serve: it failed, or was deleted while Triton was away."""
+        model = await self._models.find(name)
+        if (model is None or model.state is ModelState.FAILED) and not self._residency.is_loading(name):
+            self._residency.wanted.discard(name)
+            if name in self._residency.loaded:
+                log.info("nothing of %s can be served; it is unloaded", name)
                 await self._residency.unload(name)
 
     async def _say(self, models: Sequence[InferenceModel], reason: str) -> None:
