@@ -16,8 +16,10 @@ import grpc
 import pytest
 from dlmesh.inference.v1 import kernels_pb2 as pb
 from google.api.httpbody_pb2 import HttpBody
+from inference_service.api import kernel_servicer
 from inference_service.storage import kernel_folders
 from kernel_fakes import BOUNDARY, KERNEL, KernelModelRoom, kernel_model_room, packed, refused, trailing, until_true
+from servicekit.archives import ArchiveLimits
 from testkit.services import ALICE, acting_as, collect
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -205,10 +207,15 @@ async def test_uploads_that_are_no_model_leave_nothing(room: KernelModelRoom) ->
     await room.publish()
 
 
-async def test_uploads_that_are_too_large(room: KernelModelRoom) -> None:
+async def test_uploads_that_are_too_large(room: KernelModelRoom, monkeypatch: pytest.MonkeyPatch) -> None:
     error = await refused(
         room.upload({"kernel.py": os.urandom(2_100_000)}), grpc.StatusCode.RESOURCE_EXHAUSTED, "2000000 bytes"
     )
+    assert trailing(error)["x-http-code"] == "413"
+    assert ArchiveLimits().members == kernel_servicer.MAX_PARTS
+    monkeypatch.setattr(kernel_servicer, "MAX_PARTS", 2)
+    many = {name: KERNEL.encode() for name in ("kernel.py", "b.py", "c.py")}
+    error = await refused(room.upload(many), grpc.StatusCode.RESOURCE_EXHAUSTED, "2 parts")
     assert trailing(error)["x-http-code"] == "413"
     bomb = packed({"kernel.py": KERNEL, "zeros": bytes(5_000_000)})
     assert len(bomb) < 20_000

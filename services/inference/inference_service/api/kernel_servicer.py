@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import grpc
 from dlmesh.inference.v1 import kernels_pb2, kernels_pb2_grpc
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.wrappers_pb2 import StringValue
-from servicekit.errors import too_large
+from servicekit.archives import ArchiveLimits
 from servicekit.multipart import receive_multipart
 
 from inference_service.api import kernel_mapping, kernel_profile_mapping
@@ -26,6 +26,8 @@ from inference_service.usecases.stream_kernel_tasks import StreamedTask, StreamK
 Context: TypeAlias = grpc.aio.ServicerContext
 # The gateway gives up on a request that is no stream after a minute; the caller is to be told why.
 TRIAL_SECONDS = 55.0
+# As many files as a model may have that comes in an archive.
+MAX_PARTS = ArchiveLimits.members
 
 
 class KernelModelServicer(kernels_pb2_grpc.KernelModelServiceServicer):
@@ -70,8 +72,14 @@ class KernelModelServicer(kernels_pb2_grpc.KernelModelServiceServicer):
             first = kernels_pb2.UploadKernelModelRequest()
 
         async def receive(spool: Path) -> Sequence[Upload]:
-            bounded = _bounded(first, requests, self._max_model_bytes)
-            parts = await receive_multipart(bounded, lambda request: request.body, spool)
+            parts = await receive_multipart(
+                requests,
+                lambda request: request.body,
+                spool,
+                first=first,
+                max_bytes=self._max_model_bytes,
+                max_parts=MAX_PARTS,
+            )
             return await asyncio.to_thread(kernel_mapping.uploads, parts, spool)
 
         await self._publish.from_upload(first.name, receive)
@@ -157,14 +165,3 @@ class KernelStreamServicer(kernels_pb2_grpc.KernelStreamServiceServicer):
 async def _tasks(requests: AsyncIterator[kernels_pb2.StreamKernelTasksRequest]) -> AsyncIterator[StreamedTask]:
     async for request in requests:
         yield StreamedTask(request.id, request.input, request.name, request.session_id)
-
-
-async def _bounded(first: Any, others: AsyncIterator[Any], most: int) -> AsyncIterator[Any]:
-    """413 as soon as more has come."""
-    received = len(first.body.data)
-    yield first
-    async for request in others:
-        received += len(request.body.data)
-        if received > most:
-            raise too_large("body", f"more than {most} bytes", f"at most {most} bytes")
-        yield request
