@@ -42,10 +42,34 @@ def write_served(source: Source, entry: Path, runner: Path, weights: str) -> Non
     """The whole entry of a model that `dlmesh_sdk.served` knows: `runner` becomes its model.py."""
     facts = read_facts(source.checkpoints)
     write_program(source, entry / "1" / "bundle", [weights])
-    shutil.copy2(runner, entry / "1" / "model.py")
-    for module in MODULES:
-        shutil.copy2(runner.with_name(module), entry / "1" / module)
-    write_description(entry, source.name, facts, probe_of(facts))
+    copy_runner(runner, MODULES, entry / "1")
+    entry.joinpath("labels.txt").write_text(
+        "".join(f"{line}\n" for line in (" ".join(label.splitlines()) for label in facts.labels)), encoding="utf-8"
+    )
+    inputs = [*(_tensor(each, "optional: true") for each in facts.inputs), ITEM]
+    write_config(
+        entry, source.name, inputs, [*(_output(each, facts) for each in facts.outputs), RESULT], probe_of(facts)
+    )
+
+
+def copy_runner(runner: Path, modules: Sequence[str], version: Path) -> None:
+    """Make `runner` the model.py of a version, with these modules beside it."""
+    shutil.copy2(runner, version / "model.py")
+    for module in modules:
+        shutil.copy2(runner.with_name(module), version / module)
+
+
+def write_config(entry: Path, name: str, inputs: Sequence[str], outputs: Sequence[str], probe: str) -> None:
+    """Write config.pbtxt with inputs and outputs in its own words."""
+    config = CONFIG.format(
+        name=json.dumps(name),
+        max_batch_size=MAX_BATCH_SIZE,
+        inputs=", ".join(inputs),
+        outputs=", ".join(outputs),
+        probe_key=json.dumps(PARAMETER),
+        probe=json.dumps(probe),
+    )
+    (entry / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
 def write_program(source: Source, bundle: Path, files: Sequence[str]) -> None:
@@ -91,23 +115,6 @@ def copy_file(folder: Path, name: str, target: Path) -> None:
         raise ExportError(f"{name} of the training is not a plain file that can be read: {error.strerror}") from error
     finally:
         os.close(place)
-
-
-def write_description(entry: Path, name: str, facts: Facts, probe: str, max_batch_size: int = MAX_BATCH_SIZE) -> None:
-    """Write config.pbtxt, with ITEM and RESULT beside the tensors, and labels.txt."""
-    entry.joinpath("labels.txt").write_text(
-        "".join(f"{line}\n" for line in (" ".join(label.splitlines()) for label in facts.labels)), encoding="utf-8"
-    )
-    entry.joinpath("config.pbtxt").write_text(
-        CONFIG.format(
-            name=json.dumps(name),
-            max_batch_size=max_batch_size,
-            inputs=", ".join([*(_tensor(each, "optional: true") for each in facts.inputs), ITEM]),
-            outputs=", ".join([*(_output(each, facts) for each in facts.outputs), RESULT]),
-            probe_key=json.dumps(PARAMETER),
-            probe=json.dumps(probe),
-        )
-    )
 
 
 def _output(tensor: Tensor, facts: Facts) -> str:

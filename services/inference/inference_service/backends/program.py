@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import stat
 import subprocess
 import sys
@@ -16,9 +15,9 @@ from typing import IO, Any, ClassVar
 from servicekit.plain_folders import copy_plain_folder
 
 from inference_service.backends.base import SERVING_FILE, Backend, ExportError, Source
-from inference_service.backends.entries import CONFIG, ITEM, LIMITS, MAX_BATCH_SIZE, RESULT, copy_code, copy_file
+from inference_service.backends.entries import ITEM, LIMITS, RESULT, copy_code, copy_file, copy_runner, write_config
 from inference_service.triton.installation import INHERITED
-from inference_service.triton.probes import PARAMETER, probe_with_item
+from inference_service.triton.probes import probe_with_item
 
 PROGRAM, TABLE = "inference.py", "data.csv"
 # Instead of a serving.json, by which models of known tasks are told from these.
@@ -77,19 +76,10 @@ class ProgramBackend(Backend):
         records, example = example_of(data, Path(*source.checkpoints.parts[:-3]))
         description = {"framework": self.framework, "labels": labels, "records": records}
         (bundle / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
-        shutil.copy2(Path(__file__).with_name(RUNNER), version / "model.py")
-        for module in MODULES:
-            shutil.copy2(Path(__file__).with_name(module), version / module)
-        config = CONFIG.format(
-            name=json.dumps(source.name),
-            max_batch_size=MAX_BATCH_SIZE,
-            inputs=ITEM.replace(" optional: true", ""),
-            outputs=RESULT,
-            probe_key=json.dumps(PARAMETER),
-            probe=json.dumps(probe_with_item(example)),
-        )
-        config += f'parameters {{ key: "run_seconds" value {{ string_value: "{RUN_SECONDS}" }} }}\n'
-        (entry / "config.pbtxt").write_text(config, encoding="utf-8")
+        copy_runner(Path(__file__).with_name(RUNNER), MODULES, version)
+        write_config(entry, source.name, [ITEM.replace(" optional: true", "")], [RESULT], probe_with_item(example))
+        with (entry / "config.pbtxt").open("a", encoding="utf-8") as config:
+            config.write(f'parameters {{ key: "run_seconds" value {{ string_value: "{RUN_SECONDS}" }} }}\n')
 
 
 class TensorFlowProgramBackend(ProgramBackend):
