@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,10 @@ from pathlib import Path
 from servicekit.settings import ServiceSettings, SettingError
 from servicekit.shown_settings import SECRET, SHOWN_ELSEWHERE
 
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+# Below this Envoy would refuse what it can serve.
+LEAST_MEMORY_BYTES = 128 * 1024**2
+
 
 @dataclass(frozen=True)
 class GatewaySettings:
@@ -17,6 +22,7 @@ class GatewaySettings:
 
     `credential_cache_seconds` bounds how long a revoked credential is still accepted by Envoy. `envoy_admin_port` is
     None (no admin interface) unless asked for: its configuration dump shows the platform's secret to every local user.
+    `envoy_memory_bytes`: from 85 % of it on Envoy takes no new requests, from 95 % on no more of those that are there.
     Of requests to Triton `max_inference_bytes` bounds the size, `max_inference_requests` how many are under way at a
     time, and `inference_timeout_seconds` how long each may take.
     """
@@ -26,6 +32,7 @@ class GatewaySettings:
     http_port: int = 9280
     envoy_admin_port: int | None = None
     envoy_workers: int = 2
+    envoy_memory_bytes: int = 2 * 1024**3
     access_log: str = "/dev/stdout"
     credential_cache_seconds: float = 30.0
     session_seconds: float = 8 * 3600.0
@@ -50,6 +57,9 @@ class GatewaySettings:
             http_port=int(_number(environ, "DLMESH_HTTP_PORT", 9280)),
             envoy_admin_port=int(_number(environ, "DLMESH_ENVOY_ADMIN_PORT", 0)) if admin_port else None,
             envoy_workers=int(_number(environ, "DLMESH_ENVOY_WORKERS", _default_workers())),
+            envoy_memory_bytes=int(
+                _number(environ, "DLMESH_ENVOY_MEMORY_BYTES", _default_memory_bytes(), LEAST_MEMORY_BYTES)
+            ),
             access_log=environ.get("DLMESH_ACCESS_LOG") or "/dev/stdout",
             credential_cache_seconds=_number(environ, "DLMESH_CREDENTIAL_CACHE_SECONDS", 30.0),
             session_seconds=_number(environ, "DLMESH_SESSION_SECONDS", 8 * 3600.0),
@@ -66,7 +76,16 @@ def _default_workers() -> int:
     return max(1, min(4, (os.cpu_count() or 1) // 2))
 
 
-def _number(environ: Mapping[str, str], name: str, default: float) -> float:
+def _default_memory_bytes() -> int:
+    """An eighth of the memory of the machine, or of the container, but a GiB at least."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):
+        # "max" where there is no limit.
+        memory_bytes = min(memory_bytes, int(CONTAINER_LIMIT.read_text()))
+    return max(1024**3, memory_bytes // 8)
+
+
+def _number(environ: Mapping[str, str], name: str, default: float, least: int = 0) -> float:
     text = environ.get(name)
     if not text:
         return default
@@ -74,6 +93,6 @@ def _number(environ: Mapping[str, str], name: str, default: float) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if value < 0:
-        raise SettingError(f"{name}: {text!r} is not valid; allowed: a number from 0")
+    if not value >= least:
+        raise SettingError(f"{name}: {text!r} is not valid; allowed: a number from {least}")
     return value

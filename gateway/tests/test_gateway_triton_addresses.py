@@ -152,3 +152,14 @@ def test_limits_of_inference_are_settings(tmp_path: Path) -> None:
     assert timeouts == {"2.5s"}
     with pytest.raises(SettingError, match="DLMESH_MAX_INFERENCE_BYTES"):
         settings_of(tmp_path, DLMESH_MAX_INFERENCE_BYTES="many")
+
+
+def test_memory_is_a_setting_with_a_least(tmp_path: Path) -> None:
+    config = render_config(
+        settings_of(tmp_path, DLMESH_ENVOY_MEMORY_BYTES=str(2**28)), PublicSurface.from_contracts(), cache_salt="aa"
+    )
+    heap = config["overload_manager"]["resource_monitors"][1]["typed_config"]
+    assert heap["max_heap_size_bytes"] == 2**28
+    assert settings_of(tmp_path).envoy_memory_bytes >= 2**30
+    with pytest.raises(SettingError, match="DLMESH_ENVOY_MEMORY_BYTES"):
+        settings_of(tmp_path, DLMESH_ENVOY_MEMORY_BYTES="1000")

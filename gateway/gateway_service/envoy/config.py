@@ -44,6 +44,7 @@ from gateway_service.envoy.inference import (
     inference_listener,
     inference_routes,
 )
+from gateway_service.envoy.overload import overload_manager
 from gateway_service.envoy.replies import local_replies
 from gateway_service.envoy.surface import PublicMethod, PublicSurface
 from gateway_service.settings import GatewaySettings
@@ -82,7 +83,7 @@ def render_config(settings: GatewaySettings, surface: PublicSurface, *, cache_sa
                 "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
             )
         ],
-        "overload_manager": _overload_manager(),
+        "overload_manager": overload_manager(settings),
     }
     if settings.envoy_admin_port is not None:
         config["admin"] = {"address": socket_address("127.0.0.1", settings.envoy_admin_port)}
@@ -349,18 +350,4 @@ def _access_log(path: str) -> Json:
                 }
             },
         ),
-    }
-
-
-def _overload_manager() -> Json:
-    return {
-        "resource_monitors": [
-            {
-                "name": "envoy.resource_monitors.global_downstream_max_connections",
-                "typed_config": typed(
-                    "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
-                    max_active_downstream_connections=10_000,
-                ),
-            }
-        ]
     }

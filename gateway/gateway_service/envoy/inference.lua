@@ -15,6 +15,7 @@ local STATUS_OF_CODE = {
 }
 local MAX_FIELDS = 4096
 local MAX_NAME = 128
+local LARGE_BYTES = 16 * 1024 * 1024
 
 local GRPC_PREFIX = "/inference.GRPCInferenceService/"
 local STREAM, INFER = GRPC_PREFIX .. "ModelStreamInfer", GRPC_PREFIX .. "ModelInfer"
@@ -228,6 +229,11 @@ local function grpc_request(handle, headers, caller, path)
     headers:remove("content-length")
   end
   headers:replace(MARK, GRPC_MARK)
+  if #message > LARGE_BYTES then
+    -- Envoy does not count what Lua holds.
+    message = nil
+    collectgarbage()
+  end
 end
 
 -- ext_authz set these headers; what a client sends under such names the public listener drops.
