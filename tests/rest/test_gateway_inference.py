@@ -282,6 +282,23 @@ def test_bodies_have_a_limit(platform: Platform, channel: grpc.Channel) -> None:
             assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+def test_the_access_log_says_who_asked_for_what(platform: Platform, triton: Triton) -> None:
+    token = platform.client().get(platform.url("/platform/rest/conductor/v1/auth/logon")).cookies["platform.rest.token"]
+    client = platform.client(None)
+    client.headers["x-auth-token"] = token
+    paths = [f"/v2/models/echo/infer?turn={turn}" for turn in ("first", "again")]
+    ids = [client.post(platform.url(path), json=body_of(VALUES)).headers["x-request-id"] for path in paths]
+
+    def lines() -> list[dict[str, Any]]:
+        found = (line for line in (platform.home / "out").read_text().splitlines() if any(each in line for each in ids))
+        return [json.loads(line) for line in found]
+
+    wait_until(lambda: len(lines()) == 2, 60)
+    # The first by a caller who is not known yet.
+    assert {line["upstream"] for line in lines()} == {"inference_inside", "triton_http"}
+    assert {(line["user"], line["path"]) for line in lines()} == {("Admin", "/v2/models/echo/infer")}
+
+
 # -- gRPC
 
 

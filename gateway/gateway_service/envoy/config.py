@@ -8,6 +8,7 @@ lua filter sees it last and sets the HTTP status that the contract documents.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 
@@ -326,6 +327,19 @@ def _cluster(name: str, settings: GatewaySettings) -> Json:
     }
 
 
+# Who asked for inference and was not known yet, the script hears with the answer.
+_USER = "%COALESCE({})%".format(
+    json.dumps(
+        {
+            "operators": [
+                {"command": "REQ", "param": "x-dlmesh-user"},
+                {"command": "DYNAMIC_METADATA", "param": "dlmesh.auth:user"},
+            ]
+        }
+    )
+)
+
+
 def _access_log(path: str) -> Json:
     # The path without its query: a csrftoken may stand there.
     return {
@@ -339,7 +353,7 @@ def _access_log(path: str) -> Json:
                     "method": "%REQ(X-ENVOY-ORIGINAL-METHOD?:METHOD)%",
                     "path": "%PATH(NQ:ORIG_OR_PATH)%",
                     "status": "%RESPONSE_CODE%",
-                    "user": "%REQ(X-DLMESH-USER)%",
+                    "user": _USER,
                     "from": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
                     "request_id": "%REQ(X-REQUEST-ID)%",
                     "milliseconds": "%DURATION%",

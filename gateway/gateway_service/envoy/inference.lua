@@ -116,7 +116,12 @@ local function rest_request(handle, headers, caller, full_path)
   end
   headers = handle:headers()
   local versions = version ~= "" and "/versions/" .. version or ""
-  headers:replace(":path", "/v2/models/" .. name .. versions .. operation)
+  local asked_path = "/v2/models/" .. name .. versions .. operation
+  if asked_path ~= full_path then
+    -- The access log shows what the client sent.
+    headers:replace("x-envoy-original-path", path)
+    headers:replace(":path", asked_path)
+  end
   headers:replace(MARK, REST_MARK)
 end
 
@@ -305,11 +310,14 @@ local function tell_verdict(handle, headers)
 end
 
 local function hear_verdict(handle, headers, user)
-  local own = handle:streamInfo():dynamicMetadata():get("dlmesh.auth")
+  local metadata = handle:streamInfo():dynamicMetadata()
+  local own = metadata:get("dlmesh.auth")
   if own ~= nil and own.asked ~= nil then
     local lifetime = headers:get(VERDICT.lifetime)
     remember_caller_of(own.asked, user, headers:get(VERDICT.admin), tonumber(lifetime) or 0)
   end
+  -- For the access log.
+  metadata:set("dlmesh.auth", "user", user)
   for _, name in pairs(VERDICT) do
     headers:remove(name)
   end
