@@ -211,7 +211,7 @@ async def test_what_fails_its_probe_leaves_memory(room: Room) -> None:
         raise LoadRefusedError("it answers zeros")
 
     room.server.probe = probe  # type: ignore[method-assign]
-    await room.settle()
+    await room.residency.start("a")
     assert (model.state, room.loaded, room.server.unloads) == (ModelState.FAILED, {}, ["a"])
 
 
