@@ -8,6 +8,8 @@ import math
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -133,6 +135,25 @@ def test_a_preprocess_that_fails_is_the_samples_error() -> None:
     assert "too wide for me" in encoded.errors["wide"]
     assert "(1, 4, 30)" in encoded.errors["high"]
     assert len(encoded.inputs["INPUT__0"]) == 1
+
+
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_a_programs_preprocess_is_never_called_twice_at_once(task: str) -> None:
+    now, most, pause = 0, 0, threading.Event()
+
+    def careless(image: Image.Image, **shape: int) -> Any:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        pause.wait(0.02)
+        now -= 1
+        return preprocess(image)
+
+    model = make({"task": task, "labels": ["a"], **SHAPE}, SimpleNamespace(preprocess=careless))
+    with ThreadPoolExecutor(4) as pool:
+        batches = list(pool.map(model.encode, [[Item(str(number), picture())] for number in range(8)]))
+    assert [encoded.errors for encoded in batches] == [{}] * 8
+    assert most == 1
 
 
 def test_boxes_are_in_pixels_of_the_file() -> None:

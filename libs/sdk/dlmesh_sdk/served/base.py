@@ -78,7 +78,8 @@ class Served(ABC):
     what a stranger may have sent: that is the error of its sample. `results` raises ValueError when the outputs are not
     of this batch. A result is `{"sampleId", "error"}`, or has `"scores": [{"index", "label", "prob"}, ...]`, the most
     probable first and none below the threshold - those of detection with `"bbox": [xmin, ymin, xmax, ymax]` in pixels
-    of the picture's file, the far edges exclusive - or `"vector": [...]`.
+    of the picture's file, the far edges exclusive - or `"vector": [...]`. Both may be called by several threads; the
+    program's own `preprocess` is called by one at a time.
     """
 
     task: ClassVar[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ class ServedImages(Served):
 
     def __init__(self, serving: Mapping[str, Any], program: Any) -> None:
         super().__init__(serving, program)
+        self._calls = threading.Lock()
         self.shape = {side: int(serving[side]) for side in SIDES if side in serving}
 
     def to_input(self, image: Image.Image) -> np.ndarray[Any, Any]:
@@ -48,7 +50,9 @@ class ServedImages(Served):
                 if isinstance(item.value, Unreadable):
                     raise ValueError(item.value.reason)
                 image = open_picture(item.value)
-                prepared = self.to_input(image)
+                # Decoding is ours and goes on beside it; the program's own code is never called twice at once.
+                with self._calls:
+                    prepared = self.to_input(image)
                 if not _fits(prepared.shape, declared):
                     raise ValueError(f"preprocess made {prepared.shape} of it, the model takes {declared}; -1 is any")
             # Also what the model's own preprocess makes of a picture that it did not expect.
