@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from servicekit.errors import Code, ServiceError
@@ -16,6 +17,8 @@ from inference_service.usecases.ports import Catalog, ExportRefusedError, Infere
 # Of as many users: they copy weights, and the disk is one.
 EXPORTS_AT_ONCE = 3
 LOOK_SECONDS = 0.5
+
+log = logging.getLogger(__name__)
 
 
 class ExportModels:
@@ -66,7 +69,7 @@ class ExportModels:
             await ensure_listed(self._catalog, model)
             if not is_listed:
                 await self._models.note_listed(model)
-            await self._repository.publish(model, version.number)
+            await self._publish(model, version)
         except ServiceError as error:
             if error.code is Code.UNAVAILABLE:
                 return False
@@ -78,3 +81,13 @@ class ExportModels:
             await self._models.save_version(model.uid, version)
         self._exported()
         return True
+
+    async def _publish(self, model: InferenceModel, version: ModelVersion) -> None:
+        try:
+            await self._repository.publish(model, version.number)
+        except (ServiceError, ExportRefusedError, OSError):
+            raise
+        except Exception as error:
+            # Whatever a training has left that nobody foresaw, others must be exported.
+            log.exception("cannot export %s, version %d", model.name, version.number)
+            raise ExportRefusedError(repr(error)) from error

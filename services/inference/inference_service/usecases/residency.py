@@ -120,7 +120,7 @@ class Residency:
     def lacks(self, model: InferenceModel) -> str:
         """Why a prediction cannot ask it now, nothing when it can, which counts as a use."""
         if model.name not in self._held:
-            return "waits for other models that predictions of its owner keep in memory"
+            return "waits for its place in memory: predictions of one user hold half of the places at most"
         self.use(model.name)
         if self.serves(model):
             return ""
