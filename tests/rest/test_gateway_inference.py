@@ -232,6 +232,47 @@ def test_errors_of_triton_have_the_shape_of_the_platform(platform: Platform, tri
     assert assert_error(client.post(url, json=body), 400, 3)["error"]
 
 
+DEEP = '{"inputs": [{"name": "INPUT__0", "shape": [1, 1], "datatype": "BYTES", "data": ' + "[" * 100_000 + "]" * 100_000
+CLASSES_OF_TEXT = '"outputs": [{"name": "RESULT", "parameters": {"classification": 1}}]'
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"inputs": [{"name": "INPUT__0", "shape": [1, 99999999999, 16], "datatype": "FP32", "data": [1]}]}', "shape"),
+        ('{"inputs": [{"shape" : [30000000, 16], "name": "INPUT__0", "datatype": "FP32", "data": [1]}]}', "shape"),
+        ('{"inputs": [{"name": "INPUT__0", "shape": [1e10], "datatype": "FP32", "data": [1]}]}', "whole numbers"),
+        ('{"inputs": [{"name": "INPUT__0", "sh\\u0061pe": [99999999999], "datatype": "FP32", "data": [1]}]}', "escape"),
+        (DEEP + "}]}", "nested"),
+        ('{"inputs": [], ' + CLASSES_OF_TEXT + "}", "classes"),
+        ('{"inputs": [], ' + CLASSES_OF_TEXT.replace("RES", "R\\u0045S") + "}", "classes"),
+        ('{"inputs": [{"name": "a', "no end"),
+    ],
+)
+def test_what_triton_would_end_on_is_not_sent(platform: Platform, triton: Triton, body: str, words: str) -> None:
+    answer = platform.client().post(platform.url("/v2/models/echo/infer"), data=body)
+    assert words in assert_error(answer, 400, 3)["message"]
+    # Nor behind a length that hides it.
+    headers = {"inference-header-content-length": str(len(body) + 1)}
+    answer = platform.client().post(platform.url("/v2/models/echo/infer"), data=body, headers=headers)
+    assert "length" in assert_error(answer, 400, 3)["message"]
+
+
+def test_texts_have_no_classes_over_grpc_either(platform: Platform, channel: grpc.Channel) -> None:
+    request = request_of("echo")
+    request.outputs.add(name="RESULT").parameters["classification"].int64_param = 1
+    code, message = refused(lambda: infer(channel, request))
+    assert (code, "no classes" in message) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+
+
+def test_long_texts_and_signs_in_them_are_no_harm(platform: Platform, triton: Triton) -> None:
+    body = body_of([*VALUES, 4.0] * 1000)
+    body["id"] = '[{"shape": [99999999999]} \\" ' * 100
+    answer = platform.client().post(platform.url("/v2/models/echo/infer"), json=body)
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["outputs"][0]["data"]) == len(body["inputs"][0]["data"])
+
+
 def test_what_a_model_says_is_not_taken_for_what_triton_says(platform: Platform, channel: grpc.Channel) -> None:
     answer = platform.client().post(platform.url("/v2/models/echo/infer"), json=body_of([FAILS]))
     assert OWN_WORDS in assert_error(answer, 500, 13)["error"]

@@ -14,6 +14,7 @@ local STATUS_OF_CODE = {
   [14] = "503", [16] = "401",
 }
 local MAX_FIELDS = 4096
+local MALFORMED = "the message is malformed or has fields that are not known"
 local MAX_NAME = 128
 local LARGE_BYTES = 16 * 1024 * 1024
 
@@ -55,14 +56,28 @@ end
 
 -- REST -------------------------------------------------------------------------------------------------------------
 
--- What says its length streams through; what does not is held first. Held bodies that are much too large Envoy refuses.
-local function is_body_small(handle, headers)
-  local length = headers:get("content-length")
-  if length == nil then
-    local body = handle:body()
-    return body == nil or body:length() <= MAX_BYTES
+-- Code, message and status why the body of a request is refused; nil when it is not. Held bodies that are much too large
+-- Envoy refuses.
+local function refusal_of_body(handle, headers)
+  if (tonumber(headers:get("content-length") or "0") or 0) > MAX_BYTES then
+    return RESOURCE_EXHAUSTED, TOO_LARGE, "413"
   end
-  return (tonumber(length) or 0) <= MAX_BYTES
+  local length_of_json = headers:get("inference-header-content-length")
+  local body = handle:body()
+  local size = body ~= nil and body:length() or 0
+  if size > MAX_BYTES then
+    return RESOURCE_EXHAUSTED, TOO_LARGE, "413"
+  end
+  local json_size = size
+  if length_of_json ~= nil then
+    json_size = length_of_json:find("^%d+$") and tonumber(length_of_json) or size + 1
+  end
+  if json_size > size then
+    return INVALID_ARGUMENT, "inference-header-content-length: it is not valid; allowed: at most the length of the body"
+  elseif json_size > 0 then
+    local wrong = what_is_wrong(body:getBytes(0, json_size), size)
+    return wrong and INVALID_ARGUMENT, wrong
+  end
 end
 
 local function rest_request(handle, headers, caller, full_path)
@@ -101,10 +116,14 @@ local function rest_request(handle, headers, caller, full_path)
   if operation == "/infer" and encoding ~= nil and encoding ~= "" and encoding ~= "identity" then
     return refuse(handle, false, INVALID_ARGUMENT, "content-encoding: a compressed body is not taken; send it as it is")
   end
-  if operation == "/infer" and not is_body_small(handle, headers) then
-    return refuse(handle, false, RESOURCE_EXHAUSTED, TOO_LARGE, nil, "413")
+  local entry, code, message, status, retry_after
+  if operation == "/infer" then
+    code, message, status = refusal_of_body(handle, headers)
+    if code then
+      return refuse(handle, false, code, message, nil, status)
+    end
   end
-  local entry, code, message, retry_after = admit(handle, caller, name, version, operation == "/stats")
+  entry, code, message, retry_after = admit(handle, caller, name, version, operation == "/stats")
   if entry == nil then
     return refuse(handle, false, code, message, retry_after)
   end
@@ -129,32 +148,34 @@ end
 
 -- Model and version of a request message: its fields 1 and 2, of each the last. Stricter than a parser has to be: all
 -- fields of these messages are below 16 and have a length, so that a tag is one byte; what else there is is refused.
--- Nothing can then be read otherwise by Triton. -> name, version, or nil
+-- Nothing can then be read otherwise by Triton. -> name, version, or nil and why
 local function read_names(message)
   local name, version, position, length, fields = "", "", 1, #message, 0
   while position <= length do
     local tag = byte(message, position)
     fields = fields + 1
     if tag < 8 or tag > 127 or tag % 8 ~= 2 or fields > MAX_FIELDS then
-      return nil
+      return nil, MALFORMED
     end
     local size, scale = 0, 1
     repeat
       position = position + 1
       local part = byte(message, position)
       if part == nil or scale > 268435456 then
-        return nil
+        return nil, MALFORMED
       end
       size = size + part % 128 * scale
       scale = scale * 128
     until part < 128
     position = position + 1
     if size > length - position + 1 then
-      return nil
+      return nil, MALFORMED
     end
-    if tag == 10 or tag == 18 then
+    if tag == 50 and names_classes_of_text(sub(message, position, position + size - 1)) then
+      return nil, TEXT_HAS_NO_CLASSES
+    elseif tag == 10 or tag == 18 then
       if size > MAX_NAME then
-        return nil
+        return nil, MALFORMED
       end
       local text = sub(message, position, position + size - 1)
       if tag == 10 then
@@ -209,7 +230,7 @@ local function grpc_request(handle, headers, caller, path)
   end
   local name, version = read_names(message)
   if name == nil then
-    return refuse(handle, true, INVALID_ARGUMENT, "the message is malformed or has fields that are not known")
+    return refuse(handle, true, INVALID_ARGUMENT, version)
   elseif name == "" then
     return refuse(handle, true, INVALID_ARGUMENT, "the name of the model is missing")
   elseif not is_name(name) then

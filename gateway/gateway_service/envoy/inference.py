@@ -58,7 +58,9 @@ def inference_filter(settings: GatewaySettings, cache_salt: str, *, is_inside: b
         f"local MAX_BYTES = {settings.max_inference_bytes}\n"
         f"local CODE_OF_STATUS = {{ {codes} }}\n"
     )
-    return lua_filter(FILTER, constants + script(settings, cache_salt, "credentials", "admissions", "inference"))
+    return lua_filter(
+        FILTER, constants + script(settings, cache_salt, "credentials", "admissions", "bodies", "inference")
+    )
 
 
 def _mark(face: str, secret: str) -> str:
