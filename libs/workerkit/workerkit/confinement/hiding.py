@@ -30,7 +30,7 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _WRITE_FILE, _READ_FILE, _TRUNCATE = 1 << 1, 1 << 2, 1 << 14
 # Remove files and folders, make any kind of file but a device, and rename from folder to folder.
 _CHANGE_FOLDER = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 12 | 1 << 13
-_MAKE_AND_REMOVE_FOLDERS = 1 << 4 | 1 << 7
+_MAKE_FOLDER, _REMOVE = 1 << 7, 1 << 4 | 1 << 5
 _PATH_BENEATH = 1
 _SCOPE_SIGNAL = 1 << 1
 _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 24, 47, 4
@@ -55,14 +55,15 @@ def hide(
     *,
     changes_nothing_else: bool = False,
     shared: Iterable[str] = (*SHARED_FOLDERS, *READ_ONLY_FOLDERS),
-    empty: Iterable[Path] = (),
+    emptied: Iterable[Path] = (),
     has_shared_memory: bool = True,
 ) -> None:
     """Give up, for this process and all that it starts, what is hidden; `writable` and `readable` lie below `home`.
 
     With `changes_nothing_else` only `writable` and devices can be written, and all the rest that is not hidden read.
-    `shared` are the folders of the home that are not hidden. In `empty` empty folders can be made and removed. Without
-    `has_shared_memory` the files of /dev/shm are hidden, in which nothing limits and removes them.
+    `shared` are the folders of the home that are not hidden. In `emptied` folders can be made, but nothing in them;
+    where the home lies elsewhere, whatever is there can be removed. Without `has_shared_memory` the files of /dev/shm are
+    hidden, in which nothing limits and removes them.
     Nothing is given up where there is no `home`; files stay within reach where the kernel has no Landlock. OSError when
     the kernel refuses.
     """
@@ -77,13 +78,14 @@ def hide(
     if abi:
         hidden_devices = () if has_shared_memory else (SHARED_MEMORY,)
         reachable = _reachable(home, writable, readable, shared, not changes_nothing_else, hidden_devices)
-        _restrict(abi, reachable, empty)
+        more = [(str(folder), _MAKE_FOLDER | (0 if folder in home.parents else _REMOVE)) for folder in emptied]
+        _restrict(abi, reachable, more)
     if os.geteuid() == 0:
         # Root looks into every process and every disk, whatever files it has given up.
         _drop_capabilities()
 
 
-def _restrict(abi: int, reachable: Iterable[tuple[str, bool]], empty: Iterable[Path]) -> None:
+def _restrict(abi: int, reachable: Iterable[tuple[str, bool]], more: Iterable[tuple[str, int]]) -> None:
     file_rights = _READ_FILE | _WRITE_FILE | (_TRUNCATE if abi >= 3 else 0)
     everything = file_rights | _CHANGE_FOLDER
     # Files, network (all of it is allowed), and what cannot be done to processes outside.
@@ -92,7 +94,7 @@ def _restrict(abi: int, reachable: Iterable[tuple[str, bool]], empty: Iterable[P
     try:
         allowed = itertools.chain(
             ((path, everything if is_writable else _READ_FILE) for path, is_writable in reachable),
-            ((str(path), _MAKE_AND_REMOVE_FOLDERS) for path in empty),
+            more,
         )
         for path, rights in allowed:
             try:

@@ -36,8 +36,9 @@ def main() -> None:
         readable=[repository, installation],
         changes_nothing_else=True,
         shared=hiding.SHARED_FOLDERS,
-        # The Python backend does not start without a folder there, for environments that we do not use.
-        empty=[Path("/tmp")],
+        # The Python backend does not start without a folder there, for environments that we do not use, and aborts at
+        # its end when it cannot remove it.
+        emptied=[Path("/tmp")],
     )
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
