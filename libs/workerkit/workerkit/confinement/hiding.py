@@ -62,8 +62,8 @@ def hide(
 
     With `changes_nothing_else` only `writable` and devices can be written, and all the rest that is not hidden read.
     `shared` are the folders of the home that are not hidden. In `emptied` folders can be made, but nothing in them;
-    where the home lies elsewhere, whatever is there can be removed. Without `has_shared_memory` the files of /dev/shm are
-    hidden, in which nothing limits and removes them.
+    where the home lies elsewhere, whatever is there can be removed. Without `has_shared_memory` the files of /dev/shm
+    are hidden, in which nothing limits and removes them.
     Nothing is given up where there is no `home`; files stay within reach where the kernel has no Landlock. OSError when
     the kernel refuses.
     """
