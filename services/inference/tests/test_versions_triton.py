@@ -183,7 +183,7 @@ async def test_versions_come_and_go_while_clients_infer(installation: Any, tmp_p
         await room.reached("READY", "online", 2)
         await asked(1)
         assert set(seen) == {1}
-        first = running_stubs(child(), room.repository)["online", 1]
+        first = running_stubs(server_of(room.repository), room.repository)["online", 1]
         await room.divide("online", v1=50, v2=50)
         await asked(2)
         # One that cannot be loaded hurts nobody.
@@ -202,7 +202,9 @@ async def test_versions_come_and_go_while_clients_infer(installation: Any, tmp_p
         (code / "model.py").write_text(program)
         await room.divide("online", v2=100)
         await asked(2)
-        assert running_stubs(child(), room.repository)["online", 1] == first, "nobody was loaded again"
+        assert running_stubs(server_of(room.repository), room.repository)["online", 1] == first, (
+            "nobody was loaded again"
+        )
         request = serving_pb2.DeleteServedModelVersionRequest(name="online", version="1")
         await room.stub.DeleteServedModelVersion(request)
 
@@ -226,7 +228,7 @@ async def test_killed_models_and_servers_come_back(installation: Any, tmp_path: 
         await room.create("one")
         await room.create("two", "second")
         async with room.triton() as infer:
-            server = child()
+            server = server_of(room.repository)
             for _ in range(2):
                 [stub] = running_stubs(server, room.repository)["one", 1]
                 os.kill(stub, signal.SIGKILL)
@@ -239,13 +241,18 @@ async def test_killed_models_and_servers_come_back(installation: Any, tmp_path: 
             os.kill(server, signal.SIGKILL)
             for name, training in (("one", "first"), ("two", "second")):
                 assert await room.answers(infer, name, 1, training)
-            assert child() != server
+            assert server_of(room.repository) != server
             # A third takes the place of the one that was used least.
             await room.create("three", "third")
             assert await room.answers(infer, "three", 1, "third")
             loaded = {name: (await room.get(name)).is_loaded for name in ("one", "two", "three")}
             assert loaded == {"one": False, "two": True, "three": True}
-            assert ("one", 1) not in running_stubs(child(), room.repository)
+
+            async def has_ended() -> bool:
+                return ("one", 1) not in running_stubs(server_of(room.repository), room.repository)
+
+            # Triton says that it has unloaded a model before the model's process has ended.
+            await until(has_ended, PATIENCE_SECONDS)
             assert await room.answers(infer, "one", 1, "first")
 
 
@@ -267,7 +274,7 @@ async def test_a_program_that_loads_for_ever_is_ended(installation: Any, tmp_pat
         assert "within 5 s" in (await room.get("loop")).status_message
 
         async def ended() -> bool:
-            return not running_stubs(child(), room.repository)
+            return not running_stubs(server_of(room.repository), room.repository)
 
         await until(ended, PATIENCE_SECONDS)
 
@@ -331,7 +338,8 @@ async def test_one_of_somebody_elses_on_the_same_repository(tmp_path: Path) -> N
             await client.close()
 
 
-def child() -> int:
-    """The Triton that this process keeps."""
-    [server] = [child for child in psutil.Process().children() if child.name() == "tritonserver"]
+def server_of(repository: Path) -> int:
+    """The Triton of this repository; other tests may keep one, too."""
+    servers = [child for child in psutil.Process().children() if child.name() == "tritonserver"]
+    [server] = [child for child in servers if f"--model-repository={repository}" in child.cmdline()]
     return int(server.pid)
