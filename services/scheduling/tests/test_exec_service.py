@@ -123,7 +123,9 @@ async def test_a_task_from_its_start_to_its_end(tmp_path: Path, database_url: st
     async with service(tmp_path, database_url) as platform:
         line = f"{START} --cs-datastore-meta type=fs,data_path=mnist --msd-env MINE=1 --appName first  --epochs   3"
         task = await start(platform, REPORT, line, instance_group="local")
-        assert (task.owner, task.instance_group_name, task.state) == ("alice", "local", "SUBMITTED")
+        assert (task.owner, task.instance_group_name) == ("alice", "local")
+        # On a busy machine it may run already.
+        assert task.state in ("SUBMITTED", "RUNNING")
         assert task.arguments == line
         assert task.id
         assert task.instance_group_id
