@@ -10,6 +10,7 @@ import pytest
 from gateway_service.envoy import write_config
 from gateway_service.envoy.config import render_config
 from gateway_service.envoy.endpoints import TRITON_GRPC, TRITON_HTTP, TritonEndpoints, endpoints_file
+from gateway_service.envoy.inference import SLACK_BYTES
 from gateway_service.envoy.surface import GRPC_ONLY, SILENT_SECONDS, PublicSurface
 from gateway_service.settings import GatewaySettings
 from servicekit.settings import ServiceSettings, SettingError
@@ -143,7 +144,7 @@ def test_limits_of_inference_are_settings(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, DLMESH_MAX_INFERENCE_BYTES="5", DLMESH_INFERENCE_TIMEOUT_SECONDS="2.5")
     config = render_config(settings, PublicSurface.from_contracts(), cache_salt="aa")
     limits = {route["request_body_buffer_limit"] for route in routes_of(config) if "request_body_buffer_limit" in route}
-    assert limits == {5}
+    assert limits == {5 + SLACK_BYTES}
     timeouts = {
         route["route"]["timeout"]
         for route in routes_of(config)

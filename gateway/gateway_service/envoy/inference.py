@@ -44,6 +44,8 @@ ADMISSION = "admission"
 ADMISSION_SERVICE = "dlmesh.inference.v1.AdmissionService"
 # A model that was idle is loaded first.
 ADMISSION_SECONDS = 60
+# A body that is held and a little too large is refused by the script, which says so at once.
+SLACK_BYTES = 1024 * 1024
 
 
 def inference_filter(settings: GatewaySettings, cache_salt: str, *, is_inside: bool = False) -> Json:
@@ -89,7 +91,7 @@ def inference_listener(settings: GatewaySettings, authorization: Json, cache_sal
             make_filter(
                 BUFFER_FILTER,
                 "envoy.extensions.filters.http.buffer.v3.Buffer",
-                max_request_bytes=settings.max_inference_bytes,
+                max_request_bytes=settings.max_inference_bytes + SLACK_BYTES,
             ),
             inference_filter(settings, cache_salt, is_inside=True),
         ),
@@ -115,7 +117,7 @@ def _routes(settings: GatewaySettings, cache_salt: str, unmarked: Json) -> list[
             {"match": marked, "route": to_triton, "request_headers_to_remove": [MARK, *CREDENTIAL_HEADERS]},
             {"match": match, **unmarked},
         ]
-    return [route | {"request_body_buffer_limit": settings.max_inference_bytes} for route in routes]
+    return [route | {"request_body_buffer_limit": settings.max_inference_bytes + SLACK_BYTES} for route in routes]
 
 
 def admission_listener(settings: GatewaySettings, descriptor_path: Path) -> Json:

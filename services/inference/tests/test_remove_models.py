@@ -129,7 +129,7 @@ async def test_what_kills_have_left_is_swept_and_what_is_in_use_stays(room: Room
     room.residency.loaded = {"leaving": frozenset({1})}
     inference = room.home / "inference"
     stay = [inference / "drafts" / "uid-online"]
-    stay += [inference / "rooms" / name for name in ("online@7", "leaving@8")]
+    stay += [inference / "rooms" / name for name in ("online@7", "leaving@8", "tmp")]
     go = [inference / "drafts" / name for name in ("uid-gone", "repository-gone.removed", "online-2-7.removed")]
     go += [inference / "rooms" / "gone@9"]
     for folder in stay + go:

@@ -172,7 +172,11 @@ class TritonClient:
         if self._client is None or address != self._client_address:
             await self.close()
             # A restarted server must be found again at once, not after a backoff of up to two minutes.
-            options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
+            options = [
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 500),
+                ("grpc.max_metadata_size", 1024 * 1024),
+            ]
             options += [("grpc.max_receive_message_length", MAX_ANSWER_BYTES), ("grpc.max_send_message_length", -1)]
             self._client = InferenceServerClient(address, channel_args=options)
             self._client_address = address

@@ -93,7 +93,8 @@ class DiskRepository:
 
     async def rooms(self) -> dict[str, str]:
         return await asyncio.to_thread(
-            lambda: {folder.name: folder.name.rpartition("@")[0] for folder in _within(self._rooms)}
+            # What has no "@" is of no model: Triton's own temporary files.
+            lambda: {each.name: each.name.rpartition("@")[0] for each in _within(self._rooms) if "@" in each.name}
         )
 
     async def sweep(self, drafts: Collection[str], rooms: Collection[str]) -> None:

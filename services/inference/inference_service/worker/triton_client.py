@@ -152,7 +152,11 @@ class Client:
             raise InterruptedCallError("no address was published")
         if self._client is None or address != self._address:
             self._disconnect()
-            options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
+            options = [
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 500),
+                ("grpc.max_metadata_size", 1024 * 1024),
+            ]
             options += [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
             self._client = triton.InferenceServerClient(address, channel_args=options)
             self._address = address
