@@ -270,6 +270,11 @@ end
 
 function envoy_on_request(handle)
   local headers = handle:headers()
+  -- A body of unknown length that turns out too large may leave its sender waiting for minutes.
+  local is_grpc = sub(headers:get(":path"), 1, #GRPC_PREFIX) == GRPC_PREFIX
+  if not is_grpc and headers:get(":method") == "POST" and headers:get("content-length") == nil then
+    return refuse(handle, false, INVALID_ARGUMENT, "content-length: it is missing; send the body whole, not in chunks")
+  end
   local caller
   if IS_INSIDE then
     caller = caller_inside(headers)
