@@ -70,8 +70,8 @@ def guard(control: int, data: int, output: int, confinement: Mapping[str, Any]) 
     os.close(data)
     os.close(output)
     say(line, {"pid": child, "guard": os.getpid()})
-    code, text = watch(line, wakeup, child, spec, confinement["sizes"])
-    end_children()
+    code, text = watch(line, wakeup, child, spec, confinement)
+    confinement["descendants"].end_all()
     say(line, {"ended": text, "code": code})
 
 
@@ -189,7 +189,9 @@ def _take_cores(spec: Mapping[str, Any]) -> None:
         os.sched_setaffinity(0, [allowed[(first + index) % len(allowed)] for index in range(number)])
 
 
-def watch(line: socket.socket, wakeup: int, child: int, spec: Mapping[str, Any], sizes: Any) -> tuple[int, str]:
+def watch(
+    line: socket.socket, wakeup: int, child: int, spec: Mapping[str, Any], confinement: Mapping[str, Any]
+) -> tuple[int, str]:
     """Wait until the child has ended, or shall. Its code, negative for a signal, and what else there is to say."""
     looks: dict[float, Any] = {LOOK_SECONDS: _memory_excess, FOLDER_LOOK_SECONDS: _folder_excess}
     due = {period: time.monotonic() + period for period in looks}
@@ -206,7 +208,7 @@ def watch(line: socket.socket, wakeup: int, child: int, spec: Mapping[str, Any],
         for period, look in looks.items():
             if (began := time.monotonic()) < due[period]:
                 continue
-            if excess := look(spec, sizes):
+            if excess := look(spec, confinement):
                 return 0, excess
             took = time.monotonic() - began
             due[period] = began + took + max(period, took / LOOK_SHARE)
@@ -223,8 +225,8 @@ def _reaped() -> Iterator[tuple[int, int]]:
         yield pid, status
 
 
-def _memory_excess(spec: Mapping[str, Any], sizes: Any) -> str:
-    pids = below(os.getpid())
+def _memory_excess(spec: Mapping[str, Any], confinement: Mapping[str, Any]) -> str:
+    pids, sizes = confinement["descendants"].below(os.getpid()), confinement["sizes"]
     limit = spec["memory_bytes"]
     held = sum(map(_resident_bytes, pids))
     if held > limit:
@@ -237,9 +239,10 @@ def _memory_excess(spec: Mapping[str, Any], sizes: Any) -> str:
     return f"it held {sizes.describe_bytes(held)} of memory; allowed are {sizes.describe_bytes(limit)}"
 
 
-def _folder_excess(spec: Mapping[str, Any], sizes: Any) -> str:
+def _folder_excess(spec: Mapping[str, Any], confinement: Mapping[str, Any]) -> str:
+    pids, sizes = confinement["descendants"].below(os.getpid()), confinement["sizes"]
     held, limit = sizes.held_bytes([Path(spec["work"])]), spec["folder_bytes"]
-    held += sum(size for device, size in _nameless_files(below(os.getpid())) if device == _device(spec))
+    held += sum(size for device, size in _nameless_files(pids) if device == _device(spec))
     if held <= limit:
         return ""
     return f"its folder held {sizes.describe_bytes(held)}; allowed are {sizes.describe_bytes(limit)}"
@@ -260,19 +263,6 @@ def _nameless_files(pids: Iterable[int]) -> list[tuple[int, int]]:
                     if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 0:
                         found[facts.st_dev, facts.st_ino] = facts.st_blocks * 512
     return [(device, size) for (device, _), size in found.items()]
-
-
-def below(pid: int) -> list[int]:
-    """The children of a process, and theirs."""
-    found, frontier = [], [pid]
-    while frontier:
-        with contextlib.suppress(OSError):
-            for thread in Path(f"/proc/{frontier.pop()}/task").iterdir():
-                with contextlib.suppress(OSError):
-                    children = [int(word) for word in (thread / "children").read_text().split()]
-                    found += children
-                    frontier += children
-    return found
 
 
 def _resident_bytes(pid: int) -> int:
@@ -298,18 +288,6 @@ def _data_bytes() -> int:
         if line.startswith("VmData:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def end_children() -> None:
-    """Kill until there is nobody; whose parent was killed has become our child."""
-    while True:
-        for pid in below(os.getpid()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            return
 
 
 def say(line: socket.socket, message: Mapping[str, Any]) -> None:

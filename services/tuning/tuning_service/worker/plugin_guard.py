@@ -149,38 +149,14 @@ def guard_until_end(child: int, folder: Path, folder_bytes: int) -> tuple[int, s
             return 1, f"its folder held {found}, allowed are {allowed}"
 
 
-def children() -> list[int]:
-    """Processes whose parent we are."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                text = (entry / "stat").read_text(errors="replace")
-            except OSError:
-                continue
-            if int(text[text.rindex(")") + 2 :].split()[1]) == os.getpid():
-                found.append(int(entry.name))
-    return found
-
-
-def end_children() -> None:
-    """Kill until there is nobody; whose parent was killed has become our child."""
-    while True:
-        for pid in children():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            return
-
-
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     spec = json.loads(sys.argv[1])
     sys.path.insert(0, spec["confinement"])
     die_with(spec["parent"], signal.SIGTERM)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    import descendants  # type: ignore[import-not-found]
+
     try:
         child = start(spec)
     except (OSError, RefusedError) as error:
@@ -191,7 +167,7 @@ def main() -> None:
     for descriptor in (0, 2):
         os.dup2(nothing, descriptor)
     code, text = guard_until_end(child, Path(spec["folder"]), spec["folder_bytes"])
-    end_children()
+    descendants.end_all()
     if text:
         say({"ended": text})
     os._exit(code)
