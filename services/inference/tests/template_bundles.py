@@ -96,14 +96,16 @@ def validated(code: Path, checkpoints: Path, source: Path, output: Path) -> dict
     return result
 
 
-def ask(room: ServedHome, name: str, inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
-    """All outputs of one request."""
+def ask(
+    room: ServedHome, name: str, inputs: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Outputs of one request, all where none are named."""
     with tritongrpc.InferenceServerClient(read_grpc_address(room.address_file)) as client:
         tensors = []
         for tensor, array in inputs.items():
             tensors.append(tritongrpc.InferInput(tensor, list(array.shape), np_to_triton_dtype(array.dtype)))
             tensors[-1].set_data_from_numpy(array)
-        answer = client.infer(name, tensors)
+        answer = client.infer(name, tensors, outputs=[tritongrpc.InferRequestedOutput(each) for each in outputs])
         return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
 
 

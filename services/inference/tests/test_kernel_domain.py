@@ -95,6 +95,7 @@ def test_what_runs_is_neither_changed_nor_deleted_and_only_what_started_takes_ta
                 check()
             assert caught.value.code is Code.ABORTED
             assert str(state) in caught.value.message
+            assert state is not KernelState.STOPPING or "stop it first" not in caught.value.message
 
 
 def test_what_a_pool_is_told() -> None:

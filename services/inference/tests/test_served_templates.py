@@ -142,9 +142,16 @@ async def test_one_unreadable_item_or_request_spoils_no_other(triton: ServedHome
     assert ["scores" in answer[0] for answer in answers[:16]] == [True, False] * 8
     assert all(answer["OUTPUT__0"].sum() == pytest.approx(1.0, abs=1e-5) for answer in answers[16:])
     both = {"INPUT__0": np.zeros(shape, np.float32), "ITEM": np.array([[picture]], np.object_)}
-    with pytest.raises(InferenceServerException, match="needed are ITEM alone, or INPUT__0; given:") as caught:
-        await asyncio.to_thread(ask, triton, "mixed", both)
-    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    tensor, item = ({name: array} for name, array in both.items())
+    assert set(await asyncio.to_thread(ask, triton, "mixed", tensor, ["OUTPUT__0"])) == {"OUTPUT__0"}
+    for inputs, outputs, words in (
+        (both, [], "needed are ITEM alone, or INPUT__0; given:"),
+        (tensor, ["RESULT"], "RESULT is the answer to ITEM"),
+        (item, ["OUTPUT__0"], "ITEM is answered with RESULT"),
+    ):
+        with pytest.raises(InferenceServerException, match=words) as caught:
+            await asyncio.to_thread(ask, triton, "mixed", inputs, outputs)
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
 async def test_numbers_that_no_text_has_fail_alone(triton: ServedHome, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -57,9 +58,15 @@ class ServedRunner(ABC):
         for place, request in enumerate(requests):
             given = {tensor.name(): tensor for tensor in request.inputs()}
             try:
+                # All that there are where the client names none.
+                asked = set(request.requested_output_names())
                 if "ITEM" in given and len(given) == 1:
+                    if "RESULT" not in asked:
+                        raise RequestError("outputs: ITEM is answered with RESULT")
                     items[place] = bytes_tensors.read(request, "ITEM")
                 else:
+                    if asked == {"RESULT"}:
+                        raise RequestError("outputs: RESULT is the answer to ITEM")
                     tensors[place] = self._tensors_of(given)
             except Exception as error:
                 answers[place] = _refusal(error)
@@ -67,11 +74,16 @@ class ServedRunner(ABC):
             answers |= zip(calls, _each_answered(answer, list(calls.values())), strict=True)
         return [answers[place] for place in range(len(requests))]
 
+    @cached_property
+    def _names(self) -> list[str]:
+        """Of the model's tensors."""
+        return [tensor.name for tensor in served.describe(self.served.serving).inputs]
+
     def _tensors_of(self, given: Arrays) -> Arrays:
-        names = [tensor.name for tensor in served.describe(self.served.serving).inputs]
-        if sorted(given) != sorted(names):
-            raise RequestError(f"needed are ITEM alone, or {', '.join(names)}; given: {', '.join(given) or 'nothing'}")
-        inputs = {name: self.take(given[name]) for name in names}
+        if sorted(given) != sorted(self._names):
+            needed = ", ".join(self._names)
+            raise RequestError(f"needed are ITEM alone, or {needed}; given: {', '.join(given) or 'nothing'}")
+        inputs = {name: self.take(given[name]) for name in self._names}
         try:
             self.served.check(inputs)
         except ValueError as error:

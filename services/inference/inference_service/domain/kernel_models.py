@@ -143,7 +143,7 @@ class KernelModel:
     def require_changeable(self) -> None:
         """409 unless it is stopped."""
         if not self.state.may_change:
-            raise self.refusal("stop it first")
+            raise self.refusal("wait for its end" if self.state is KernelState.STOPPING else "stop it first")
 
     def require_started(self) -> None:
         """409 unless it takes tasks."""
