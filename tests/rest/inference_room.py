@@ -143,7 +143,8 @@ class Triton:
                 folder.mkdir(parents=True)
                 (folder / "model.py").write_text(ECHO)
             (self._repository / name / "config.pbtxt").write_text(f'name: "{name}"{CONFIG}{more}')
-        self._prefix = f"dlmesh_rest_{os.getpid()}_"
+        # Others of this process have a home of another name.
+        self._prefix = f"dlmesh_rest_{os.getpid()}_{home.name}_"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -20,6 +20,10 @@ MAX_CACHED_ENTRIES = 10_000
 MAX_CONCURRENT = 4096
 # What is kept of a request to send it again; a longer upload is not repeated once it has begun.
 MAX_REPEATED_BYTES = 1024 * 1024
+# So much of an HTTP/2 body is held before a filter says how much may be. A stream that was told to wait by then goes on
+# only when it has less than half of what the filter allows: these are less than half of every filter's limit.
+INSIDE_WINDOW_BYTES = 256 * 1024
+PUBLIC_WINDOW_BYTES = 4 * 1024 * 1024
 
 
 def typed(kind: str, **fields: Any) -> Json:
@@ -93,6 +97,7 @@ def internal_listener(name: str, *, routes: list[Json], filters: tuple[Json, ...
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=name,
         codec_type="HTTP2",
+        http2_protocol_options={"initial_stream_window_size": INSIDE_WINDOW_BYTES},
         route_config={
             "name": name,
             "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}],

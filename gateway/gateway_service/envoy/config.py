@@ -22,6 +22,7 @@ from gateway_service.envoy.blocks import (
     CREDENTIALS_FILTER,
     HEADERS_FILTER,
     MAX_REPEATED_BYTES,
+    PUBLIC_WINDOW_BYTES,
     TRANSCODER_FILTER,
     Json,
     circuit_breakers,
@@ -107,6 +108,7 @@ def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str
         common_http_protocol_options={"max_headers_count": 100, "idle_timeout": "3600s"},
         http2_protocol_options={
             "max_concurrent_streams": 1024,
+            "initial_stream_window_size": PUBLIC_WINDOW_BYTES,
             "connection_keepalive": {"interval": "60s", "timeout": "20s"},
         },
         access_log=[_access_log(settings.access_log)],
