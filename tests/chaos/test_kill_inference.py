@@ -238,8 +238,8 @@ class Callers:
 
 @pytest.mark.usefixtures("model", "kernel")
 def test_nothing_accepted_is_lost_and_no_success_lies(platform: RunningPlatform, client: Client) -> None:
-    pictures = platform.home / "data" / "flat"
-    many = platform.home / "data" / "many"
+    pictures = platform.home / "data" / "calm"
+    many = platform.home / "data" / "struck"
     pictures.mkdir()
     many.mkdir()
     for source in sorted((platform.home / "data" / "digits").rglob("*.png")):
@@ -247,14 +247,14 @@ def test_nothing_accepted_is_lost_and_no_success_lies(platform: RunningPlatform,
         os.link(source, pictures / name)
         for copy in range(COPIES):
             os.link(source, many / f"{copy:02d}-{name}")
-    predict(platform, client, "calm", "flat")
+    predict(platform, client, "calm", "calm")
     until(lambda: client.get("/inferences/calm")["status"] == "FINISHED")
     expected = results_of(client, "calm")
     assert len(expected) == len(list(pictures.iterdir()))
 
     chance = random.Random(7)
     killed: Counter[str] = Counter()
-    predict(platform, client, "struck", "many")
+    predict(platform, client, "struck", "struck")
 
     def detail() -> dict[str, Any]:
         return dict(patiently(lambda: client.get("/inferences/struck")))

@@ -153,9 +153,9 @@ predict.main(sys.argv[1])
 
 
 async def test_a_killed_worker_goes_on_where_it_was(triton: ServedHome, tmp_path: Path) -> None:
-    checkpoints = await triton.serve("killed", seed=6)
+    checkpoints = await triton.serve("interrupted", seed=6)
     samples = write_images(tmp_path / "input", 150)
-    spec = spec_for(triton, "killed", tmp_path, samples)
+    spec = spec_for(triton, "interrupted", tmp_path, samples)
     starts = []
     for attempt in range(3):
         program = ("-c", KILLED_AFTER)
