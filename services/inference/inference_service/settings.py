@@ -33,6 +33,7 @@ class TritonSettings:
     DLMESH_MODEL_IDLE_SECONDS  after which a model that nobody asks leaves its memory; default 900, 0: never
     DLMESH_MODEL_LOAD_SECONDS  after which a model that is still loading is given up; default 300
     DLMESH_MAX_LOADED_MODELS   most versions of models in its memory; default by the machine's memory, 0: no limit
+    DLMESH_MODEL_MEMORY_BYTES  most that the process of a version holds; default half of the machine's, 0: no limit
     DLMESH_MAX_IMAGE_BYTES   largest image of an upload; default 64 MiB
     DLMESH_MAX_UPLOAD_BYTES  largest upload of a prediction; default 16 GiB
     DLMESH_MAX_UPLOAD_FILES  most files of an upload; default 50000
@@ -46,6 +47,7 @@ class TritonSettings:
     model_idle_seconds: int = DEFAULT_MODEL_IDLE_SECONDS
     model_load_seconds: int = DEFAULT_MODEL_LOAD_SECONDS
     max_loaded_models: int = 0
+    model_memory_bytes: int = 0
     max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES
     max_upload_bytes: int = DEFAULT_MAX_UPLOAD_BYTES
     max_upload_files: int = DEFAULT_MAX_UPLOAD_FILES
@@ -63,6 +65,7 @@ class TritonSettings:
             model_idle_seconds=_at_least(0, environ, "DLMESH_MODEL_IDLE_SECONDS", DEFAULT_MODEL_IDLE_SECONDS),
             model_load_seconds=_positive(environ, "DLMESH_MODEL_LOAD_SECONDS", DEFAULT_MODEL_LOAD_SECONDS),
             max_loaded_models=_at_least(0, environ, "DLMESH_MAX_LOADED_MODELS", default_max_loaded_models()),
+            model_memory_bytes=_at_least(0, environ, "DLMESH_MODEL_MEMORY_BYTES", half_of_memory_bytes()),
             max_image_bytes=_positive(environ, "DLMESH_MAX_IMAGE_BYTES", DEFAULT_MAX_IMAGE_BYTES),
             max_upload_bytes=_positive(environ, "DLMESH_MAX_UPLOAD_BYTES", DEFAULT_MAX_UPLOAD_BYTES),
             max_upload_files=_positive(environ, "DLMESH_MAX_UPLOAD_FILES", DEFAULT_MAX_UPLOAD_FILES),
@@ -93,8 +96,12 @@ def _host_and_port(name: str, text: str, scheme: str) -> tuple[str, int | None]:
 
 def default_max_loaded_models() -> int:
     """What half of the machine's memory holds."""
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(FEWEST_LOADED_MODELS, memory_bytes // 2 // BYTES_OF_A_MODEL)
+    return max(FEWEST_LOADED_MODELS, half_of_memory_bytes() // BYTES_OF_A_MODEL)
+
+
+def half_of_memory_bytes() -> int:
+    """Of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _positive(environ: Mapping[str, str], name: str, default: int) -> int:

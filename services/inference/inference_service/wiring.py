@@ -29,6 +29,7 @@ from inference_service.storage.repository import DiskRepository
 from inference_service.storage.rows import SqlPredictions
 from inference_service.storage.workspace import DiskWorkspace
 from inference_service.triton.addresses import address_file, read_grpc_address, write_addresses
+from inference_service.triton.memory import ModelMemory
 from inference_service.triton.server import TritonServer
 from inference_service.usecases.add_version import AddVersion
 from inference_service.usecases.admit_inference import AdmitInference
@@ -46,6 +47,7 @@ from inference_service.usecases.start_prediction import StartPrediction
 from inference_service.usecases.version_traffic import VersionTraffic
 
 REMOVALS_LATER_SECONDS = 5.0
+MEMORY_LATER_SECONDS = 2.0
 
 
 def build(
@@ -170,6 +172,9 @@ def _model_server(
         child = TritonServer(triton.installation, home, on_start)
         loops.append(ReconcileLoop("triton", child.step, later_seconds=0.25))
         shutdown.append(child.stop)
+        if triton.model_memory_bytes:
+            memory = ModelMemory(child.model_processes, triton.model_memory_bytes)
+            loops.append(ReconcileLoop("memory", memory.step, later_seconds=MEMORY_LATER_SECONDS))
         processes, key = child.model_processes, child.key
     client = TritonClient(lambda: read_grpc_address(addresses), processes, triton.model_load_seconds, key)
     shutdown.insert(0, client.close)

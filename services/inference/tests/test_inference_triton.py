@@ -133,6 +133,65 @@ async def test_nobody_there_is_away() -> None:
         await client.close()
 
 
+SPINS = """
+from torch import nn
+
+class Spins(nn.Flatten):
+    def forward(self, inputs):
+        while True:
+            pass
+
+def build_model(num_classes, channels, height, width):
+    return nn.Sequential(Spins(), nn.Linear(channels * height * width, num_classes))
+
+def preprocess(image, **shape):
+    raise NotImplementedError
+"""
+
+
+async def test_a_model_that_never_returns_does_not_outlive_its_triton(tmp_path: Path) -> None:
+    installation = find_installation()
+    if installation is None:
+        pytest.skip("Triton is not installed: run make setup")
+    code, checkpoints = write_training(tmp_path / "training")
+    (code / "model.py").write_text(SPINS)
+    await DiskRepository(tmp_path).publish(make_model("spins", code, checkpoints))
+    server = TritonServer(installation, tmp_path)
+    client = TritonClient(lambda: read_grpc_address(tmp_path / "inference" / "triton.json"), key=server.key)
+
+    async def loads() -> bool:
+        await server.step()
+        try:
+            await client.load("spins")
+        except ServerAwayError:
+            return False
+        return True
+
+    try:
+        await until(loads, 60)
+        asked = asyncio.create_task(client.answers("spins", 1))
+        [(pid,)] = server.model_processes().values()
+        stub = psutil.Process(pid)
+        before = stub.cpu_times().user
+
+        async def spins() -> bool:
+            return stub.cpu_times().user > before + 0.5
+
+        await until(spins)
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        await asyncio.wait([asked])
+
+        async def has_ended() -> bool:
+            await server.step()
+            return not stub.is_running()
+
+        await until(has_ended)
+    finally:
+        await client.close()
+        await server.stop()
+
+
 async def test_killed_it_comes_back_on_its_ports_and_serves(tmp_path: Path) -> None:
     installation = find_installation()
     if installation is None:

@@ -6,6 +6,7 @@ folder of that package's modules. A program of its own because the service has t
 would not be safe in it. Standard library only.
 """
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -14,6 +15,8 @@ import sys
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+# When the machine has no memory left the kernel ends models before services, whose number is 0.
+OOM_SCORE_ADJUSTMENT = "500"
 
 
 def main() -> None:
@@ -28,6 +31,8 @@ def main() -> None:
     for folder in (rooms, temporary):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ["TMPDIR"] = str(temporary)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJUSTMENT)
     # Whoever reaches Triton's port can have it run a Python program of their own: not only what a model's code does
     # must be fenced, also the processes that run it.
     hiding.hide(

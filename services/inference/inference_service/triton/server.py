@@ -22,7 +22,7 @@ from workerkit.confinement import hiding
 from inference_service.triton.addresses import address_file, write_addresses
 from inference_service.triton.installation import EXIT_SECONDS, HOST, Installation, Ports
 from inference_service.triton.liveness import Liveness
-from inference_service.triton.stubs import running_stubs
+from inference_service.triton.stubs import end_strays, running_stubs
 
 log = logging.getLogger(__name__)
 
@@ -113,12 +113,14 @@ class TritonServer:
             except TimeoutError:
                 process.kill()
                 await process.wait()
+        await asyncio.to_thread(end_strays, self._repository)
         self._remove_shared_memory()
 
     async def _start(self) -> None:
         self._repository.mkdir(parents=True, exist_ok=True)
+        if strays := await asyncio.to_thread(end_strays, self._repository):
+            log.warning("models outlived their Triton and were ended: %s", strays)
         ports = await self._choose_ports()
-        # Python stubs of a server that was killed end by themselves; their memory regions stay.
         self._remove_shared_memory()
         publish_addresses(self._address_file, ports)
         command = self._installation.command(self._repository, ports, self._shm_prefix, self.key)

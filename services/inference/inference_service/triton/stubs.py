@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from pathlib import Path
+
+from workerkit.confinement.descendants import below
 
 from inference_service.triton.installation import STUB
 
 
 def running_stubs(pid: int, repository: Path) -> dict[tuple[str, int], list[int]]:
-    """Process ids by model and version, of the server with process id `pid`. Source: the stub's arguments begin with
-    the path of its model.py.
-    """
+    """Process ids by model and version, of the server with process id `pid`."""
     found: dict[tuple[str, int], list[int]] = {}
     for child in _children(pid):
-        try:
-            arguments = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-            # Of a process that has ended and was not waited for, nothing is left.
-            if len(arguments) < 2 or STUB not in arguments[0].decode():
-                continue
-            program = Path(arguments[1].decode())
-            name, version = program.relative_to(repository).parts[:2]
-            found.setdefault((name, int(version)), []).append(child)
-        except (OSError, ValueError):
-            continue
+        if (version := _version_of(child, repository)) is not None:
+            found.setdefault(version, []).append(child)
     return found
+
+
+def end_strays(repository: Path) -> list[tuple[str, int]]:
+    """End the stubs of servers that have ended, and what they started; which models they ran.
+
+    A stub looks whether its server lives, but not while its model does not return.
+    """
+    ended = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (version := _version_of(int(entry.name), repository)) is not None:
+            for pid in (*below(int(entry.name)), int(entry.name)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            ended.append(version)
+    return ended
+
+
+def _version_of(pid: int, repository: Path) -> tuple[str, int] | None:
+    """Which model and version it runs. Source: the stub's arguments begin with the path of its model.py."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        # Of a process that has ended and was not waited for, nothing is left.
+        if len(arguments) < 2 or STUB not in arguments[0].decode():
+            return None
+        name, version = Path(arguments[1].decode()).relative_to(repository).parts[:2]
+        return name, int(version)
+    except (OSError, ValueError):
+        return None
 
 
 def _children(pid: int) -> list[int]:

@@ -228,10 +228,7 @@ def _reaped() -> Iterator[tuple[int, int]]:
 def _memory_excess(spec: Mapping[str, Any], confinement: Mapping[str, Any]) -> str:
     pids, sizes = confinement["descendants"].below(os.getpid()), confinement["sizes"]
     limit = spec["memory_bytes"]
-    held = sum(map(_resident_bytes, pids))
-    if held > limit:
-        # Pages that forks share count in part; to find that out takes longer.
-        held = sum(map(_proportional_bytes, pids))
+    held = confinement["memory"].held_bytes(pids, limit)
     # Files without a name in memory need not be mapped. One that is counts here and there, so each has the limit.
     held = max(held, sum(size for device, size in _nameless_files(pids) if device != _device(spec)))
     if held <= limit:
@@ -263,23 +260,6 @@ def _nameless_files(pids: Iterable[int]) -> list[tuple[int, int]]:
                     if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 0:
                         found[facts.st_dev, facts.st_ino] = facts.st_blocks * 512
     return [(device, size) for (device, _), size in found.items()]
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
-    except (OSError, IndexError):
-        return 0
-
-
-def _proportional_bytes(pid: int) -> int:
-    try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return _resident_bytes(pid)
 
 
 def _data_bytes() -> int:

@@ -28,7 +28,8 @@ def main() -> None:
     import kernel_guard  # type: ignore[import-not-found]
     import kernel_host  # type: ignore[import-not-found]  # noqa: F401  A confined fork could not read it.
 
-    confinement = {name: importlib.import_module(name) for name in ("accounts", "descendants", "hiding", "sizes")}
+    modules = ("accounts", "descendants", "hiding", "memory", "sizes")
+    confinement = {name: importlib.import_module(name) for name in modules}
     del sys.path[:2]
     for module in sys.argv[3:]:
         with contextlib.suppress(ImportError):
