@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 from dlmesh.inference.v1 import kernels_pb2, kernels_pb2_grpc, serving_pb2, serving_pb2_grpc
@@ -166,6 +167,11 @@ class Triton:
             yield
         finally:
             mark.unlink()
+
+    def model_processes(self) -> list[psutil.Process]:
+        """In which its models run."""
+        assert self._process is not None
+        return psutil.Process(self._process.pid).children()
 
     @contextlib.contextmanager
     def halted(self) -> Iterator[None]:

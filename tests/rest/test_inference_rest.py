@@ -212,7 +212,9 @@ def test_compressed_bodies_are_refused(platform: Platform, channel: grpc.Channel
 
 def test_bodies_have_a_limit(platform: Platform, channel: grpc.Channel) -> None:
     client, url = platform.client(), platform.url("/v2/models/echo/infer")
-    assert_error(client.post(url, data=b"x" * (MAX_BYTES + 1)), 413, 8)
+    for beyond in (1, 2 * 1024**2):
+        message = assert_error(client.post(url, data=bytes(MAX_BYTES + beyond)), 413, 8)["message"]
+        assert f"at most {MAX_BYTES} bytes" in message
     answer = client.post(url, data=iter([b"x" * MAX_BYTES, b"x"]), timeout=60)
     assert "content-length" in assert_error(answer, 400, 3)["message"]
     many = request_of("echo")
@@ -228,8 +230,9 @@ def test_bodies_have_a_limit(platform: Platform, channel: grpc.Channel) -> None:
             answer = call_infer(channel)(fits, metadata=metadata, timeout=120)
             assert len(answer.raw_output_contents[0]) == MAX_BYTES - 400
         for _ in range(2):
-            code, _ = refused(lambda metadata=metadata: call_infer(channel)(many, metadata=metadata, timeout=120))
+            code, message = refused(lambda metadata=metadata: call_infer(channel)(many, metadata=metadata, timeout=120))
             assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert f"at most {MAX_BYTES} bytes" in message
 
 
 def test_the_access_log_says_who_asked_for_what(platform: Platform, triton: Triton) -> None:

@@ -29,6 +29,24 @@ def triton(platform: Platform) -> Iterator[Triton]:
         yield server
 
 
+def test_the_process_of_a_model_is_killed(platform: Platform, triton: Triton, channel: grpc.Channel) -> None:
+    client, url = platform.client(), platform.url("/v2/models/echo/versions/1/infer")
+    assert client.post(url, json=body_of(VALUES)).status_code == 200
+    for process in triton.model_processes():
+        process.kill()
+        process.wait(10)
+    for _ in range(2):
+        answer = client.post(url, json=body_of(VALUES))
+        assert "is being loaded: try again" in assert_error(answer, 503, 14)["error"]
+        assert answer.headers["retry-after"] == "1"
+        code, message = refused(lambda: infer(channel, request_of("echo", "1")))
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "is being loaded: try again" in message
+    triton.kill()
+    triton.start()
+    wait_until(lambda: client.post(url, json=body_of(VALUES)).status_code == 200, 60)
+
+
 def test_triton_killed_moved_and_switched_off(platform: Platform, triton: Triton, channel: grpc.Channel) -> None:
     client, url = platform.client(), platform.url("/v2/models/echo/infer")
     assert client.post(url, json=body_of(VALUES)).status_code == 200

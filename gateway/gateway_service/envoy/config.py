@@ -112,7 +112,7 @@ def _listener(settings: GatewaySettings, surface: PublicSurface, cache_salt: str
             "connection_keepalive": {"interval": "60s", "timeout": "20s"},
         },
         access_log=[_access_log(settings.access_log)],
-        local_reply_config=local_replies(),
+        local_reply_config=local_replies(MAX_REQUEST_BYTES, settings.max_inference_bytes),
         route_config=_routes(settings, surface, cache_salt),
         # Before a route is looked for: routes look at such headers.
         early_header_mutation_extensions=[

@@ -301,9 +301,13 @@ end
 
 -- The caller was admitted: what Triton does not know it has not loaded yet, or lost a moment ago.
 local NOT_LOADED = { ["Server not ready"] = true, ["Model version not ready"] = true }
+local AWAY = "the inference model is not in memory now and is being loaded: try again in a moment"
 
 local function is_not_loaded(message)
-  return message:find("^Request for unknown model") ~= nil or NOT_LOADED[without_request(message)] ~= nil
+  return message:find("^Request for unknown model") ~= nil
+    or NOT_LOADED[without_request(message)] ~= nil
+    -- Its process ended.
+    or message:find("Stub process '[^']*' is not healthy%.$") ~= nil
 end
 
 local function is_queue_full(message)
@@ -317,7 +321,12 @@ local function grpc_response(headers)
   end
   if message == "Payload Too Large" then
     headers:replace("grpc-status", tostring(RESOURCE_EXHAUSTED))
-  elseif is_not_loaded(message) or is_queue_full(message) then
+    headers:replace("grpc-message", TOO_LARGE)
+  elseif is_not_loaded(message) then
+    headers:replace("grpc-status", tostring(UNAVAILABLE))
+    headers:replace("grpc-message", AWAY)
+    headers:replace("retry-after", "1")
+  elseif is_queue_full(message) then
     headers:replace("grpc-status", tostring(UNAVAILABLE))
     headers:replace("retry-after", "1")
   end
@@ -374,7 +383,7 @@ function envoy_on_response(handle)
     return
   end
   if is_not_loaded(message) then
-    status = "503"
+    status, message = "503", AWAY
   elseif is_queue_full(message) then
     status = "429"
   elseif message:find("^Unable to parse") or message:find("^failed to parse the request") then

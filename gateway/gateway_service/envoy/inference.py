@@ -95,7 +95,7 @@ def inference_listener(settings: GatewaySettings, authorization: Json, cache_sal
             ),
             inference_filter(settings, cache_salt, is_inside=True),
         ),
-        local_reply_config=local_replies(),
+        local_reply_config=local_replies(settings.max_inference_bytes, settings.max_inference_bytes),
     )
 
 

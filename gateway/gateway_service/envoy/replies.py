@@ -32,8 +32,11 @@ TRITON_IS_AWAY = "Triton is switched off, away or restarting: try again in a mom
 TRITON_IS_FULL = "too many requests wait for Triton: try again in a moment"
 
 
-def local_replies() -> Json:
-    """The local_reply_config of the public listener; the first mapper that fits is taken."""
+def local_replies(max_bytes: int, max_inference_bytes: int) -> Json:
+    """The local_reply_config of the public listener; the first mapper that fits is taken.
+
+    A request may be `max_bytes` long, one of the Open Inference Protocol `max_inference_bytes`.
+    """
     unanswered = _all_of(_status_is(503), {"response_flag_filter": {"flags": ["UAEX"]}})
     return {
         "mappers": [
@@ -45,7 +48,8 @@ def local_replies() -> Json:
                 ),
                 "headers_to_add": _RETRY_AFTER,
             },
-            *_for_rest_inference(),
+            *_for_rest_inference(max_inference_bytes),
+            {"filter": _status_is(413), "body_format_override": _error_body(8, _too_large(max_bytes))},
             *(_of_status(status, code) for status, code in GRPC_CODE_OF_STATUS.items()),
         ],
         "body_format": _error_body(2),
@@ -67,7 +71,7 @@ def _for_grpc_clients() -> Iterator[Json]:
     yield {"filter": is_grpc, "body_format_override": _text("%LOCAL_REPLY_BODY%")}
 
 
-def _for_rest_inference() -> Iterator[Json]:
+def _for_rest_inference(max_bytes: int) -> Iterator[Json]:
     """Clients of the Open Inference Protocol read `error`."""
     infers = _header(":path", {"string_match": {"prefix": REST_INFERENCE}})
     yield {
@@ -81,12 +85,20 @@ def _for_rest_inference() -> Iterator[Json]:
         "body_format_override": _inference_error_body(8, TRITON_IS_FULL),
         "headers_to_add": _RETRY_AFTER,
     }
+    yield {
+        "filter": _all_of(infers, _status_is(413)),
+        "body_format_override": _inference_error_body(8, _too_large(max_bytes)),
+    }
     for status, code in GRPC_CODE_OF_STATUS.items():
         # Whether to come again says the script: a model may have failed for good.
         yield {
             "filter": _all_of(infers, _status_is(status)),
             "body_format_override": _inference_error_body(code),
         }
+
+
+def _too_large(max_bytes: int) -> str:
+    return f"body: it is too large; allowed: at most {max_bytes} bytes"
 
 
 def _of_status(status: int, code: int) -> Json:
