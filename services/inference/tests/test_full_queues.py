@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from inference_service.clients.triton import TritonClient
-from inference_service.triton.installation import QUEUE_FULL
+from inference_service.triton.messages import QUEUE_FULL
 from inference_service.triton.probes import PARAMETER, probe_with_item
 from inference_service.worker import triton_client
 from inference_service.worker.triton_client import Client, LateCallError

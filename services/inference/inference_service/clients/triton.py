@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from inference_service.domain.models import TritonUnavailableError
-from inference_service.triton.installation import KEY_HEADER, QUEUE_FULL
+from inference_service.triton.installation import KEY_HEADER
+from inference_service.triton.messages import DEAD_STUB, QUEUE_FULL, UNKNOWN_MODEL
 from inference_service.triton.probes import PARAMETER, former_probe, probe_arrays, probe_complaint
 from inference_service.usecases.ports import (
     Activity,
@@ -26,9 +27,6 @@ CALL_SECONDS = 10.0
 PROBE_SECONDS = 60.0
 # Importing torch on a busy machine, and weights of gigabytes.
 LOAD_SECONDS = 300.0
-# The Python process of a model was killed, by the kernel for its memory say; Triton itself never starts it again.
-DEAD_STUB = "is not healthy"
-UNKNOWN = "Request for unknown model"
 LATE = "StatusCode.DEADLINE_EXCEEDED"
 # A connection that broke, or that nobody took.
 ENDED = "StatusCode.UNAVAILABLE"
@@ -157,7 +155,7 @@ class TritonClient:
             if may_be_late and (error.status() == LATE or QUEUE_FULL in error.message()):
                 raise TimeoutError(error.message()) from error
             # Of a version that it does not serve, it says the same as when it is away.
-            if error.status() in AWAY and UNKNOWN not in error.message():
+            if error.status() in AWAY and UNKNOWN_MODEL not in error.message():
                 # One that is late, or whose client was closed, has not ended.
                 kind = ServerEndedError if error.status() == ENDED else ServerAwayError
                 raise kind(f"Triton does not answer: {error.message()}") from error

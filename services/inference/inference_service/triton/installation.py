@@ -19,8 +19,6 @@ LAUNCHER = Path(__file__).with_name("launcher.py")
 # Only who has the key may ask for these; all that models' clients need is free.
 RESTRICTED = "model-repository,shared-memory,trace,logging"
 KEY_HEADER = "dlmesh-key"
-# What it says, as UNAVAILABLE, for a model that has as many requests as it takes.
-QUEUE_FULL = "Exceeds maximum queue size"
 # Of the service's environment models get neither passwords nor settings, as kernels.
 INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "HOME")
 INHERITED_PREFIXES = ("CUDA", "NVIDIA")

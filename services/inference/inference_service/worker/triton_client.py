@@ -13,7 +13,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from inference_service.triton.addresses import read_grpc_address
-from inference_service.triton.installation import QUEUE_FULL
+from inference_service.triton.messages import DEAD_STUB, NOT_READY, QUEUE_FULL
 from inference_service.worker.errors import AwayError
 
 Arrays: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
@@ -127,11 +127,11 @@ class Client:
         try:
             return getattr(self._connected(), method)(*arguments, client_timeout=seconds)
         except InferenceServerException as error:
-            # "not healthy": the process of the model was killed under a living server; the service loads it again.
             words = str(error.message())
             if error.status() == "StatusCode.DEADLINE_EXCEEDED":
                 raise LateCallError(words) from error
-            if error.status() in PASSING or "not ready" in words or "not healthy" in words:
+            # The service loads again what has no process any more.
+            if error.status() in PASSING or NOT_READY in words or DEAD_STUB in words:
                 raise InterruptedCallError(words) from error
             raise RefusedCallError(words) from error
 
