@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 import uvloop
-from inference_service.domain.kernel_pools import KernelLaunch, KernelTask, PoolPhase, PoolPolicy
-from inference_service.kernels.pools import KernelPools
+from inference_service.kernels.domain.pools import KernelLaunch, KernelTask, PoolPhase, PoolPolicy
+from inference_service.kernels.engine.pools import KernelPools
 from report import Row, announce
 
 SECONDS, BARE_TASKS, STARTS, KILLS = 3.0, 5000, 7, 7

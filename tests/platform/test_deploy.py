@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from inference_service.kernels.limits import KERNELS_A_CORE
+from inference_service.kernels.engine.limits import KERNELS_A_CORE
 from inference_service.triton.installation import Installation, Ports
 from servicekit.settings import ServiceSettings
 

@@ -18,9 +18,8 @@ from inference_service.api.servicers import InferenceServicer, UploadLimits
 from inference_service.api.serving import AdmissionServicer, ServedModelServicer
 from inference_service.clients.peers import CatalogClient, TrainingsClient
 from inference_service.clients.triton import NoTriton, Processes, TritonClient
-from inference_service.domain.kernel_pools import KernelPools
-from inference_service.kernel_settings import KernelModelSettings
-from inference_service.kernel_wiring import build_kernels
+from inference_service.kernels.settings import KernelModelSettings
+from inference_service.kernels.wiring import KernelPools, build_kernels
 from inference_service.settings import TritonSettings
 from inference_service.storage import MIGRATIONS
 from inference_service.storage.inputs import DiskInputs

@@ -18,7 +18,7 @@ import pytest
 from dlmesh.inference.v1 import kernels_pb2 as pb
 from dlmesh.inference.v1 import kernels_pb2_grpc
 from google.api.httpbody_pb2 import HttpBody
-from inference_service.domain.kernel_pools import (
+from inference_service.kernels.domain.pools import (
     KernelLaunch,
     KernelStatistics,
     KernelTask,
@@ -27,8 +27,8 @@ from inference_service.domain.kernel_pools import (
     PoolState,
     PoolStatistics,
 )
-from inference_service.kernel_settings import KernelModelSettings
-from inference_service.kernel_wiring import build_kernels
+from inference_service.kernels.settings import KernelModelSettings
+from inference_service.kernels.wiring import build_kernels
 from inference_service.storage import MIGRATIONS
 from servicekit.database import Database
 from servicekit.server import Application

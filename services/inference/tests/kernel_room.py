@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inference_service.domain.kernel_pools import (
+from inference_service.kernels.domain.pools import (
     KernelLaunch,
     KernelStatistics,
     KernelTask,
@@ -18,8 +18,8 @@ from inference_service.domain.kernel_pools import (
     PoolPolicy,
     TaskError,
 )
-from inference_service.kernels.limits import PoolLimits
-from inference_service.kernels.pools import KernelPools
+from inference_service.kernels.engine.limits import PoolLimits
+from inference_service.kernels.engine.pools import KernelPools
 
 PATIENCE_SECONDS = 120.0
 UID = "uid"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from inference_service.domain.kernel_pools import KernelFailedError, KernelTask, PoolPhase, TaskTimeoutError
+from inference_service.kernels.domain.pools import KernelFailedError, KernelTask, PoolPhase, TaskTimeoutError
 from kernel_room import PATIENCE_SECONDS, UID, Room, kernel_room, until
 
 CALLERS, TASKS = 16, 400

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from inference_service.domain.kernel_pools import GpuUse, KernelFailedError, KernelLimits, PoolPhase, PoolState
-from inference_service.kernels.starter import HOST
+from inference_service.kernels.domain.pools import GpuUse, KernelFailedError, KernelLimits, PoolPhase, PoolState
+from inference_service.kernels.engine.starter import HOST
 from kernel_room import UID, Room, failure, is_alive, kernel_room, until
 from workerkit.confinement import hiding
 

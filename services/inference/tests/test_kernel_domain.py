@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inference_service.api.kernel_answers import MAX_CHARACTERS, take_apart
-from inference_service.api.kernel_mapping import MAX_CHECKED_CHARACTERS, task_output
-from inference_service.domain.kernel_manifests import read_manifest, read_pairs_text
-from inference_service.domain.kernel_models import KernelModel, KernelState
-from inference_service.domain.kernel_pools import GpuUse, KernelLimits
-from inference_service.domain.kernel_profiles import (
+from inference_service.kernels.api.answers import MAX_CHARACTERS, take_apart
+from inference_service.kernels.api.mapping import MAX_CHECKED_CHARACTERS, task_output
+from inference_service.kernels.domain.manifests import read_manifest, read_pairs_text
+from inference_service.kernels.domain.models import KernelModel, KernelState
+from inference_service.kernels.domain.pools import GpuUse, KernelLimits
+from inference_service.kernels.domain.profiles import (
     KernelPolicy,
     KernelProfile,
     KernelSettings,

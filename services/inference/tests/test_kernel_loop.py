@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inference_service.domain.kernel_models import KernelModel, KernelState
-from inference_service.domain.kernel_pools import KernelLaunch, PoolPhase, PoolState
-from inference_service.usecases.ask_kernels import AskKernels
-from inference_service.usecases.change_kernel_model import ChangeKernelModel, KernelChanges
-from inference_service.usecases.kernel_models import KernelModelQueries, StartStopKernels
-from inference_service.usecases.kernel_ports import Files
-from inference_service.usecases.run_kernels import RunKernels
-from inference_service.usecases.started_kernels import StartedKernels
+from inference_service.kernels.domain.models import KernelModel, KernelState
+from inference_service.kernels.domain.pools import KernelLaunch, PoolPhase, PoolState
+from inference_service.kernels.usecases.ask_kernels import AskKernels
+from inference_service.kernels.usecases.change_model import ChangeKernelModel, KernelChanges
+from inference_service.kernels.usecases.model_queries import KernelModelQueries
+from inference_service.kernels.usecases.ports import Files
+from inference_service.kernels.usecases.run_kernels import RunKernels
+from inference_service.kernels.usecases.start_stop_kernels import StartStopKernels
+from inference_service.kernels.usecases.started_kernels import StartedKernels
 from kernel_fakes import FakePools
 from servicekit.errors import Code, ServiceError
 from servicekit.reconcile import Next

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from inference_service.domain.kernel_pools import (
+from inference_service.kernels.domain.pools import (
     NO_LIMIT,
     KernelFailedError,
     NotStartedError,
@@ -21,7 +21,7 @@ from inference_service.domain.kernel_pools import (
     QueueFullError,
     TaskTimeoutError,
 )
-from inference_service.kernels import kernel
+from inference_service.kernels.engine import kernel
 from kernel_room import OBEDIENT, UID, Room, failure, is_alive, kernel_room, until
 
 

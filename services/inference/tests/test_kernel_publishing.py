@@ -16,8 +16,8 @@ import grpc
 import pytest
 from dlmesh.inference.v1 import kernels_pb2 as pb
 from google.api.httpbody_pb2 import HttpBody
-from inference_service.api import kernel_servicer
-from inference_service.storage import kernel_folders
+from inference_service.kernels.api import servicer
+from inference_service.kernels.storage import folders
 from kernel_fakes import BOUNDARY, KERNEL, KernelModelRoom, kernel_model_room, packed, refused, trailing, until_true
 from servicekit.archives import ArchiveLimits
 from testkit.services import ALICE, acting_as, collect
@@ -132,14 +132,14 @@ async def test_a_client_that_goes_away_while_weights_are_copied_leaves_none(
     before = await room.model()
     folder = Path(before.model_path).parent
     is_begun, may_go_on = asyncio.Event(), threading.Event()
-    loop, copy = asyncio.get_running_loop(), kernel_folders.copy_plain_folder
+    loop, copy = asyncio.get_running_loop(), folders.copy_plain_folder
 
     def slow_copy(*arguments: Any) -> None:
         copy(*arguments)
         loop.call_soon_threadsafe(is_begun.set)
         assert may_go_on.wait(120)
 
-    monkeypatch.setattr(kernel_folders, "copy_plain_folder", slow_copy)
+    monkeypatch.setattr(folders, "copy_plain_folder", slow_copy)
     change = pb.KernelModel(weight_path="weights")
     call = room.stub.UpdateKernelModel(pb.UpdateKernelModelRequest(name="pong", model=change))
     await is_begun.wait()
@@ -212,8 +212,8 @@ async def test_uploads_that_are_too_large(room: KernelModelRoom, monkeypatch: py
         room.upload({"kernel.py": os.urandom(2_100_000)}), grpc.StatusCode.RESOURCE_EXHAUSTED, "2000000 bytes"
     )
     assert trailing(error)["x-http-code"] == "413"
-    assert ArchiveLimits().members == kernel_servicer.MAX_PARTS
-    monkeypatch.setattr(kernel_servicer, "MAX_PARTS", 2)
+    assert ArchiveLimits().members == servicer.MAX_PARTS
+    monkeypatch.setattr(servicer, "MAX_PARTS", 2)
     many = {name: KERNEL.encode() for name in ("kernel.py", "b.py", "c.py")}
     error = await refused(room.upload(many), grpc.StatusCode.RESOURCE_EXHAUSTED, "2 parts")
     assert trailing(error)["x-http-code"] == "413"

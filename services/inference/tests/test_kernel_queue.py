@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from inference_service.domain.kernel_pools import GpuUse, KernelTask, QueueFullError
-from inference_service.kernels.gpus import Gpus, find_gpus
-from inference_service.kernels.rates import SECONDS, Rates
-from inference_service.kernels.starter import imports_torch
-from inference_service.kernels.task_queue import TaskQueue, Ticket
+from inference_service.kernels.domain.pools import GpuUse, KernelTask, QueueFullError
+from inference_service.kernels.engine.gpus import Gpus, find_gpus
+from inference_service.kernels.engine.rates import SECONDS, Rates
+from inference_service.kernels.engine.starter import imports_torch
+from inference_service.kernels.engine.task_queue import TaskQueue, Ticket
 
 
 def fill(queue: TaskQueue, number: int, text: str = "x") -> list[Ticket]:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
-from inference_service.domain.kernel_pools import NO_LIMIT
-from inference_service.domain.kernel_scaling import Demand, share, wanted
+from inference_service.kernels.domain.pools import NO_LIMIT
+from inference_service.kernels.domain.scaling import Demand, share, wanted
 
 counts = st.integers(0, 30)
 

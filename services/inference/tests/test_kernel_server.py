@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 from dlmesh.inference.v1 import kernels_pb2 as pb
-from inference_service.domain.kernel_pools import (
+from inference_service.kernels.domain.pools import (
     KernelFailedError,
     KernelTask,
     NotStartedError,

@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from inference_service.domain.kernel_models import KernelState
-from inference_service.domain.kernel_profiles import KernelPolicy, KernelProfile, KernelSettings
+from inference_service.kernels.domain.models import KernelState
+from inference_service.kernels.domain.profiles import KernelPolicy, KernelProfile, KernelSettings
+from inference_service.kernels.storage.rows import SqlKernelModels
 from inference_service.storage import MIGRATIONS
-from inference_service.storage.kernel_rows import SqlKernelModels
 from servicekit.database import Database
 from servicekit.errors import Code, ServiceError
 from servicekit.times import utc_now

@@ -12,8 +12,8 @@ import grpc
 import pytest
 from dlmesh.inference.v1 import kernels_pb2 as pb
 from dlmesh.inference.v1 import kernels_pb2_grpc
-from inference_service.domain.kernel_pools import KernelFailedError, KernelTask
-from inference_service.usecases.stream_kernel_tasks import INTERNAL_ERROR, LEAST_AT_ONCE
+from inference_service.kernels.domain.pools import KernelFailedError, KernelTask
+from inference_service.kernels.usecases.stream_tasks import INTERNAL_ERROR, LEAST_AT_ONCE
 from kernel_fakes import KernelModelRoom, kernel_model_room, until_true
 from testkit.services import ALICE, BOB, SECRET, acting_as
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from inference_fakes import FakeServer
-from inference_service.kernel_settings import KernelModelSettings
+from inference_service.kernels.settings import KernelModelSettings
 from inference_service.settings import TritonSettings
 from inference_service.wiring import build
 from kernel_fakes import FakePools
