@@ -22,7 +22,7 @@ from inference_swaps import measure_swaps
 from report import Row, announce
 
 # Pictures of each net: a turn takes some tens of seconds on two cores.
-BATCHES, BATCH_TURNS = {"small net": 1200, "ResNet": 300}, 4
+BATCHES, BATCH_TURNS = {"small net": 2400, "ResNet": 1200}, 4
 LEAST_OF_IDEAL = 0.9
 TEXT_TEMPLATE = "pytorch-text-classification"
 PATIENCE: dict[str, float] = {"seconds": 600.0, "interval_seconds": 1.0}

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import requests
+import torch
 import tritonclient.grpc as tritongrpc
 from inference_service.clients.triton import TritonClient
 from inference_service.storage.repository import DiskRepository
@@ -55,6 +56,40 @@ async def test_batched_callers_each_get_their_own_answer(triton: ServedHome) -> 
         *(asyncio.to_thread(infer, triton.address_file, "batched", inputs[i : i + 1]) for i in range(len(inputs)))
     )
     np.testing.assert_allclose(np.concatenate(answers), expected(checkpoints, inputs), rtol=1e-5)
+
+
+TELLS_ROWS = """
+import torch
+
+class Tells(torch.nn.Module):
+    def forward(self, images):
+        means = images.flatten(1).mean(1)
+        return torch.stack([torch.full_like(means, len(images)).log(), torch.zeros_like(means), means], 1)
+
+def build_model(num_classes, channels, height, width):
+    return Tells()
+
+def preprocess(image, **shape):
+    raise NotImplementedError
+"""
+
+
+async def test_large_batches_pass_in_parts_and_stay_in_order(triton: ServedHome) -> None:
+    code, checkpoints = write_training(triton.home / "trainings" / "parts")
+    (code / "model.py").write_text(TELLS_ROWS)
+    sides = {"channels": 3, "height": 200, "width": 200}
+    (checkpoints / "serving.json").write_text(json.dumps({"labels": LABELS, "framework": "PyTorch", **sides}))
+    torch.save({}, checkpoints / "model_epoch_final.pth")
+    await triton.repository.publish(make_model("parts", code, checkpoints))
+    client = triton.client()
+    await client.load("parts")
+    await client.close()
+    inputs = np.random.default_rng(3).random((20, 3, 200, 200), np.float32)
+    inputs *= np.arange(20, dtype=np.float32).reshape(20, 1, 1, 1)
+    answers = await asyncio.to_thread(infer, triton.address_file, "parts", inputs)
+    # Of 120,000 numbers each: 2.4 million need three passes.
+    np.testing.assert_allclose(answers[:, 0] / answers[:, 1], [7] * 14 + [6] * 6, rtol=1e-4)
+    np.testing.assert_allclose(np.log(answers[:, 2] / answers[:, 1]), inputs.mean((1, 2, 3)), rtol=1e-4)
 
 
 async def test_triton_knows_the_labels(triton: ServedHome) -> None:

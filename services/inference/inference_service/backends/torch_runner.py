@@ -5,8 +5,9 @@ Tensors pass as DLPack only: the server's Python stub predates numpy 2 and would
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch.utils import dlpack
 
 bytes_tensors.mend()
 
+# Of one pass on CPUs. With more at once what the layers make of it fits no cache, and comes anew from the operating
+# system each time; with less, threads cost more than they bring.
 MANY_NUMBERS = 1_000_000
 Batch = dict[str, torch.Tensor]
 
@@ -50,18 +53,22 @@ class TritonPythonModel(ServedRunner):
         return dlpack.from_dlpack(tensor.to_dlpack())
 
     def join(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Rows of tokens are filled up to the longest."""
+        """Rows of tokens, and of objects that were found, are filled up to the longest."""
         if len({tensor.shape[1:] for tensor in arrays}) == 1:
             return torch.cat(list(arrays))
         return pad_sequence([row for tensor in arrays for row in tensor], batch_first=True)
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> Batch:
-        # Threads cost small requests more than they bring; a batch of large pictures is worth all cores.
-        is_large = sum(tensor.numel() for tensor in inputs.values()) >= MANY_NUMBERS
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if is_large else 1)
+        count, numbers = len(next(iter(inputs.values()))), sum(tensor.numel() for tensor in inputs.values())
         with torch.inference_mode():
-            on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-            return self.served.forward(self.module, on_device)
+            if self.device.type != "cpu":
+                return self.served.forward(self.module, {name: each.to(self.device) for name, each in inputs.items()})
+            torch.set_num_threads(len(os.sched_getaffinity(0)) if numbers >= MANY_NUMBERS else 1)
+            passes = min(count, math.ceil(numbers / MANY_NUMBERS))
+            if passes <= 1:
+                return self.served.forward(self.module, inputs)
+            parts = [self.served.forward(self.module, part) for part in _parted(inputs, math.ceil(count / passes))]
+            return {name: self.join([part[name] for part in parts]) for name in parts[0]}
 
     def copy(self, array: torch.Tensor) -> torch.Tensor:
         return array.clone()
@@ -69,3 +76,8 @@ class TritonPythonModel(ServedRunner):
     def forward_arrays(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         outputs = self.forward({name: torch.from_numpy(array) for name, array in inputs.items()})
         return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+
+def _parted(inputs: Mapping[str, torch.Tensor], rows: int) -> Iterator[Batch]:
+    for start in range(0, len(next(iter(inputs.values()))), rows):
+        yield {name: tensor[start : start + rows] for name, tensor in inputs.items()}
