@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -261,10 +262,13 @@ def top1(admin: Client, name: str, training: str) -> float:
     return float(named(validation()["outPairs"], "name", "Top1")["value"])
 
 
-def predicted(admin: Client, platform: RunningPlatform, name: str) -> float:
-    """Which part of pictures that were in no training the model's training tells rightly when it is served."""
+def predicted(admin: Client, platform: RunningPlatform, name: str, pause_seconds: float = 0) -> float:
+    """Which part of pictures that were in no training the model's training tells rightly when it has been served for
+    some time."""
     job = MainJob(admin, "digits", prefix=name)
     job.create_inference()
+    admin.until(lambda: admin.get(f"/servedmodels/{job.inference_model}")["state"] == "READY", seconds=120)
+    time.sleep(pause_seconds)
     job.start_prediction(held_out(platform), f"{name}-ten")
     predictions = job.await_prediction(f"{name}-ten")
     admin.delete(f"/inferences/{name}-ten")
@@ -296,7 +300,8 @@ def test_a_pytorch_program_with_its_own_reader(admin: Client, platform: RunningP
     step, loss = re.findall(r"Iteration (\d+): tag train_loss, simple_value (\S+)", log)[-1]
     assert (curve[-1]["step"], curve[-1]["value"]) == (int(step), float(loss))
     assert top1(admin, "old-pytorch", "first") > 0.9
-    assert predicted(admin, platform, "old-pytorch") >= 0.8
+    # Meanwhile the service has removed twice what no model needs.
+    assert predicted(admin, platform, "old-pytorch", pause_seconds=11) >= 0.8
     assert admin.get("/models/old-pytorch/trainings/first/weightfile") == "model_epoch_final.pth"
     again = train(admin, "old-pytorch", "PyTorch", "again", wtfolder=first["path"])
     log = Path(platform.home / "jobs" / again["appid"] / "attempt-1" / "rank-0.out").read_text()

@@ -158,6 +158,7 @@ def _model_server(
     """A client of the Triton that the settings name; one of our own is kept by a loop and ended at shutdown."""
     addresses = address_file(home)
     processes: Processes | None = None
+    why_ended: Callable[[str], str] | None = None
     key = ""
     if triton.url:
         write_addresses(addresses, {"http": triton.url, "grpc": triton.grpc})
@@ -173,8 +174,9 @@ def _model_server(
         shutdown.append(child.stop)
         if triton.model_memory_bytes:
             memory = ModelMemory(child.model_processes, triton.model_memory_bytes)
+            why_ended = memory.why_ended
             loops.append(ReconcileLoop("memory", memory.step, later_seconds=MEMORY_LATER_SECONDS))
         processes, key = child.model_processes, child.key
-    client = TritonClient(lambda: read_grpc_address(addresses), processes, triton.model_load_seconds, key)
+    client = TritonClient(lambda: read_grpc_address(addresses), processes, triton.model_load_seconds, key, why_ended)
     shutdown.insert(0, client.close)
     return client

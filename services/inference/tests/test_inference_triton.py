@@ -19,6 +19,7 @@ from inference_service.clients.triton import TritonClient
 from inference_service.storage.repository import DiskRepository
 from inference_service.triton.addresses import read_grpc_address
 from inference_service.triton.installation import find_installation
+from inference_service.triton.memory import ModelMemory
 from inference_service.triton.server import TritonServer
 from inference_service.triton.stubs import running_stubs
 from inference_service.usecases.ports import LoadRefusedError, ServerAwayError
@@ -222,6 +223,42 @@ async def test_a_model_that_never_returns_does_not_outlive_its_triton(tmp_path: 
             return not stub.is_running()
 
         await until(has_ended)
+    finally:
+        await client.close()
+        await server.stop()
+
+
+async def test_a_model_that_takes_too_much_memory_is_refused_with_the_reason(tmp_path: Path) -> None:
+    installation = find_installation()
+    if installation is None:
+        pytest.skip("Triton is not installed: run make setup")
+    code, checkpoints = write_training(tmp_path / "training")
+    await DiskRepository(tmp_path).publish(make_model("greedy", code, checkpoints))
+    server = TritonServer(installation, tmp_path)
+    # Less than Python itself takes.
+    memory = ModelMemory(server.model_processes, 5 * 1024**2)
+    address_file = tmp_path / "inference" / "triton.json"
+    client = TritonClient(lambda: read_grpc_address(address_file), key=server.key, why_ended=memory.why_ended)
+
+    async def is_live() -> bool:
+        await server.step()
+        try:
+            await client.loaded()
+        except ServerAwayError:
+            return False
+        return True
+
+    loop = ReconcileLoop("memory", memory.step, later_seconds=0.05)
+    try:
+        await until(is_live, 60)
+        watching = asyncio.create_task(loop.run())
+        with pytest.raises(
+            LoadRefusedError, match=r"held .* of memory; allowed are 5 MiB \(DLMESH_MODEL_MEMORY_BYTES\)"
+        ):
+            await client.load("greedy")
+        loop.stop()
+        await watching
+        await client.load("greedy")
     finally:
         await client.close()
         await server.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,18 +48,27 @@ async def test_what_takes_too_much_is_ended_with_what_it_started(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     modest, greedy = start(1 * MIB), start(100 * MIB)
-    await ModelMemory(lambda: {("modest", 1): [modest.pid], ("greedy", 2): [greedy.pid]}, 60 * MIB).step()
+    # Of the first there are several, as on several GPUs: the limit is of each.
+    modest_too = [start(40 * MIB).pid, start(40 * MIB).pid, modest.pid]
+    memory = ModelMemory(lambda: {("modest", 1): modest_too, ("greedy", 2): [greedy.pid]}, 60 * MIB)
+    await memory.step()
     assert greedy.wait(10) < 0
     assert greedy.stdout is not None
     # The fork holds the other end.
     assert greedy.stdout.read() == b""
     assert modest.poll() is None
-    assert "greedy, version 2, held 1" in caplog.text
-    assert "DLMESH_MODEL_MEMORY_BYTES" in caplog.text
+    assert re.search(
+        r"greedy, version 2, is ended: its process held 1\d\d(\.\d)? MiB of memory; allowed are 60 MiB", caplog.text
+    )
+    assert "60 MiB (DLMESH_MODEL_MEMORY_BYTES)" in memory.why_ended("greedy")
+    assert memory.why_ended("greedy") == memory.why_ended("modest") == ""
 
 
 async def test_what_has_ended_meanwhile_is_nobody(start: Start) -> None:
-    gone = start(MIB)
+    gone, greedy = start(MIB), start(100 * MIB)
     gone.kill()
     gone.wait(10)
-    await ModelMemory(lambda: {("gone", 1): [gone.pid]}, 0).step()
+    await ModelMemory(lambda: {("both", 1): [gone.pid, greedy.pid]}, 60 * MIB).step()
+    assert greedy.wait(10) < 0
+    # Nothing is too little for less than nothing: to end it ends nobody.
+    await ModelMemory(lambda: {("gone", 1): [gone.pid]}, -1).step()

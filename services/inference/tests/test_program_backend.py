@@ -103,7 +103,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
         entry = tmp_path / "inference" / "repository" / source.name
         entry.mkdir(parents=True)
         ProgramBackend().write(source, entry)
-        program = Program(entry / "1" / "bundle", f"{source.name}-1", seconds)
+        program = Program(entry / "1" / "bundle", source.name, "1", seconds)
         programs.append(program)
         return program
 
@@ -282,7 +282,7 @@ OWNER = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
 from program_runs import Program
-program = Program(pathlib.Path(sys.argv[2]), "owned-1", 300.0)
+program = Program(pathlib.Path(sys.argv[2]), "owned", "1", 300.0)
 program.start()
 program.run([pathlib.Path(sys.argv[3]).read_bytes()] * 2)
 """
@@ -300,7 +300,7 @@ def test_nothing_outlives_a_process_that_is_killed(make: Make, tmp_path: Path, k
     (tmp_path / "picture").write_bytes(picture(0))
     arguments = [str(Path(backends.__file__).parent), str(program.bundle), str(tmp_path / "picture")]
     with subprocess.Popen([sys.executable, "-c", OWNER, *arguments], stderr=subprocess.DEVNULL) as owner:
-        file = tmp_path / "inference" / "rooms" / f"owned-1@{owner.pid}" / "code" / "pids"
+        file = tmp_path / "inference" / "rooms" / f"owned@1@{owner.pid}" / "code" / "pids"
         until_true(file.exists)
         child, host = map(psutil.Process, map(int, file.read_text().split()))
         family = [child, host, *psutil.Process(owner.pid).children(recursive=True), *child.children()]

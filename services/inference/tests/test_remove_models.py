@@ -129,9 +129,9 @@ async def test_what_kills_have_left_is_swept_and_what_is_in_use_stays(room: Room
     room.residency.loaded = {"leaving": frozenset({1})}
     inference = room.home / "inference"
     stay = [inference / "drafts" / "uid-online"]
-    stay += [inference / "rooms" / name for name in ("online@7", "leaving@8", "tmp")]
+    stay += [inference / "rooms" / name for name in ("online@2@7", "leaving@1@8", "tmp")]
     go = [inference / "drafts" / name for name in ("uid-gone", "repository-gone.removed", "online-2-7.removed")]
-    go += [inference / "rooms" / "gone@9"]
+    go += [inference / "rooms" / "gone@3@9"]
     for folder in stay + go:
         (folder / "deep").mkdir(parents=True)
     await room.step()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from inference_service.storage.repository import DiskRepository
 from inference_service.triton.installation import Installation, Ports
 from inference_service.triton.server import SHARED_MEMORY
-from triton_fixtures import ServedHome
+from inference_service.usecases.ports import LoadRefusedError
+from triton_fixtures import ServedHome, make_model, write_training
 from workerkit.confinement.hiding import supported_abi
 
 CONFIG = """\
@@ -80,6 +83,39 @@ def test_a_program_of_a_stranger_reaches_nothing_in_tritons_processes(triton: Se
 
 @pytest.mark.triton
 @pytest.mark.skipif(not supported_abi(), reason="this kernel has no Landlock")
+async def test_a_model_reaches_nothing_of_another(triton: ServedHome) -> None:
+    home, name = triton.home, "curious"
+    await triton.serve("watched")
+    # The folders of running processes, as the service knows them: it must not take them for left.
+    repository = DiskRepository(home)
+    [room] = [folder for folder, model in (await repository.rooms()).items() if model == "watched"]
+    (home / "inference" / "rooms" / room / "asked.png").write_text("hidden")
+    weights = home / "inference" / "repository" / "watched" / "1" / "bundle" / "model_epoch_final.pth"
+    own = home / "inference" / "repository" / name / "1" / "bundle" / "model_epoch_final.pth"
+    ways = {
+        "asked": f"open('{home}/inference/rooms/{room}/asked.png').read()",
+        "answers": f"open('{home}/inference/rooms/{room}/asked.png', 'w')",
+        "weights": f"open('{weights}', 'rb').read()",
+        "own weights": f"len(open('{own}', 'rb').read()) > 0",
+        "own folder": "open(os.path.join(os.environ['TMPDIR'], 'new'), 'w').write('fine')",
+    }
+    code, checkpoints = write_training(home / "trainings" / name)
+    (code / "model.py").write_text(f"def build_model(*_, **__):\n{textwrap.indent(TRYING % ways, '    ')}")
+    await repository.publish(make_model(name, code, checkpoints))
+    client = triton.client()
+    with pytest.raises(LoadRefusedError) as refusal:
+        await client.load(name)
+    await client.close()
+    words = str(refusal.value)
+    found = json.loads(words[words.index("<{") + 1 : words.index("}>") + 1])
+    assert {name: said for name, said in found.items() if said != "PermissionError"} == {
+        "own weights": "True",
+        "own folder": "4",
+    }
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not supported_abi(), reason="this kernel has no Landlock")
 def test_a_program_that_comes_with_the_request_is_not_even_run(triton: ServedHome) -> None:
     mark = triton.home / "inference" / "rooms" / "was-run"
     mark.parent.mkdir(exist_ok=True)
@@ -101,7 +137,7 @@ def test_of_the_services_environment_models_get_what_is_no_secret() -> None:
     needed = {"CUDA_VISIBLE_DEVICES": "0", "NVIDIA_VISIBLE_DEVICES": "all", "TZ": "UTC", "HOME": "/home/ann"}
     found = installation.environment({**secrets, **needed, "PATH": "/bin"})
     assert found.items() >= needed.items()
-    assert found.keys() - needed.keys() == {"PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS"}
+    assert found.keys() - needed.keys() == {"PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"}
 
 
 def test_a_key_restricts_all_but_inference() -> None:

@@ -34,7 +34,7 @@ class TritonPythonModel(ServedRunner):
         import tensorflow as tf
 
         bundle = Path(args["model_repository"], args["model_version"], "bundle")
-        self.room = ModelRoom(bundle, f"{args['model_name']}-{args['model_version']}")
+        self.room = ModelRoom(bundle, args["model_name"], args["model_version"])
         self.room.enter()
         self.served = served.load(bundle)
         model = self.served.build_model()

@@ -11,11 +11,12 @@ from pathlib import Path
 class ModelRoom:
     """The folder `work` of one instance of a model, for whatever its code has to write.
 
-    `home` is the platform's when the bundle lies in HOME/inference/repository/MODEL/VERSION/bundle, else None. Folders
-    of processes that were killed are removed by the next of the same model.
+    `home` is the platform's when the bundle lies in HOME/inference/repository/MODEL/VERSION/bundle, else None. The
+    folder's name, MODEL@VERSION@PID, says whose it is: the service removes those of models that are gone, and the next
+    process of a version those of killed ones.
     """
 
-    def __init__(self, bundle: Path, name: str) -> None:
+    def __init__(self, bundle: Path, model: str, version: str) -> None:
         self.bundle = bundle
         is_ours = [parent.name for parent in bundle.parents][2:4] == ["repository", "inference"]
         self.home = bundle.parents[4] if is_ours else None
@@ -24,10 +25,10 @@ class ModelRoom:
             return
         root = self.home / "inference" / "rooms"
         root.mkdir(exist_ok=True)
-        for folder in root.glob(f"{name}@*"):
+        for folder in root.glob(f"{model}@{version}@*"):
             if not Path("/proc", folder.name.rpartition("@")[2]).exists():
                 shutil.rmtree(folder, ignore_errors=True)
-        self.work = root / f"{name}@{os.getpid()}"
+        self.work = root / f"{model}@{version}@{os.getpid()}"
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(mode=0o700)
 
@@ -50,4 +51,5 @@ def confine(home: Path | None, work: Path, bundle: Path) -> None:
         # In an image that is not ours the container is the fence.
         return
     if home is not None:
-        hiding.hide(home, [work], [bundle], changes_nothing_else=True)
+        # Of other models neither what they are made of nor what they are asked.
+        hiding.hide(home, [work], [bundle.parent], changes_nothing_else=True, shared=hiding.SHARED_FOLDERS)

@@ -25,7 +25,7 @@ class TritonPythonModel:
         """Import what the program imports. Whether it can answer a probe shows."""
         bundle = Path(args["model_repository"], args["model_version"], "bundle")
         seconds = float(json.loads(args["model_config"])["parameters"]["run_seconds"]["string_value"])
-        self.program = Program(bundle, f"{args['model_name']}-{args['model_version']}", seconds)
+        self.program = Program(bundle, args["model_name"], args["model_version"], seconds)
         try:
             self.program.start()
         except BaseException:

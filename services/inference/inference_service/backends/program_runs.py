@@ -42,10 +42,10 @@ class TooLongError(FailedError):
 class Program:
     """One model's program, in processes of its own. `seconds` limits a run."""
 
-    def __init__(self, bundle: Path, name: str, seconds: float) -> None:
+    def __init__(self, bundle: Path, model: str, version: str, seconds: float) -> None:
         self.bundle, self.seconds = bundle, seconds
         self.description: dict[str, Any] = json.loads((bundle / "program.json").read_text())
-        self._room = ModelRoom(bundle, name)
+        self._room = ModelRoom(bundle, model, version)
         self.work = self._room.work
         # A copy: programs write beside themselves, and what they find here is what was exported.
         shutil.copytree(bundle / "code", self.work / "code", symlinks=True)

@@ -35,7 +35,7 @@ class TritonPythonModel(ServedRunner):
         """Build the model and load its weights; what is raised here is what the load is refused with."""
         torch.set_num_threads(1)
         bundle = Path(args["model_repository"], args["model_version"], "bundle")
-        self.room = ModelRoom(bundle, f"{args['model_name']}-{args['model_version']}")
+        self.room = ModelRoom(bundle, args["model_name"], args["model_version"])
         self.room.enter()
         use_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
         self.device = torch.device(f"cuda:{args['model_instance_device_id']}" if use_gpu else "cpu")

@@ -42,7 +42,7 @@ class TritonClient:
     """Asks the server at `address()`, which is looked up again for each call: it may come back elsewhere.
 
     `processes` gives the ids of the processes of models and versions, where these are our own server's, and `key` is
-    what that one demands.
+    what that one demands. `why_ended` says of a model why its process was ended by us, where it was.
     """
 
     def __init__(
@@ -51,8 +51,10 @@ class TritonClient:
         processes: Processes | None = None,
         load_seconds: float = LOAD_SECONDS,
         key: str = "",
+        why_ended: Callable[[str], str] | None = None,
     ) -> None:
         self._address, self._processes, self._load_seconds = address, processes, load_seconds
+        self._why_ended = why_ended
         self._headers = {GRPC_HEADER: key} if key else None
         self._client: Any = None
         self._client_address = ""
@@ -80,12 +82,17 @@ class TritonClient:
 
     async def load(self, name: str) -> None:
         seconds = self._load_seconds
+        if self._why_ended:
+            # What ended an earlier process is no reason any more.
+            self._why_ended(name)
         try:
             await self._call(
                 lambda client: client.load_model(name, headers=self._headers, client_timeout=seconds), may_be_late=True
             )
         except TimeoutError as error:
             raise LoadTimedOutError(f"it was not loaded within {seconds:g} s (DLMESH_MODEL_LOAD_SECONDS)") from error
+        except LoadRefusedError as error:
+            raise self._explained(name, error) from error
 
     async def end(self, name: str, versions: Sequence[int]) -> None:
         for (model, version), pids in (self._processes() if self._processes else {}).items():
@@ -102,6 +109,13 @@ class TritonClient:
             await self._probe(name, version, PROBE_SECONDS)
         except TimeoutError as error:
             raise LoadRefusedError(f"it does not answer an empty input within {PROBE_SECONDS:g} s") from error
+        except LoadRefusedError as error:
+            raise self._explained(name, error) from error
+
+    def _explained(self, name: str, error: LoadRefusedError) -> LoadRefusedError:
+        """Triton only sees that the process has gone."""
+        reason = self._why_ended(name) if self._why_ended else ""
+        return LoadRefusedError(reason) if reason else error
 
     def processes(self) -> Collection[tuple[str, int]] | None:
         return self._processes() if self._processes else None

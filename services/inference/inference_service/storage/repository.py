@@ -94,7 +94,7 @@ class DiskRepository:
     async def rooms(self) -> dict[str, str]:
         return await asyncio.to_thread(
             # What has no "@" is of no model: Triton's own temporary files.
-            lambda: {each.name: each.name.rpartition("@")[0] for each in _within(self._rooms) if "@" in each.name}
+            lambda: {each.name: each.name.partition("@")[0] for each in _within(self._rooms) if "@" in each.name}
         )
 
     async def sweep(self, drafts: Collection[str], rooms: Collection[str]) -> None:

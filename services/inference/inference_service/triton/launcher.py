@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 # When the machine has no memory left the kernel ends models before services, whose number is 0.
 OOM_SCORE_ADJUSTMENT = "500"
 
@@ -46,6 +46,8 @@ def main() -> None:
         emptied=[Path("/tmp")],
     )
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # What a model starts and lets go stays below Triton, where it is seen.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(1)
     os.execv(program[0], program)

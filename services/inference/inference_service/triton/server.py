@@ -103,16 +103,15 @@ class TritonServer:
         self._stopping = True
         await self._liveness.close()
         process = self._process
-        if process is None or process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-            try:
-                async with asyncio.timeout(EXIT_SECONDS + 2):
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+                try:
+                    async with asyncio.timeout(EXIT_SECONDS + 2):
+                        await process.wait()
+                except TimeoutError:
+                    process.kill()
                     await process.wait()
-            except TimeoutError:
-                process.kill()
-                await process.wait()
         await asyncio.to_thread(end_strays, self._repository)
         self._remove_shared_memory()
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 from pathlib import Path
 
-from workerkit.confinement.descendants import below
+from workerkit.confinement.descendants import end_tree
 
 from inference_service.triton.installation import STUB
 
@@ -29,9 +26,7 @@ def end_strays(repository: Path) -> list[tuple[str, int]]:
     ended = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (version := _version_of(int(entry.name), repository)) is not None:
-            for pid in (*below(int(entry.name)), int(entry.name)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            end_tree(int(entry.name))
             ended.append(version)
     return ended
 
