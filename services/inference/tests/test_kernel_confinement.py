@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from inference_service.kernels.domain.pools import GpuUse, KernelFailedError, KernelLimits, PoolPhase, PoolState
+from inference_service.kernels.engine.nursery import CONFINEMENT
 from inference_service.kernels.engine.starter import HOST
 from kernel_room import UID, Room, failure, is_alive, kernel_room, until
 from workerkit.confinement import hiding
@@ -313,3 +314,18 @@ async def test_kernels_that_import_torch_are_forks_of_a_process_that_has_it(tmp_
         assert all(mine != theirs for mine, theirs in zip(one[2:], other[2:], strict=True))
         # Its memory does not count what it shares with the other.
         assert await room.ask("answer = str(torch.ones(2, 2).sum().item())") == "4.0"
+
+
+@pytest.mark.slow
+async def test_forks_import_modules_of_their_kernel_also_when_ours_have_the_same_names(tmp_path: Path) -> None:
+    ours = [path.stem for folder in (HOST.parent, CONFINEMENT) for path in folder.glob("[!_]*.py")]
+    assert {"memory", "sizes", "kernel_host"} <= set(ours)
+    async with kernel_room(tmp_path / "home", is_warm=True) as room:
+        lines = ["import sys", "was_there = 'torch' in sys.modules", "import torch"]
+        for name in ours:
+            (room.folder / f"{name}.py").write_text(f"words = '{name} of the kernel'\n")
+            lines.append(f"from {name} import words as {name}")
+        room.publish("\n".join(lines) + (room.folder / "kernel.py").read_text())
+        await room.start()
+        answer = await room.ask(f"answer = json.dumps([was_there, {', '.join(ours)}])")
+        assert json.loads(answer) == [True, *(f"{name} of the kernel" for name in ours)]

@@ -30,6 +30,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+# Here, because what is confined could not read it.
+import kernel_host  # type: ignore[import-not-found]
+
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 # When the machine has no memory left the kernel ends these before services, whose number is 0.
 OOM_SCORE_ADJUSTMENT = "500"
@@ -159,8 +162,6 @@ def _become_kernel(spec: Mapping[str, Any], account: Any, parent: int, hiding: A
     )
     os.chdir(work)
     if spec["is_warm"]:
-        import kernel_host  # type: ignore[import-not-found]
-
         os.environ.clear()
         os.environ.update(environment)
         kernel_host.open_streams()

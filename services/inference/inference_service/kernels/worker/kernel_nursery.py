@@ -26,11 +26,13 @@ def main() -> None:
     os.set_inheritable(requests.fileno(), False)
     sys.path[:0] = [str(Path(__file__).parent), sys.argv[2]]
     import kernel_guard  # type: ignore[import-not-found]
-    import kernel_host  # type: ignore[import-not-found]  # noqa: F401  A confined fork could not read it.
 
     modules = ("accounts", "descendants", "hiding", "memory", "sizes")
     confinement = {name: importlib.import_module(name) for name in modules}
     del sys.path[:2]
+    # Modules of a kernel may have these names, and in a fork of this process it would be given ours.
+    for name in ("kernel_guard", "kernel_host", *modules):
+        del sys.modules[name]
     for module in sys.argv[3:]:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
