@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from servicekit.machine import memory_bytes
 from servicekit.settings import ServiceSettings, SettingError
 from servicekit.shown_settings import SECRET, SHOWN_ELSEWHERE
 
-CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # Below this Envoy would refuse what it can serve.
 LEAST_MEMORY_BYTES = 128 * 1024**2
 
@@ -78,11 +77,7 @@ def _default_workers() -> int:
 
 def _default_memory_bytes() -> int:
     """An eighth of the memory of the machine, or of the container, but a GiB at least."""
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):
-        # "max" where there is no limit.
-        memory_bytes = min(memory_bytes, int(CONTAINER_LIMIT.read_text()))
-    return max(1024**3, memory_bytes // 8)
+    return max(1024**3, memory_bytes() // 8)
 
 
 def _number(environ: Mapping[str, str], name: str, default: float, least: int = 0) -> float:

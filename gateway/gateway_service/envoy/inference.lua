@@ -193,6 +193,13 @@ local function frame_of(size)
   return char(0, floor(size / 16777216) % 256, floor(size / 65536) % 256, floor(size / 256) % 256, size % 256)
 end
 
+-- Envoy does not count what Lua holds: what was large goes now, and not when Lua comes to it.
+local function collect(size)
+  if size > LARGE_BYTES then
+    collectgarbage()
+  end
+end
+
 -- The one message of a unary call, or nil and why not.
 local function read_message(handle)
   local body = handle:body()
@@ -229,6 +236,10 @@ local function grpc_request(handle, headers, caller, path)
     return refuse(handle, true, code, reason)
   end
   local name, version = read_names(message)
+  -- Envoy holds these bytes, too, and admission may wait for a model that is being loaded.
+  local size = #message
+  message = nil
+  collect(size)
   if name == nil then
     return refuse(handle, true, INVALID_ARGUMENT, version)
   elseif name == "" then
@@ -250,16 +261,12 @@ local function grpc_request(handle, headers, caller, path)
       return refuse(handle, true, UNAVAILABLE, NO_VERSION, "1")
     end
     -- The last of a field counts.
-    local field = char(18, #version) .. version
-    handle:body():setBytes(concat({ frame_of(#message + #field), message, field }))
+    local field, body = char(18, #version) .. version, handle:body()
+    body:setBytes(concat({ frame_of(size + #field), body:getBytes(5, size), field }))
     headers:remove("content-length")
+    collect(size)
   end
   headers:replace(MARK, GRPC_MARK)
-  if #message > LARGE_BYTES then
-    -- Envoy does not count what Lua holds.
-    message = nil
-    collectgarbage()
-  end
 end
 
 -- ext_authz set these headers; what a client sends under such names the public listener drops.
@@ -303,11 +310,16 @@ end
 local NOT_LOADED = { ["Server not ready"] = true, ["Model version not ready"] = true }
 local AWAY = "the inference model is not in memory now and is being loaded: try again in a moment"
 
-local function is_not_loaded(message)
-  return message:find("^Request for unknown model") ~= nil
-    or NOT_LOADED[without_request(message)] ~= nil
-    -- Its process ended.
-    or message:find("Stub process '[^']*' is not healthy%.$") ~= nil
+-- Perhaps: Triton says the same of what the process had in hand when it ended and of what comes after.
+local ENDED = "the process of the inference model ended, perhaps over this request; it is being loaded again"
+
+-- What the caller is told of a model that is not there; nil when the message is about something else.
+local function said_of_absence(message)
+  if message:find("^Request for unknown model") or NOT_LOADED[without_request(message)] then
+    return AWAY
+  elseif message:find("Stub process '[^']*' is not healthy%.$") then
+    return ENDED
+  end
 end
 
 local function is_queue_full(message)
@@ -319,12 +331,13 @@ local function grpc_response(headers)
   if code == nil or code == "0" or message == nil then
     return
   end
+  local absence = said_of_absence(message)
   if message == "Payload Too Large" then
     headers:replace("grpc-status", tostring(RESOURCE_EXHAUSTED))
     headers:replace("grpc-message", TOO_LARGE)
-  elseif is_not_loaded(message) then
+  elseif absence ~= nil then
     headers:replace("grpc-status", tostring(UNAVAILABLE))
-    headers:replace("grpc-message", AWAY)
+    headers:replace("grpc-message", absence)
     headers:replace("retry-after", "1")
   elseif is_queue_full(message) then
     headers:replace("grpc-status", tostring(UNAVAILABLE))
@@ -382,8 +395,9 @@ function envoy_on_response(handle)
   if message == nil then
     return
   end
-  if is_not_loaded(message) then
-    status, message = "503", AWAY
+  local absence = said_of_absence(message)
+  if absence ~= nil then
+    status, message = "503", absence
   elseif is_queue_full(message) then
     status = "429"
   elseif message:find("^Unable to parse") or message:find("^failed to parse the request") then

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from servicekit.machine import memory_bytes
 from servicekit.settings import SettingError
 
 from inference_service.triton.installation import Installation, find_installation
@@ -32,8 +33,8 @@ class TritonSettings:
     DLMESH_TRITON_GRPC   its host[:8001] for gRPC; default the next port
     DLMESH_MODEL_IDLE_SECONDS  after which a model that nobody asks leaves its memory; default 900, 0: never
     DLMESH_MODEL_LOAD_SECONDS  after which a model that is still loading is given up; default 300
-    DLMESH_MAX_LOADED_MODELS   most versions of models in its memory; default by the machine's memory, 0: no limit
-    DLMESH_MODEL_MEMORY_BYTES  most that the process of a version holds; default half of the machine's, 0: no limit
+    DLMESH_MAX_LOADED_MODELS   most versions of models in its memory; default by the memory there is, 0: no limit
+    DLMESH_MODEL_MEMORY_BYTES  most that a process of a version holds; default half of what there is, 0: no limit
     DLMESH_MAX_IMAGE_BYTES   largest image of an upload; default 64 MiB
     DLMESH_MAX_UPLOAD_BYTES  largest upload of a prediction; default 16 GiB
     DLMESH_MAX_UPLOAD_FILES  most files of an upload; default 50000
@@ -95,13 +96,13 @@ def _host_and_port(name: str, text: str, scheme: str) -> tuple[str, int | None]:
 
 
 def default_max_loaded_models() -> int:
-    """What half of the machine's memory holds."""
+    """What half of the memory holds."""
     return max(FEWEST_LOADED_MODELS, half_of_memory_bytes() // BYTES_OF_A_MODEL)
 
 
 def half_of_memory_bytes() -> int:
-    """Of the machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    """Of the machine, or of the container."""
+    return memory_bytes() // 2
 
 
 def _positive(environ: Mapping[str, str], name: str, default: int) -> int:

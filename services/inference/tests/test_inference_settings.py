@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from inference_service.settings import TritonSettings
+from inference_service.settings import FEWEST_LOADED_MODELS, TritonSettings
+from servicekit import machine
 from servicekit.settings import SettingError
 
 
@@ -36,3 +39,10 @@ def test_an_address_that_is_none_is_refused_by_name(url: str, grpc: str) -> None
 def test_so_is_that_of_grpc(grpc: str) -> None:
     with pytest.raises(SettingError, match="DLMESH_TRITON_GRPC"):
         TritonSettings.from_environment({"DLMESH_TRITON_URL": "http://triton:8000", "DLMESH_TRITON_GRPC": grpc})
+
+
+def test_limits_of_memory_are_parts_of_the_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CONTAINER_LIMIT", tmp_path / "memory.max")
+    machine.CONTAINER_LIMIT.write_text("1073741824\n")
+    settings = TritonSettings.from_environment({})
+    assert (settings.model_memory_bytes, settings.max_loaded_models) == (512 * 1024**2, FEWEST_LOADED_MODELS)
