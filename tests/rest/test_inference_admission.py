@@ -98,7 +98,7 @@ def test_a_model_whose_queue_is_full_is_worth_another_try(
     assert ("retry-after", "1") in refusal.value.trailing_metadata()
     for call in full:
         answer = call.result()
-        assert "maximum queue size" in assert_error(answer, 429, 8)["error"]
+        assert "too many requests wait" in assert_error(answer, 429, 8)["error"]
         assert answer.headers["retry-after"] == "1"
     assert {call.result().status_code for call in calls} == {200, 429}
 

@@ -322,6 +322,8 @@ local function said_of_absence(message)
   end
 end
 
+local FULL = "too many requests wait for the inference model: try again in a moment"
+
 local function is_queue_full(message)
   return without_request(message) == "Exceeds maximum queue size"
 end
@@ -341,6 +343,7 @@ local function grpc_response(headers)
     headers:replace("retry-after", "1")
   elseif is_queue_full(message) then
     headers:replace("grpc-status", tostring(UNAVAILABLE))
+    headers:replace("grpc-message", FULL)
     headers:replace("retry-after", "1")
   end
 end
@@ -399,7 +402,7 @@ function envoy_on_response(handle)
   if absence ~= nil then
     status, message = "503", absence
   elseif is_queue_full(message) then
-    status = "429"
+    status, message = "429", FULL
   elseif message:find("^Unable to parse") or message:find("^failed to parse the request") then
     status = "400"
   end

@@ -49,6 +49,7 @@ def test_a_report_is_that_of_the_published_results(tmp_path: Path) -> None:
     (tmp_path / "output" / "position.json").unlink()
     position = ResultFiles(tmp_path / "output").position
     assert (position.samples, position.unreadable, position.has_boxes) == (3, ["c"], True)
+    assert position.reason
     assert position.best == {"sample": "b", "index": 0, "label": "cat", "probability": 0.5}
 
 

@@ -59,11 +59,15 @@ async def test_from_training_to_results(room: Room) -> None:
         {"sampleId": "7.png (2)", "file": "00002-7.png", "scores": scores[:1]},
     )
     summary = {"sample": "7.png", "index": 7, "label": "seven", "probability": 0.9}
-    room.jobs.move(job_id, "FINISHED", result={"samples": 3, "best": summary, "unreadable": ["image1"], **CLASSIFIED})
+    room.jobs.move(
+        job_id,
+        "FINISHED",
+        result={"samples": 3, "best": summary, "unreadable": ["image1"], "reason": "no", **CLASSIFIED},
+    )
     detail = await room.settled("FINISHED")
     assert (detail.result.item, detail.result.result.index, detail.result.result.name) == ("7.png", "7", "seven")
     assert detail.result.result.probability == pytest.approx(0.9)
-    assert "image1" in detail.status_message
+    assert detail.status_message == "1 of 3 have no result: image1; the first: no"
     assert (detail.progress, detail.result_file) == ("3/3", "results.jsonl")
     assert (detail.model_name, detail.threshold, detail.instance_group_name) == ("online", "0.1", "local")
     assert detail.input_files == "7.png,image1,7.png (2)"

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -383,7 +384,34 @@ def test_programs_that_read_records_only_are_given_records(
         good, bad = program.run([content.getvalue(), content.getvalue()[:45]])
         assert [(score["label"], score["prob"]) for score in good["scores"]] == [("dark", 1.0), ("light", shade / 255)]
         assert "cannot be read as a picture" in bad["error"]
-    assert program._takes == "records"
+    assert program._takes_records
+
+
+def test_programs_that_take_pictures_of_their_size_only_are_given_others_as_records(tmp_path: Path, make: Make) -> None:
+    data = tmp_path / "datasets" / "d1" / "train"
+    data.mkdir(parents=True)
+    write_lmdb(data)
+    pictures = """
+rows = []
+for name in names:
+    with Image.open(os.path.join(args.input_dir, name)) as image:
+        assert image.size == (8, 6), "of another size"
+        rows.append((1.0, 0.0))
+"""
+    records = textwrap.indent(LMDB_READER, "    ")
+    is_records = 'os.path.exists(os.path.join(args.input_dir, "data.mdb"))'
+    program = make(f"if {is_records}:{records}else:{textwrap.indent(pictures, '    ')}{WRITE}")
+
+    def ask(width: int, height: int) -> list[float]:
+        content = io.BytesIO()
+        Image.new("RGB", (width, height), (51, 0, 255)).save(content, "PNG")
+        [found] = program.run([content.getvalue()])
+        return [score["prob"] for score in found["scores"]]
+
+    assert ask(8, 6) == [1.0, 0.0]
+    assert not program._takes_records
+    assert ask(16, 12) == [1.0, 0.2]
+    assert program._takes_records
 
 
 def result_file(folder: Path, **document: Any) -> Path:

@@ -53,7 +53,8 @@ class Program:
         self._lifeline = -1
         self._left = 0
         self._records: Mapping[str, Any] | None = self.description.get("records")
-        self._takes = ""
+        # Most programs take pictures for a prediction. One that did not, and took records as validations do, gets these.
+        self._takes_records = False
 
     def start(self) -> None:
         """Have a process that has imported what the program imports; FailedError."""
@@ -79,26 +80,19 @@ class Program:
     def run(self, items: Sequence[bytes]) -> list[dict[str, Any]]:
         """A result of each item: `{"scores"}`, `{"vector"}` or, for what it cannot read, `{"error"}`. FailedError when
         the program raises, writes junk or takes too long for all of them."""
-        if not self._takes:
-            return self._first_run(items)
-        return self._run(items, self._records if self._takes == "records" else None)
-
-    def _first_run(self, items: Sequence[bytes]) -> list[dict[str, Any]]:
-        """With pictures, which most programs take for a prediction, else with records, as in a validation: the way that
-        was answered is the way from now on."""
-        takes = "pictures"
+        if self._takes_records:
+            return self._run(items, self._records)
         try:
-            results = self._run(items, None)
+            return self._run(items, None)
         except FailedError as error:
             if self._records is None or isinstance(error, TooLongError):
                 raise
-            takes = "records"
             try:
                 results = self._run(items, self._records)
             except FailedError as other:
                 raise FailedError(f"{error}\nand, given records as of its dataset: {other}") from other
-        if not all("error" in result for result in results):
-            self._takes = takes
+        # Perhaps it took pictures before, of the size that its dataset has.
+        self._takes_records = not all("error" in result for result in results)
         return results
 
     def _run(self, items: Sequence[bytes], records: Mapping[str, Any] | None) -> list[dict[str, Any]]:

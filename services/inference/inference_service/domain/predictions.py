@@ -13,6 +13,7 @@ from servicekit.jobs import InstanceGroup, JobFacts
 RESERVED_NAMES = ("startpredict",)
 # Of the uploads of a prediction so many are named in its detail.
 SHOWN_SAMPLES = 1000
+_MAX_REASON = 500
 _SHOWN_UNREADABLE = 10
 
 
@@ -175,9 +176,7 @@ class Prediction:
         self.best, self.result_type, self.are_images = report.best, report.type, report.are_images
         self.result_file = report.result_file
         self.done = self.sample_count = report.samples
-        shown = ", ".join(report.unreadable[:_SHOWN_UNREADABLE])
-        count = report.unreadable_count
-        self.end(Status.FINISHED, f"{count} of {report.samples} could not be read: {shown}" if count else "")
+        self.end(Status.FINISHED, report.complaint())
 
 
 @dataclass(frozen=True)
@@ -191,6 +190,15 @@ class _Report:
     best: dict[str, Any] | None
     unreadable: list[str]
     unreadable_count: int
+    reason: str
+
+    def complaint(self) -> str:
+        """Which samples have no result, and why the first of them has none."""
+        if not self.unreadable_count:
+            return ""
+        shown = ", ".join(self.unreadable[:_SHOWN_UNREADABLE])
+        reason = f"; the first: {self.reason}" if self.reason else ""
+        return f"{self.unreadable_count} of {self.samples} have no result: {shown}{reason}"
 
     @classmethod
     def read(cls, result: Mapping[str, Any]) -> _Report:
@@ -212,4 +220,5 @@ class _Report:
             best=best,
             unreadable=unreadable,
             unreadable_count=int(result.get("unreadable_count", len(unreadable))),
+            reason=str(result.get("reason", ""))[:_MAX_REASON],
         )

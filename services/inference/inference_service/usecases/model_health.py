@@ -14,7 +14,8 @@ from inference_service.usecases.residency import Residency
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 5.0
+# A process that has gone is back so much later, and its load.
+LOOK_SECONDS = 1.0
 # Seen asked for so long without one answer, and three probes in a row unanswered: it hangs in what somebody asked.
 # Large batches on a small machine take minutes.
 STUCK_SECONDS = 300.0

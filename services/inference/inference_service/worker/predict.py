@@ -110,6 +110,7 @@ def summary(position: Position, task: str) -> dict[str, Any]:
         "best": position.best,
         "unreadable": position.unreadable,
         "unreadable_count": position.unreadable_count,
+        "reason": position.reason,
     }
 
 

@@ -24,6 +24,7 @@ from inference_service.storage.specs import (
 )
 
 POSITION_FILE = "position.json"
+MAX_REASON = 500
 MAX_UNREADABLE = 100
 _NAMES = ("sampleId", "sampleId1", "sampleId2", "file")
 
@@ -43,6 +44,8 @@ class Position:
     has_boxes: bool = False
     unreadable_count: int = 0
     unreadable: list[str] = field(default_factory=list)
+    # What was wrong with the first of them.
+    reason: str = ""
 
 
 class ResultFiles:
@@ -107,6 +110,7 @@ class ResultFiles:
         position = self.position
         if "error" in row:
             position.unreadable_count += 1
+            position.reason = position.reason or str(row["error"])[:MAX_REASON]
             if len(position.unreadable) < MAX_UNREADABLE:
                 position.unreadable.append(row.get("sampleId") or f"{row['sampleId1']}, {row['sampleId2']}")
         elif "vector" in row:
