@@ -53,7 +53,7 @@ class Program:
         self._lifeline = -1
         self._left = 0
         self._records: Mapping[str, Any] | None = self.description.get("records")
-        # Most programs take pictures for a prediction. One that did not, and took records as validations do, gets these.
+        # Most programs take pictures for a prediction. One that did not, and took records, gets these from then on.
         self._takes_records = False
 
     def start(self) -> None:
