@@ -379,6 +379,16 @@ async def test_a_place_that_others_need_is_not_held_for_ever(tmp_path: Path) -> 
         endless.cancel()
 
 
+async def test_a_model_without_a_place_says_what_it_waits_for(tmp_path: Path) -> None:
+    async with kernel_room(tmp_path / "home", max_kernels=1) as room:
+        await room.start()
+        await room.pools.ensure(replace(room.launch(), uid="other", name="other"))
+        await until(lambda: "DLMESH_MAX_KERNELS" in room.pools.state("other").reason)
+        assert room.pools.state("other").phase is PoolPhase.STARTING
+        await room.pools.drain(UID)
+        await until(lambda: room.pools.state("other") == PoolState(PoolPhase.READY))
+
+
 async def test_models_share_what_there_may_be_of_kernels(tmp_path: Path) -> None:
     async with kernel_room(tmp_path / "home", max_kernels=1) as room:
         await room.start()

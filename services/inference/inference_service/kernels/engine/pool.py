@@ -40,6 +40,7 @@ LEAST_INTERVAL_SECONDS, CLOSING_SECONDS = 0.01, 2.0
 STABLE_SECONDS = 10.0
 NO_LIMIT_SECONDS = 7 * 24 * 3600.0
 SHOWN_ENDED = 4
+NO_PLACE = "waits for a place: as many kernels run as may (DLMESH_MAX_KERNELS); stop a model that nobody asks"
 
 
 class Pool:
@@ -145,9 +146,10 @@ class Pool:
         started = 0
         while len(staying) + started < number and started < room and now >= self._retry_at and self._start():
             started += 1
-        missing = number - len(self.staying)
         if self._state.phase is PoolPhase.STARTING and not self._vain:
-            self._state = PoolState(PoolPhase.STARTING, "waits for room: as many kernels run as may" if missing else "")
+            # Its share may be nothing, too.
+            waits = self.demand(now).wanted > len(self.staying)
+            self._state = PoolState(PoolPhase.STARTING, NO_PLACE if waits else "")
         return started
 
     def look(self, now: float) -> float | None:
