@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = ROOT / "services" / "models" / "models_service" / "builtin"
 NETS = {"small net": "pytorch-image-classification", "ResNet": "pytorch-resnet-image-classification"}
 SIDE, CHANNELS, LABELS = 224, 3, [str(digit) for digit in range(10)]
-# The fastest for the ideal loop, by trial: with more at once a forward pass is up to twice as slow on CPUs.
+# As large as what the model's process passes at once: larger ones would hold the ideal loop back on CPUs.
 BATCH_SIZE = 8
 READY_SECONDS, LOAD_SECONDS, RUN_SECONDS = 60.0, 120.0, 1200.0
 

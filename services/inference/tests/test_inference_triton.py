@@ -18,7 +18,7 @@ import tritonclient.grpc as tritongrpc
 from inference_service.clients.triton import TritonClient
 from inference_service.storage.repository import DiskRepository
 from inference_service.triton.addresses import read_grpc_address
-from inference_service.triton.installation import find_installation
+from inference_service.triton.installation import Installation, find_installation
 from inference_service.triton.memory import ModelMemory
 from inference_service.triton.server import TritonServer
 from inference_service.triton.stubs import running_stubs
@@ -35,6 +35,15 @@ def infer(address_file: Path, name: str, inputs: Any, classes: int = 0) -> Any:
         tensor.set_data_from_numpy(inputs)
         output = tritongrpc.InferRequestedOutput("OUTPUT__0", class_count=classes)
         return client.infer(name, [tensor], outputs=[output]).as_numpy("OUTPUT__0")
+
+
+@pytest.fixture
+def installation() -> Installation:
+    """For servers that a test starts itself."""
+    found = find_installation()
+    if found is None:
+        pytest.skip("Triton is not installed: run make setup")
+    return found
 
 
 def random_inputs(count: int) -> Any:
@@ -185,10 +194,9 @@ def preprocess(image, **shape):
 """
 
 
-async def test_a_model_that_never_returns_does_not_outlive_its_triton(tmp_path: Path) -> None:
-    installation = find_installation()
-    if installation is None:
-        pytest.skip("Triton is not installed: run make setup")
+async def test_a_model_that_never_returns_does_not_outlive_its_triton(
+    installation: Installation, tmp_path: Path
+) -> None:
     code, checkpoints = write_training(tmp_path / "training")
     (code / "model.py").write_text(SPINS)
     await DiskRepository(tmp_path).publish(make_model("spins", code, checkpoints))
@@ -228,10 +236,9 @@ async def test_a_model_that_never_returns_does_not_outlive_its_triton(tmp_path: 
         await server.stop()
 
 
-async def test_a_model_that_takes_too_much_memory_is_refused_with_the_reason(tmp_path: Path) -> None:
-    installation = find_installation()
-    if installation is None:
-        pytest.skip("Triton is not installed: run make setup")
+async def test_a_model_that_takes_too_much_memory_is_refused_with_the_reason(
+    installation: Installation, tmp_path: Path
+) -> None:
     code, checkpoints = write_training(tmp_path / "training")
     await DiskRepository(tmp_path).publish(make_model("greedy", code, checkpoints))
     server = TritonServer(installation, tmp_path)
@@ -264,10 +271,7 @@ async def test_a_model_that_takes_too_much_memory_is_refused_with_the_reason(tmp
         await server.stop()
 
 
-async def test_killed_it_comes_back_on_its_ports_and_serves(tmp_path: Path) -> None:
-    installation = find_installation()
-    if installation is None:
-        pytest.skip("Triton is not installed: run make setup")
+async def test_killed_it_comes_back_on_its_ports_and_serves(installation: Installation, tmp_path: Path) -> None:
     code, checkpoints = write_training(tmp_path / "training")
     await DiskRepository(tmp_path).publish(make_model("tiny", code, checkpoints))
     server = TritonServer(installation, tmp_path)
